@@ -1,0 +1,1 @@
+"""Instruments any PyTorch script without changing it."""

@@ -1,0 +1,1 @@
+"""A readable Llama-style trainer that accounts for every nanosecond."""

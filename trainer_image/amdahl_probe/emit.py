@@ -1,0 +1,207 @@
+"""What did this rank do, step by step? Writes `rank-<r>.jsonl` (telemetry contract, section 2) and feeds `/metrics`.
+
+Each record is one line of at most 2,000 bytes, written by one system call, so a reader that tails the file never sees
+two records mixed. A disk that refuses a record ends the recording with one line on stderr and never raises: telemetry
+must not end a training run.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Callable, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Union
+
+from amdahl_probe.metrics import Metrics
+
+VERSION = "amdahl.step/1"
+MAX_LINE_BYTES = 2000
+
+#: Longest text of a reason or name in a record, characters; keeps every record far below `MAX_LINE_BYTES`.
+MAX_TEXT = 200
+
+Value = Union[bool, int, float, str, None]
+
+
+class Batches(NamedTuple):
+    """How long the loader's batches of one step took to make: `[batches, sum_ns, sumsq_us2]` in the record."""
+
+    batches: int = 0
+    sum_ns: int = 0
+    sumsq_us2: int = 0
+
+    def plus(self, took_ns: int) -> Batches:
+        """With one more batch that took `took_ns`."""
+        return Batches(self.batches + 1, self.sum_ns + took_ns, self.sumsq_us2 + (took_ns // 1000) ** 2)
+
+
+class StepRecord(NamedTuple):
+    """One optimizer step of one rank. Times are nanoseconds of CLOCK_MONOTONIC; `phases` sums to the step's wall."""
+
+    step: int
+    end_ns: int
+    phases: Mapping[str, int]
+    samples: int
+    elements: int
+    sig: str
+    shape: str
+    ids: str
+    loss: Optional[float] = None
+    seq: int = 0
+    loader: Batches = Batches()
+    tags: Sequence[str] = ()
+
+
+class Recorder:
+    """Writes the records of one rank. Without a directory it only keeps the metrics."""
+
+    def __init__(
+        self,
+        directory: Optional[str],
+        rank: int = 0,
+        world: int = 1,
+        metrics: Optional[Metrics] = None,
+        clock: Callable[[], int] = time.monotonic_ns,
+    ) -> None:
+        """Create `directory/rank-<rank>.jsonl` (emptied if it is there). Raises OSError if that cannot be done."""
+        self.rank, self.world = rank, world
+        self.metrics = metrics if metrics is not None else Metrics()
+        self.steps = 0
+        self._clock = clock
+        self._pid = os.getpid()
+        self._fd: Optional[int] = None
+        if directory:
+            Path(directory).mkdir(parents=True, exist_ok=True)
+            path = Path(directory, f"rank-{rank}.jsonl")
+            self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o644)
+
+    def start(self, device: str, live: bool, by: str, t0_ns: Optional[int] = None) -> None:
+        """First record: who writes. `t0_ns` is when the process began (`process_start_ns()` if not given)."""
+        begun_ns = process_start_ns() if t0_ns is None else t0_ns
+        self.metrics.info.update(rank=str(self.rank), world=str(self.world), device=device, by=by)
+        self._write(
+            "start",
+            v=VERSION,
+            rank=self.rank,
+            world=self.world,
+            pid=os.getpid(),
+            t0=begun_ns,
+            device=device[:MAX_TEXT],
+            live=live,
+            by=by,
+        )
+
+    def startup(self, ns: int, parts: Optional[Mapping[str, int]] = None) -> None:
+        """The first batch is in hand, `ns` after the process began.
+
+        The wait for that batch is also `startup` time of step 0, whose wall begins when the batch was asked for;
+        in the metrics it is counted once, here.
+        """
+        self.metrics.add_phases({"startup": ns})
+        self._write("startup", ns=ns, parts=dict(parts or {}))
+
+    def step(self, step: StepRecord) -> None:
+        """One optimizer step."""
+        wall_ns = sum(step.phases.values())
+        loss = step.loss if step.loss is not None and math.isfinite(step.loss) else None
+        self.steps = step.step + 1
+        metrics = self.metrics
+        metrics.observe_step(wall_ns, step.samples)
+        metrics.add_phases({phase: ns for phase, ns in step.phases.items() if phase != "startup"})
+        metrics.loader_batches += step.loader.batches
+        metrics.loader_batch_ns += step.loader.sum_ns
+        metrics.loss = loss if loss is not None else metrics.loss
+        if self._fd is None:
+            return
+        self._write(
+            "step",
+            step.end_ns,
+            i=step.step,
+            w=wall_ns,
+            ph=dict(step.phases),
+            n=step.samples,
+            el=step.elements,
+            sig=step.sig,
+            shape=step.shape,
+            ids=step.ids,
+            loss=loss,
+            seq=step.seq,
+            lb=list(step.loader),
+            tags=list(step.tags),
+        )
+
+    def save(self, block_ns: int, asynchronous: bool, step: int) -> None:
+        """A checkpoint after `step` steps blocked the training thread for `block_ns`."""
+        self.metrics.checkpoints += 1
+        self.metrics.checkpoint_block_ns += block_ns
+        self._write("save", **{"block_ns": block_ns, "async": asynchronous, "step": step})
+
+    def durable(self, block_ns: int, asynchronous: bool, step: int, total_ns: int) -> None:
+        """The checkpoint of `save` is wholly written, `total_ns` after it was begun."""
+        self._write(
+            "save",
+            **{"block_ns": block_ns, "async": asynchronous, "step": step, "durable": True, "total_ns": total_ns},
+        )
+
+    def knob(self, seq: int, applied: Mapping[str, Value], ignored: Optional[Mapping[str, str]] = None) -> None:
+        """Knobs took effect (`applied`) or could not (`ignored`, with the reason)."""
+        self._write("knob", seq=seq, applied=_bounded(applied), ignored=_bounded(ignored or {}))
+
+    def offset(self, seq: int, offset: int, seed: Optional[int], applied: bool, why: str = "") -> None:
+        """Trial only: whether the data offset (samples) and seed took effect, and if not, why."""
+        self._write("offset", seq=seq, offset=offset, seed=seed, applied=applied, why=why[:MAX_TEXT])
+
+    def disabled(self, why: str) -> None:
+        """The probe switched itself off; the script goes on."""
+        self._write("disabled", why=why[:MAX_TEXT])
+
+    def end(self, steps: int, why: str) -> None:
+        """Last record: `exit`, `sigterm` or `exception:<type>`."""
+        self._write("end", steps=steps, why=why[:MAX_TEXT])
+
+    def close(self) -> None:
+        """Close the file; later records are dropped."""
+        fd, self._fd = self._fd, None
+        if fd is not None and os.getpid() == self._pid:
+            os.close(fd)
+
+    def _write(self, kind: str, at_ns: Optional[int] = None, **fields: object) -> None:
+        if self._fd is None or os.getpid() != self._pid:  # a forked child has the descriptor but no say
+            return
+        record: Dict[str, object] = {"k": kind, "t": self._clock() if at_ns is None else at_ns}
+        record.update(fields)
+        line = json.dumps(record, separators=(",", ":"), allow_nan=False).encode() + b"\n"
+        failure = f"a {kind} record has {len(line)} bytes, more than {MAX_LINE_BYTES}"
+        try:
+            if len(line) <= MAX_LINE_BYTES and os.write(self._fd, line) == len(line):
+                return
+        except OSError as error:
+            failure = str(error)
+        sys.stderr.write(f"amdahl_probe: telemetry ends here: {failure}
+")
+        self.close()
+
+
+def process_start_ns(pid: int = 0) -> int:
+    """When a process began, nanoseconds of CLOCK_MONOTONIC, to a clock tick (10 ms); now if /proc does not say.
+
+    /proc counts from boot including suspend, CLOCK_MONOTONIC without: the offset between the two clocks is taken now.
+    """
+    now_ns = time.monotonic_ns()
+    try:
+        after_name = Path(f"/proc/{pid or 'self'}/stat").read_bytes().rsplit(b")", 1)[1].split()
+        ticks = int(after_name[19])  # field 22, starttime: proc(5)
+        since_boot_ns = ticks * 1_000_000_000 // os.sysconf("SC_CLK_TCK")
+        asleep_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME) - now_ns
+        return min(now_ns, since_boot_ns - asleep_ns)
+    except (OSError, ValueError, IndexError, AttributeError):
+        return now_ns
+
+
+def _bounded(values: Mapping[str, Value]) -> Dict[str, Value]:
+    """At most 16 entries (there are 12 knobs) of short text: about 1,500 bytes in the worst case."""
+    kept: List[Tuple[str, Value]] = list(values.items())[:16]
+    return {name[:40]: value[:80] if isinstance(value, str) else value for name, value in kept}

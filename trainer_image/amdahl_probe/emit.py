@@ -180,8 +180,7 @@ class Recorder:
                 return
         except OSError as error:
             failure = str(error)
-        sys.stderr.write(f"amdahl_probe: telemetry ends here: {failure}
-")
+        sys.stderr.write(f"amdahl_probe: telemetry ends here: {failure}\n")
         self.close()
 
 

@@ -1,0 +1,373 @@
+"""What is one experiment: its hypothesis, its plan, its blocks and its verdict?
+
+A plan is complete before the first block runs: every block that may be needed, with its order, seeds and data offsets,
+is enumerated from one recorded seed. The same inputs give the same plan, letter for letter, which is what makes a
+cold restart and a replay exact (design, sections 8 and 9).
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from enum import StrEnum
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from amdahl_loop.domain.resources import Frozen, KnobName, Knobs, KnobValue, Objective, ProfileName
+from amdahl_loop.domain.telemetry import Arm, BlockReport, Phase, Seconds
+
+JUDGE_VERSION = "1"
+
+
+class Source(StrEnum):
+    """Who proposed a hypothesis."""
+
+    RULE = "rule"
+    PRIOR = "prior"
+    CLAUDE = "claude"
+
+
+class Change(Frozen):
+    """One knob from a value to another; `before` is None where the job left the choice to its script."""
+
+    knob: KnobName
+    before: int | bool | None
+    after: int | bool
+
+    def __str__(self) -> str:
+        """Text for sentences: `dataloaderWorkers 0 -> 2`."""
+        return f"{self.knob} {self.before} -> {self.after}"
+
+
+class Hypothesis(Frozen):
+    """Change these knobs, because of this phase, and expect this relative saving of cost."""
+
+    changes: Annotated[tuple[Change, ...], Field(min_length=1, max_length=4)]
+    phase: Phase
+    expected_gain: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
+    source: Source
+    rationale: Annotated[str, Field(max_length=500)]
+
+    @property
+    def knob(self) -> KnobName:
+        """The knob that names the hypothesis: the first one changed."""
+        return self.changes[0].knob
+
+    @property
+    def key(self) -> str:
+        """The verdict key's part that is the hypothesis's own: every change, in order."""
+        return ";".join(f"{change.knob}:{change.before}>{change.after}" for change in self.changes)
+
+    def values(self) -> dict[KnobName, KnobValue]:
+        """The variant's values of the changed knobs."""
+        return {change.knob: change.after for change in self.changes}
+
+
+class Stage(StrEnum):
+    """What a block is for."""
+
+    PROOF = "proof"
+    DISCOVERY = "discovery"
+    REFUTE = "refute"
+    SOAK = "soak"
+    NULL = "null"
+
+
+class Constants(Frozen):
+    """Everything the judge may use, per profile; written into the plan before the first block."""
+
+    judge_version: str = JUDGE_VERSION
+    profile: ProfileName
+    launch_warmup_s: Seconds
+    switch_warmup_s: Seconds
+    warmup_steps: int
+    window_s: Seconds
+    min_steps: int
+    proof_steps: int
+    looks: tuple[int, ...] = (4, 6, 8, 12)
+    alphas: tuple[float, ...] = (0.0056, 0.0069, 0.0097, 0.0278)
+    futility_alpha: float = 0.10
+    floor: float = 0.03
+    noise_floor_factor: float = 1.5
+    max_block_sd: float = 0.10
+    void_gate: float = 0.04
+    void_factor: float = 3.0
+    spare_share: float = 0.5
+    steady_alpha: float = 0.05
+    with_void_share: float = 2 / 3
+    checks: int
+    blocks_per_check: int
+    agree_share: float = 0.5
+    null_blocks: int
+    soak_blocks: int
+    soak_warmup_s: Seconds
+    soak_window_s: Seconds
+    soak_share: float = 0.4
+    transfer_alpha: float = 0.005
+    loss_tolerance: float = 1e-5
+
+
+class BlockSpec(Frozen):
+    """One block of the plan: four windows (or the proof's), their arms, and what is the same for both arms.
+
+    `order` holds a letter a window: A or B is the arm that is *run*. `labels` differ from it in null blocks only.
+    """
+
+    stage: Stage
+    check: int = 0
+    index: int
+    order: Annotated[str, Field(pattern=r"^[AB]{2,4}$")]
+    labels: Annotated[str, Field(pattern=r"^[AB]{2,4}$")]
+    seeds: tuple[int, ...]
+    offsets: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        """Short name, unique within the experiment."""
+        return (
+            f"{self.stage.value[0]}{self.check}-{self.index}"
+            if self.stage is Stage.REFUTE
+            else f"{self.stage.value[0]}{self.index}"
+        )
+
+
+class Plan(Frozen):
+    """The immutable intent of one experiment."""
+
+    name: str
+    job: str
+    job_uid: str
+    fingerprint: str
+    family: str
+    attempt: int = 0
+    hypothesis: Hypothesis
+    baseline: Knobs
+    variant: Knobs
+    objective: Objective
+    max_slowdown: float
+    constants: Constants
+    live: bool
+    replicas: int = 1
+    skip_discovery: bool = False
+    interruption_interval_s: Seconds
+    interruptions_seen: int = 0
+    exposure_s: Seconds = 0.0
+    max_lost_work_s: Seconds
+    restart_s: Seconds = 0.0
+    device_hours_ahead: Seconds
+    baseline_shares_ppk: tuple[int, ...] = ()
+    seed: int
+    blocks: tuple[BlockSpec, ...]
+
+    @property
+    def hash(self) -> str:
+        """Content hash, 16 hex digits: a block is adopted only under the plan that launched it."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:16]
+
+    def run_name(self, spec: BlockSpec, attempt: int = 0) -> str:
+        """Deterministic name of a block's run: `worker_run_id`, known before anything is launched."""
+        return f"{self.name}-{spec.name}" + (f"-t{attempt}" if attempt else "")
+
+    def stage_blocks(self, stage: Stage, check: int | None = None) -> tuple[BlockSpec, ...]:
+        """The planned blocks of a stage (of one check of it), in order."""
+        return tuple(spec for spec in self.blocks if spec.stage is stage and (check is None or spec.check == check))
+
+
+class BlockRecord(Frozen):
+    """A finished block: what was planned, where and when it ran, what it reported. Never changed once written."""
+
+    spec: BlockSpec
+    node: str = ""
+    started_at_s: float
+    held_device_s: Seconds
+    report: BlockReport | None
+    failure: Annotated[str, Field(max_length=200)] = ""
+
+
+class VerdictWord(StrEnum):
+    """How an experiment ended."""
+
+    WON = "Won"
+    NO_GAIN = "NoGain"
+    REFUTED = "Refuted"
+    VETOED = "Vetoed"
+    INCONCLUSIVE = "Inconclusive"
+    ERROR = "Error"
+
+
+class VetoName(StrEnum):
+    """Guards that end a win alone."""
+
+    WORK = "work"
+    QUALITY = "quality"
+    SOAK = "soak"
+    NULL = "null"
+    COST = "cost"
+    HARM = "harm"
+    METER = "meter"
+
+
+class Veto(Frozen):
+    """What one guard found; `silent` is the good case, with the proof it used."""
+
+    name: VetoName
+    silent: bool
+    sentence: Annotated[str, Field(max_length=300)]
+
+
+class Vote(Frozen):
+    """What one refute check found, and what it had changed."""
+
+    check: int
+    agree: bool
+    effect: float
+    bar: float
+    changed: tuple[str, ...]
+    node: str = ""
+
+
+class Verdict(Frozen):
+    """How an experiment ended, with one sentence that holds the numbers. Effects are differences of log cost."""
+
+    word: VerdictWord
+    sentence: Annotated[str, Field(max_length=500)]
+    effect: float | None = None
+    interval: tuple[float, float] | None = None
+    effect_se: float | None = None
+    floor: float | None = None
+    discovery_effect: float | None = None
+    blocks_used: int = 0
+    votes: tuple[Vote, ...] = ()
+    vetoes: tuple[Veto, ...] = ()
+    reason: Annotated[str, Field(max_length=40)] = ""
+
+
+class Experiment(Frozen):
+    """A plan, the blocks that have finished, and the verdict once there is one."""
+
+    plan: Plan
+    blocks: tuple[BlockRecord, ...] = ()
+    verdict: Verdict | None = None
+
+    @property
+    def name(self) -> str:
+        """The experiment's name."""
+        return self.plan.name
+
+    @property
+    def held_device_s(self) -> float:
+        """Device-seconds that the experiment has held: what the budget and the bank are charged."""
+        return sum(block.held_device_s for block in self.blocks)
+
+    def stage_records(self, stage: Stage, check: int | None = None) -> tuple[BlockRecord, ...]:
+        """Finished blocks of a stage (of one check of it), in plan order."""
+        found = [r for r in self.blocks if r.spec.stage is stage and (check is None or r.spec.check == check)]
+        return tuple(sorted(found, key=lambda record: (record.spec.check, record.spec.index)))
+
+    def record_of(self, spec: BlockSpec) -> BlockRecord | None:
+        """The finished block of a spec, if it has finished."""
+        return next((record for record in self.blocks if record.spec == spec), None)
+
+    def with_block(self, record: BlockRecord) -> "Experiment":
+        """The experiment with one more finished block."""
+        return self.model_copy(update={"blocks": (*self.blocks, record)})
+
+    def with_verdict(self, verdict: Verdict) -> "Experiment":
+        """The experiment, closed."""
+        return self.model_copy(update={"verdict": verdict})
+
+
+def hash_text(*parts: str) -> str:
+    """SHA-256 in hex of the parts, unambiguously joined."""
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def name_experiment(job: str, job_uid: str, fingerprint: str, hypothesis: Hypothesis, attempt: int) -> str:
+    """Deterministic name, at most 52 characters so that block suffixes fit into 63."""
+    digest = hash_text(job_uid, fingerprint, hypothesis.key, str(attempt))[:10]
+    return f"{job[:41].rstrip('-')}-{digest}"
+
+
+def enumerate_blocks(seed: int, constants: Constants, skip_discovery: bool = False) -> tuple[BlockSpec, ...]:
+    """Every block that the experiment may need, from one seed: coins, seeds and offsets are fixed before anything runs.
+
+    Discovery and checks hold spare blocks for those that are voided. Check i reverses the coin of check i-1, so that a
+    majority cannot share one order. Offsets are spread by hashing, so no two windows of a plan share their first page.
+    """
+    coins = _Coins(seed)
+    spare = 1 + constants.spare_share
+    discovery = 0 if skip_discovery else round(constants.looks[-1] * spare)
+    per_check = constants.blocks_per_check + max(1, round(constants.blocks_per_check * constants.spare_share))
+    blocks = [coins.proof_block(0, "AB", same_seed=True), coins.proof_block(1, "ABAB", same_seed=False)]
+    blocks += [coins.block(Stage.DISCOVERY, 0, index) for index in range(discovery)]
+    for check in range(constants.checks):
+        blocks += [
+            coins.block(Stage.REFUTE, check, index, reverse=bool((check + index) % 2)) for index in range(per_check)
+        ]
+    blocks += [coins.block(Stage.SOAK, 0, index) for index in range(constants.soak_blocks)]
+    blocks += [coins.null_block(index) for index in range(constants.null_blocks)]
+    return tuple(blocks)
+
+
+class _Coins:
+    """Reproducible draws by hashing a counter: independent of any library's generator and of its version."""
+
+    def __init__(self, seed: int) -> None:
+        self._draws = self._stream(seed)
+        self._first = next(self._draws) & 1
+
+    @staticmethod
+    def _stream(seed: int) -> Iterator[int]:
+        counter = 0
+        while True:
+            yield int.from_bytes(hashlib.sha256(f"{seed}:{counter}".encode()).digest()[:8], "big")
+            counter += 1
+
+    def _windows(self, count: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        seeds = tuple(next(self._draws) % 2**31 for _ in range(count))
+        offsets = tuple(next(self._draws) % 2**31 for _ in range(count))
+        return seeds, offsets
+
+    def block(self, stage: Stage, check: int, index: int, reverse: bool | None = None) -> BlockSpec:
+        """ABBA or BAAB: by a fresh coin, or alternating from the plan's first coin where `reverse` says so."""
+        coin = (next(self._draws) & 1) if reverse is None else self._first ^ int(reverse)
+        order = "BAAB" if coin else "ABBA"
+        seeds, offsets = self._windows(4)
+        return BlockSpec(stage=stage, check=check, index=index, order=order, labels=order, seeds=seeds, offsets=offsets)
+
+    def null_block(self, index: int) -> BlockSpec:
+        """Both arms run the baseline; only the labels differ, so whatever is found is the harness."""
+        block = self.block(Stage.NULL, 0, index)
+        return block.model_copy(update={"order": "AAAA"})
+
+    def proof_block(self, index: int, order: str, same_seed: bool) -> BlockSpec:
+        """Windows from one start: pairs of A and B share seed and offset 0."""
+        first = next(self._draws) % 2**31
+        seeds = [first if same_seed else (first + position // 2 + 1) % 2**31 for position in range(len(order))]
+        return BlockSpec(
+            stage=Stage.PROOF, index=index, order=order, labels=order, seeds=tuple(seeds), offsets=(0,) * len(order)
+        )
+
+
+Judged = Literal["windows", "cadence"]
+
+
+def judged_by(hypothesis: Hypothesis) -> Judged:
+    """Cadence knobs are judged by expected cost per useful sample, never by raw speed."""
+    cadence = {KnobName.CHECKPOINT_EVERY_STEPS, KnobName.ASYNC_CHECKPOINT}
+    return "cadence" if any(change.knob in cadence for change in hypothesis.changes) else "windows"
+
+
+def arm_knobs(plan: Plan, arm: Arm) -> Knobs:
+    """The knob values that an arm runs with."""
+    return plan.baseline if arm is Arm.BASELINE else plan.variant
+
+
+def knob_environment(values: Mapping[KnobName, KnobValue]) -> dict[str, str]:
+    """Environment variables of knob values: `AMDAHL_DATALOADER_WORKERS=2`, booleans as 0 and 1."""
+    return {environment_name(knob): str(int(value)) for knob, value in values.items()}
+
+
+def environment_name(knob: KnobName) -> str:
+    """`dataloaderWorkers` becomes `AMDAHL_DATALOADER_WORKERS`."""
+    return "AMDAHL_" + "".join("_" + letter if letter.isupper() else letter.upper() for letter in knob.value)

@@ -1,0 +1,123 @@
+"""What is remembered, and what follows from it?
+
+Observations, experiments and applications are facts; everything else here is derived from them by folding, so that a
+cold restart and a replay see the same truth. Verdicts are keyed by (fingerprint, change): never paid for twice.
+"""
+
+from collections.abc import Iterable
+from enum import StrEnum
+
+from amdahl_loop.domain.experiments import Experiment, Hypothesis, VerdictWord, hash_text
+from amdahl_loop.domain.resources import Frozen, KnobName, Knobs, TrainingJob
+from amdahl_loop.domain.telemetry import BlockReport, Seconds
+
+INCONCLUSIVE_RETRY_S = 14 * 86400.0
+"""An inconclusive question may be asked again after this long (research 1.4)."""
+
+
+class Observation(Frozen):
+    """One observed run of the job itself."""
+
+    run: str
+    at_s: float
+    knobs: Knobs
+    report: BlockReport
+    held_device_s: Seconds
+
+
+class ApplicationKind(StrEnum):
+    """What happened to knob values outside an experiment."""
+
+    APPLIED = "applied"
+    ROLLED_BACK = "rolledBack"
+    REVERTED = "reverted"
+
+
+class Application(Frozen):
+    """Knob values that took effect, and why."""
+
+    job: str
+    job_uid: str
+    fingerprint: str
+    at_s: float
+    kind: ApplicationKind
+    experiment: str
+    knobs: Knobs
+
+
+class JobMemory(Frozen):
+    """Everything that the ledger knows and that may matter to one job."""
+
+    observations: tuple[Observation, ...] = ()
+    experiments: tuple[Experiment, ...] = ()
+    """Of this job or of its fingerprint, oldest first, verdict times beside them."""
+    closed_at_s: dict[str, float] = {}
+    applications: tuple[Application, ...] = ()
+    family: tuple[Experiment, ...] = ()
+    """Closed experiments of the same family under other fingerprints: where past wins and failed transfers are found."""
+
+
+def fingerprint_job(job: TrainingJob, device_type: str) -> str:
+    """Identity of the work: image, command, non-knob environment, device type, world shape; 16 hex digits."""
+    trainer = job.spec.template.trainer
+    environment = sorted(f"{variable.name}={variable.value}" for variable in trainer.env)
+    shape = f"{job.spec.replicas}"
+    command = [*trainer.command, *trainer.args]
+    return hash_text(trainer.image, *command, "env", *environment, "device", device_type, shape)[:16]
+
+
+def family_of(job: TrainingJob) -> str:
+    """Looser kin for transfer: image repository and the command without its options' values; 16 hex digits."""
+    trainer = job.spec.template.trainer
+    name = trainer.image.split("@")[0]
+    repository = name.rsplit(":", 1)[0] if ":" in name.rsplit("/", 1)[-1] else name
+    words = [word.split("=")[0] for word in (*trainer.command, *trainer.args) if word.startswith("-")]
+    program = [word for word in trainer.command[:3] if not word.startswith("-")]
+    return hash_text(repository, *program, *sorted(words))[:16]
+
+
+def open_experiment(experiments: Iterable[Experiment]) -> Experiment | None:
+    """The experiment without a verdict; there is at most one per job."""
+    return next((experiment for experiment in experiments if experiment.verdict is None), None)
+
+
+def is_settled(hypothesis: Hypothesis, fingerprint: str, memory: JobMemory, now_s: float) -> Experiment | None:
+    """The experiment that has answered this question already; an inconclusive answer expires after 14 days."""
+    for experiment in reversed(memory.experiments):
+        verdict = experiment.verdict
+        asked = experiment.plan.fingerprint == fingerprint and experiment.plan.hypothesis.key == hypothesis.key
+        if not asked or verdict is None:
+            continue
+        age_s = now_s - memory.closed_at_s.get(experiment.name, now_s)
+        if verdict.word is VerdictWord.INCONCLUSIVE and age_s >= INCONCLUSIVE_RETRY_S:
+            continue
+        return experiment
+    return None
+
+
+def count_attempts(hypothesis: Hypothesis, fingerprint: str, memory: JobMemory) -> int:
+    """How often this very question was asked before: the next experiment's attempt number."""
+    return sum(
+        1
+        for experiment in memory.experiments
+        if experiment.plan.fingerprint == fingerprint and experiment.plan.hypothesis.key == hypothesis.key
+    )
+
+
+def effective_knobs(declared: Knobs, applications: Iterable[Application]) -> Knobs:
+    """Declared values overlaid by the newest application, knob by knob as far as the job still declares them."""
+    newest = max(applications, key=lambda application: application.at_s, default=None)
+    if newest is None:
+        return declared
+    legal = declared.declared()
+    return declared.with_values({knob: value for knob, value in newest.knobs.declared().items() if knob in legal})
+
+
+def newest_observation(memory: JobMemory, knobs: Knobs) -> Observation | None:
+    """The latest observation made under these very knob values."""
+    return max((o for o in memory.observations if o.knobs == knobs), key=lambda o: o.at_s, default=None)
+
+
+def tried_knobs(experiments: Iterable[Experiment]) -> frozenset[KnobName]:
+    """Knobs that any experiment has changed."""
+    return frozenset(change.knob for experiment in experiments for change in experiment.plan.hypothesis.changes)

@@ -1,0 +1,56 @@
+"""How much evidence does each profile buy?
+
+One table: window lengths, looks, refute checks, floor. The operating characteristics of each row are measured by
+`benchmarks/judge` and printed in docs/judge.md; a change here is a new `JUDGE_VERSION`.
+"""
+
+from amdahl_loop.domain.experiments import Constants
+from amdahl_loop.domain.resources import ProfileName
+
+PROFILES: dict[ProfileName, Constants] = {
+    ProfileName.QUICK: Constants(
+        profile=ProfileName.QUICK,
+        launch_warmup_s=1.5,
+        switch_warmup_s=0.7,
+        warmup_steps=3,
+        window_s=2.5,
+        min_steps=10,
+        proof_steps=8,
+        checks=3,
+        blocks_per_check=1,
+        null_blocks=1,
+        soak_blocks=1,
+        soak_warmup_s=6.0,
+        soak_window_s=3.0,
+    ),
+    ProfileName.STANDARD: Constants(
+        profile=ProfileName.STANDARD,
+        launch_warmup_s=15.0,
+        switch_warmup_s=5.0,
+        warmup_steps=5,
+        window_s=30.0,
+        min_steps=20,
+        proof_steps=16,
+        checks=5,
+        blocks_per_check=2,
+        null_blocks=4,
+        soak_blocks=3,
+        soak_warmup_s=120.0,
+        soak_window_s=60.0,
+    ),
+    ProfileName.THOROUGH: Constants(
+        profile=ProfileName.THOROUGH,
+        launch_warmup_s=60.0,
+        switch_warmup_s=20.0,
+        warmup_steps=10,
+        window_s=240.0,
+        min_steps=40,
+        proof_steps=32,
+        checks=5,
+        blocks_per_check=2,
+        null_blocks=8,
+        soak_blocks=3,
+        soak_warmup_s=600.0,
+        soak_window_s=480.0,
+    ),
+}

@@ -1,0 +1,166 @@
+"""What exactly is to be run for a block or an observation?
+
+A `RunRequest` is the loop's wish, free of commands, images and paths: windows with knob values, seeds and offsets. The
+adapters turn it into a supervised process tree or a Kubernetes Job; both hand the same plan to the supervisor.
+"""
+
+from pydantic import Field
+
+from amdahl_loop.domain.experiments import (
+    BlockSpec,
+    Constants,
+    Plan,
+    Stage,
+    arm_knobs,
+    judged_by,
+    knob_environment,
+)
+from amdahl_loop.domain.resources import Frozen, KnobName, Knobs
+from amdahl_loop.domain.telemetry import Arm, BlockReport, Seconds
+
+FORCED_SAVE_EVERY_STEPS = 10
+"""Slowest cadence of a window that measures what a save costs: three saves come soon, with quiet steps between them."""
+
+SLOWEST_WORK_FACTOR = 6.0
+"""A window may take this many times its planned length before it counts as hung: slow steps, saves, a busy machine."""
+
+
+class WindowRequest(Frozen):
+    """One window: the arm it is reported as, the knobs it runs with, and what is measured."""
+
+    arm: Arm
+    index: int
+    scored: bool = True
+    knobs: Knobs
+    seed: int
+    offset: int
+    warmup_s: Seconds
+    warmup_steps: int
+    measure_s: Seconds
+    min_steps: int
+    steps: int | None = None
+    save_every: int | None = None
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Knob variables of this window, with the forced cadence where saves are to be measured."""
+        values = self.knobs.declared()
+        if self.save_every is not None:
+            values[KnobName.CHECKPOINT_EVERY_STEPS] = self.save_every
+        return knob_environment(values)
+
+
+class RunRequest(Frozen):
+    """One supervised run, named deterministically before it is submitted."""
+
+    run: str
+    plan_hash: str = ""
+    trial: bool = True
+    live: bool
+    windows: tuple[WindowRequest, ...] = Field(min_length=1)
+    startup_timeout_s: Seconds
+    step_timeout_s: Seconds
+    deadline_s: Seconds
+
+    @property
+    def max_devices(self) -> int:
+        """Devices of the larger arm: what the run holds."""
+        return max(window.knobs.gpus_per_replica or 1 for window in self.windows)
+
+
+class Absent(Frozen):
+    """No such run is known."""
+
+
+class Running(Frozen):
+    """The run goes on; `report` is its latest summary, if any."""
+
+    report: BlockReport | None = None
+
+
+class Finished(Frozen):
+    """The run is over. `summary` is the untrusted text it left; `failure` says why there is none."""
+
+    summary: str = ""
+    failure: str = ""
+    node: str = ""
+    started_at_s: float
+    held_device_s: Seconds
+
+
+RunState = Absent | Running | Finished
+
+
+def block_request(plan: Plan, spec: BlockSpec, startup_s: float, step_s: float, attempt: int = 0) -> RunRequest:
+    """The run of one planned block. `startup_s` and `step_s` were observed and only size the time limits."""
+    windows = tuple(_window(plan, spec, position) for position in range(len(spec.order)))
+    live = plan.live and spec.stage is not Stage.PROOF
+    return _limit(plan.run_name(spec, attempt), windows, live, startup_s, step_s).model_copy(
+        update={"plan_hash": plan.hash}
+    )
+
+
+def _window(plan: Plan, spec: BlockSpec, position: int) -> WindowRequest:
+    constants = plan.constants
+    relaunched = not plan.live or position == 0
+    soak, proof = spec.stage is Stage.SOAK, spec.stage is Stage.PROOF
+    warmup_s = constants.launch_warmup_s if relaunched else constants.switch_warmup_s
+    if soak:
+        warmup_s = constants.soak_warmup_s
+    cadence = judged_by(plan.hypothesis) == "cadence" and not proof
+    knobs = arm_knobs(plan, Arm(spec.order[position]))
+    return WindowRequest(
+        arm=Arm(spec.labels[position]),
+        index=position,
+        knobs=knobs,
+        seed=spec.seeds[position],
+        offset=spec.offsets[position],
+        warmup_s=0 if proof else warmup_s,
+        warmup_steps=0 if proof else constants.warmup_steps,
+        measure_s=constants.soak_window_s if soak else constants.window_s,
+        min_steps=constants.min_steps,
+        steps=constants.proof_steps if proof else None,
+        save_every=_measuring_cadence(knobs) if cadence else None,
+    )
+
+
+def _measuring_cadence(knobs: Knobs) -> int:
+    """The job's own cadence where that saves often enough, else the forced one."""
+    return min(knobs.checkpoint_every_steps or FORCED_SAVE_EVERY_STEPS, FORCED_SAVE_EVERY_STEPS)
+
+
+def observation_request(run: str, knobs: Knobs, constants: Constants, seed: int) -> RunRequest:
+    """The run that observes a job: its own settings, then once more with saves forced where the cadence is a knob."""
+    plain = WindowRequest(
+        arm=Arm.BASELINE,
+        index=0,
+        knobs=knobs,
+        seed=seed,
+        offset=0,
+        warmup_s=constants.launch_warmup_s,
+        warmup_steps=constants.warmup_steps,
+        measure_s=2 * constants.window_s,
+        min_steps=2 * constants.min_steps,
+    )
+    windows = [plain]
+    if knobs.checkpoint_every_steps is not None:
+        windows.append(plain.model_copy(update={"index": 1, "scored": False, "save_every": _measuring_cadence(knobs)}))
+    return _limit(run, tuple(windows), live=False, startup_s=0.0, step_s=0.0)
+
+
+def _limit(run: str, windows: tuple[WindowRequest, ...], live: bool, startup_s: float, step_s: float) -> RunRequest:
+    """Time limits that only a hang or a runaway can reach: generous multiples of what was observed."""
+    startup_timeout_s = max(180.0, 10 * startup_s)
+    step_timeout_s = max(60.0, 20 * step_s)
+    launches = 1 if live else len(windows)
+    planned_s = sum(
+        w.warmup_s + w.measure_s + (w.warmup_steps + w.min_steps + (w.steps or 0)) * step_s for w in windows
+    )
+    return RunRequest(
+        run=run,
+        live=live,
+        windows=windows,
+        startup_timeout_s=startup_timeout_s,
+        step_timeout_s=step_timeout_s,
+        deadline_s=launches * startup_timeout_s + SLOWEST_WORK_FACTOR * planned_s + step_timeout_s,
+    )

@@ -4,8 +4,10 @@ Observations, experiments and applications are facts; everything else here is de
 cold restart and a replay see the same truth. Verdicts are keyed by (fingerprint, change): never paid for twice.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from enum import StrEnum
+
+from pydantic import Field
 
 from amdahl_loop.domain.experiments import Experiment, Hypothesis, VerdictWord, hash_text
 from amdahl_loop.domain.resources import Frozen, KnobName, Knobs, TrainingJob
@@ -50,11 +52,11 @@ class JobMemory(Frozen):
 
     observations: tuple[Observation, ...] = ()
     experiments: tuple[Experiment, ...] = ()
-    """Of this job or of its fingerprint, oldest first, verdict times beside them."""
-    closed_at_s: dict[str, float] = {}
+    """Of this job or of its fingerprint, oldest first."""
+    closed_at_s: Mapping[str, float] = Field(default_factory=dict)
     applications: tuple[Application, ...] = ()
     family: tuple[Experiment, ...] = ()
-    """Closed experiments of the same family under other fingerprints: where past wins and failed transfers are found."""
+    """Closed experiments of the same family under other fingerprints: past wins and failed transfers."""
 
 
 def fingerprint_job(job: TrainingJob, device_type: str) -> str:

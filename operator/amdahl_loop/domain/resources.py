@@ -16,7 +16,7 @@ from pydantic.alias_generators import to_camel
 API_VERSION = "amdahl-loop.io/v1alpha1"
 TRAINER_CONTAINER = "trainer"
 DEFAULT_EXPECTED_DEVICE_HOURS = 200.0
-"""Assumed work ahead where the manifest does not say: about the break-even of one won experiment; always shown as such."""
+"""Assumed work ahead where the manifest does not say: about one won experiment's break-even; shown as an assumption."""
 
 _DURATION_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _DURATION = re.compile(r"^(?:\d+(?:\.\d+)?(?:ms|s|m|h|d))+$")

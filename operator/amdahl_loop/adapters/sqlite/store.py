@@ -1,0 +1,264 @@
+"""How is the ledger kept on one machine, so that nothing in it is ever lost, changed or believed when damaged?
+
+One SQLite file of append-only entries. Each entry carries the hash of the one before it; the whole chain is verified
+whenever the file is opened, and a small file beside it (`<ledger>.head`) remembers the newest entry, so that a cut,
+edited or older copy is refused and never written to. Every record is one transaction: a crash or a full disk loses
+the entry that was being written and nothing else.
+"""
+
+import contextlib
+import json
+import os
+import sqlite3
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple, Self
+
+from amdahl_loop.adapters.sqlite.entries import (
+    EXPORT_VERSION,
+    Body,
+    Closed,
+    Entry,
+    Measured,
+    Observed,
+    entry_of,
+    fold_experiments,
+    parse_body,
+    parse_export,
+)
+from amdahl_loop.adapters.sqlite.errors import LedgerConflictError, LedgerCorruptError, LedgerUnavailableError
+from amdahl_loop.adapters.sqlite.file import (
+    connect,
+    describe_damage,
+    expected_schema,
+    head_path,
+    lock_or_refuse,
+    read_head,
+    schema_of,
+    translate_errors,
+)
+from amdahl_loop.domain.experiments import BlockRecord, Experiment, Plan, Verdict
+from amdahl_loop.domain.ledger import Application, JobMemory, Observation
+
+
+class SqliteLedger:
+    """The `LedgerStore` port on one SQLite file.
+
+    `exclusive=True` is for a loop: it holds a lock for its life, so that a second loop is told.
+    `exclusive=False` is for readers (`ledger`, `show`): no lock, nothing is created, nothing can be written.
+    """
+
+    def __init__(self, path: Path, connection: sqlite3.Connection, lock: int | None) -> None:
+        self.path = path
+        self._connection = connection
+        self._lock = lock
+
+    @classmethod
+    def open(cls, path: Path, exclusive: bool = True) -> Self:
+        """Open and verify the whole file; a LedgerError says what is wrong with it and how to mend that."""
+        if not exclusive and not path.exists():
+            raise LedgerUnavailableError(
+                f"there is no ledger at {path}; run a job first, or name another with --ledger"
+            )
+        lock = lock_or_refuse(path) if exclusive else None
+        try:
+            with translate_errors(path):
+                connection = connect(path, exclusive)
+        except BaseException:
+            if lock is not None:
+                os.close(lock)
+            raise
+        ledger = cls(path, connection, lock)
+        try:
+            with translate_errors(path):
+                ledger._verify()
+                if exclusive:
+                    ledger._remember_head()
+        except BaseException:
+            ledger.close()
+            raise
+        return ledger
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the file and of the lock."""
+        self._connection.close()
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    # --- the port -------------------------------------------------------------------------------------------------
+
+    async def recall(self, job_uid: str, fingerprint: str, family: str) -> JobMemory:
+        """All that is known of a job, of its fingerprint and of its family."""
+        kin = "SELECT key FROM entries WHERE kind = 'plan' AND (job_uid = ? OR fingerprint = ? OR family = ?)"
+        bodies = self._select(f"experiment IN ({kin})", job_uid, fingerprint, family)
+        experiments, closed_at_s = fold_experiments(bodies)
+        own = [e for e in experiments if e.plan.job_uid == job_uid or e.plan.fingerprint == fingerprint]
+        observed = self._select("kind = 'observation' AND job_uid = ?", job_uid)
+        applied = self._select("kind = 'application' AND job_uid = ?", job_uid)
+        return JobMemory(
+            observations=tuple(body.observation for body in observed if isinstance(body, Observed)),
+            experiments=tuple(own),
+            closed_at_s=closed_at_s,
+            applications=tuple(body for body in applied if isinstance(body, Application)),
+            family=tuple(
+                e
+                for e in experiments
+                if e.verdict is not None and e.plan.family == family and e.plan.fingerprint != fingerprint
+            ),
+        )
+
+    async def experiments(self) -> tuple[Experiment, ...]:
+        """Every experiment, oldest first."""
+        return fold_experiments(self._select("experiment != ''"))[0]
+
+    async def add_observation(self, job_uid: str, observation: Observation) -> None:
+        """Record one observation; the same one twice is no error."""
+        self._append([Observed(job_uid=job_uid, observation=observation)], once=False)
+
+    async def add_plan(self, plan: Plan) -> None:
+        """Record an experiment's plan, before its first block; the same plan twice is no error, another one is."""
+        self._append([plan], once=False)
+
+    async def add_block(self, experiment: str, record: BlockRecord) -> None:
+        """Record a finished block once, under an open experiment."""
+        self._append([Measured(experiment=experiment, record=record)], once=True)
+
+    async def add_verdict(self, experiment: str, verdict: Verdict, now_s: float) -> None:
+        """Close an experiment, once."""
+        self._append([Closed(experiment=experiment, at_s=now_s, verdict=verdict)], once=True)
+
+    async def add_application(self, application: Application) -> None:
+        """Record that knob values were applied, rolled back or found changed; the same one twice is no error."""
+        self._append([application], once=False)
+
+    # --- carrying a ledger elsewhere ------------------------------------------------------------------------------
+
+    def export_lines(self) -> Iterator[str]:
+        """The ledger as JSON lines: a header with count and last hash, then every entry with its link."""
+        with translate_errors(self.path):
+            rows = read_rows(self._connection, "1")
+        yield json.dumps({"v": EXPORT_VERSION, "entries": len(rows), "head": rows[-1].hash if rows else ""})
+        for row in rows:
+            yield json.dumps({"kind": row.entry.kind, "body": row.entry.body, "hash": row.hash})
+
+    def import_lines(self, lines: Iterable[str]) -> int:
+        """Add what is not yet known, all or nothing; how many entries were new.
+
+        Raises LedgerCorruptError for a cut or edited file, LedgerConflictError where it contradicts what is here.
+        """
+        before = self._head()[0]
+        self._append(list(parse_export(lines)), once=False)
+        return self._head()[0] - before
+
+    # --- writing --------------------------------------------------------------------------------------------------
+
+    def _append(self, bodies: Iterable[Body], once: bool) -> None:
+        """Add entries in one transaction; `once` refuses even an identical second record."""
+        with translate_errors(self.path):
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                for body in bodies:
+                    self._append_one(entry_of(body), once)
+                self._connection.execute("COMMIT")
+            except BaseException:
+                if self._connection.in_transaction:
+                    self._connection.execute("ROLLBACK")
+                raise
+            self._remember_head()
+
+    def _append_one(self, entry: Entry, once: bool) -> None:
+        known = self._connection.execute(
+            "SELECT body FROM entries WHERE kind = ? AND key = ?", (entry.kind, entry.key)
+        ).fetchone()
+        if known is not None:
+            if not once and known[0] == entry.body:
+                return
+            difference = "with other content" if known[0] != entry.body else "once already"
+            raise LedgerConflictError(
+                f"{self.path}: {entry.kind} {entry.key} is recorded {difference}; nothing was changed"
+            )
+        if entry.kind in ("block", "verdict"):
+            self._check_open(entry)
+        seq, head = self._head()
+        self._connection.execute(
+            "INSERT INTO entries VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (seq + 1, *entry, head, entry.hash_after(head)),
+        )
+
+    def _check_open(self, entry: Entry) -> None:
+        kinds = {
+            row[0]
+            for row in self._connection.execute(
+                "SELECT kind FROM entries WHERE experiment = ? AND kind IN ('plan', 'verdict')", (entry.experiment,)
+            )
+        }
+        if "plan" not in kinds:
+            raise LedgerConflictError(f"{self.path}: {entry.kind} {entry.key} has no plan; record the plan first")
+        if "verdict" in kinds:
+            raise LedgerConflictError(
+                f"{self.path}: {entry.kind} {entry.key} comes after the verdict; nothing was changed"
+            )
+
+    def _head(self) -> tuple[int, str]:
+        row = self._connection.execute("SELECT seq, hash FROM entries ORDER BY seq DESC LIMIT 1").fetchone()
+        return (row[0], row[1]) if row else (0, "")
+
+    def _remember_head(self) -> None:
+        """Note the newest entry beside the ledger. The entry is safe already, so a full disk here loses nothing."""
+        seq, head = self._head()
+        with contextlib.suppress(OSError):
+            note = head_path(self.path).with_suffix(".head.new")
+            note.write_text(f"{seq} {head}\n")
+            note.replace(head_path(self.path))
+
+    # --- reading --------------------------------------------------------------------------------------------------
+
+    def _select(self, where: str, *values: str) -> list[Body]:
+        with translate_errors(self.path):
+            return [parse_body(row.entry) for row in read_rows(self._connection, where, *values)]
+
+    def _verify(self) -> None:
+        """Every page, the schema, every link, every body; and that nothing is missing at the end."""
+        noted = read_head(self.path)
+        found = self._connection.execute("PRAGMA integrity_check(1)").fetchone()[0]
+        if found != "ok":
+            raise LedgerCorruptError(describe_damage(self.path, str(found)))
+        if schema_of(self._connection) != expected_schema():
+            raise LedgerCorruptError(describe_damage(self.path, "its tables or triggers were altered"))
+        head, links = "", {0: ""}
+        for row in read_rows(self._connection, "1"):
+            if row.seq != len(links) or row.previous != head or row.hash != row.entry.hash_after(head):
+                raise LedgerCorruptError(describe_damage(self.path, f"entry {row.seq} breaks the chain of hashes"))
+            if entry_of(parse_body(row.entry)) != row.entry:
+                raise LedgerCorruptError(describe_damage(self.path, f"entry {row.seq} is not what its body says"))
+            head = row.hash
+            links[row.seq] = head
+        if noted is not None and links.get(noted[0]) != noted[1]:
+            raise LedgerCorruptError(
+                f"{self.path} ends at entry {len(links) - 1}, but entry {noted[0]} was written here: it was cut or an "
+                f"older copy was put in its place. Put the newer copy back, or delete {head_path(self.path)} to accept "
+                "the loss"
+            )
+
+
+class Row(NamedTuple):
+    """An entry with its place in the chain."""
+
+    seq: int
+    entry: Entry
+    previous: str
+    hash: str
+
+
+def read_rows(connection: sqlite3.Connection, where: str, *values: str) -> list[Row]:
+    """Rows in order; `where` is text of this module, never of a caller's."""
+    rows = connection.execute(f"SELECT * FROM entries WHERE {where} ORDER BY seq", values)  # noqa: S608 - see docstring
+    return [Row(row[0], Entry(*row[1:8]), row[8], row[9]) for row in rows]

@@ -30,7 +30,7 @@ class Runner(Protocol):
         """Start a run, or adopt it when it runs already under the same plan hash."""
 
     async def stop(self, run: str) -> None:
-        """Stop a run and everything it started; stopping what does not run is no error."""
+        """Stop a run and everything it started, and drop its traces; what does not run is no error."""
 
     async def sweep(self, keep: Collection[str]) -> tuple[str, ...]:
         """Stop every run of ours whose name is not kept; returns the names that were stopped."""

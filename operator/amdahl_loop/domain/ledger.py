@@ -10,7 +10,7 @@ from enum import StrEnum
 from pydantic import Field
 
 from amdahl_loop.domain.experiments import Experiment, Hypothesis, VerdictWord, hash_text
-from amdahl_loop.domain.resources import Frozen, KnobName, Knobs, TrainingJob
+from amdahl_loop.domain.resources import Frozen, Knobs, TrainingJob
 from amdahl_loop.domain.telemetry import BlockReport, Seconds
 
 INCONCLUSIVE_RETRY_S = 14 * 86400.0
@@ -22,9 +22,17 @@ class Observation(Frozen):
 
     run: str
     at_s: float
+    fingerprint: str
+    job: TrainingJob
+    """The job as declared, without the values of its environment: what a replay needs, and no secret."""
     knobs: Knobs
     report: BlockReport
     held_device_s: Seconds
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether the job itself was measured."""
+        return any(window.index == 0 and window.is_measured for window in self.report.windows)
 
 
 class ApplicationKind(StrEnum):
@@ -44,6 +52,8 @@ class Application(Frozen):
     at_s: float
     kind: ApplicationKind
     experiment: str
+    declared: Knobs
+    """What the manifest said at the time: another value later is its owner's word, and counts."""
     knobs: Knobs
 
 
@@ -59,13 +69,16 @@ class JobMemory(Frozen):
     """Closed experiments of the same family under other fingerprints: past wins and failed transfers."""
 
 
-def fingerprint_job(job: TrainingJob, device_type: str) -> str:
-    """Identity of the work: image, command, non-knob environment, device type, world shape; 16 hex digits."""
+def fingerprint_job(job: TrainingJob, device_type: str, code: str = "") -> str:
+    """Identity of the work: image, command, non-knob environment, device type, world shape; 16 hex digits.
+
+    `code` is a digest of the program where no image holds it: locally, files may change under the same command.
+    """
     trainer = job.spec.template.trainer
     environment = sorted(f"{variable.name}={variable.value}" for variable in trainer.env)
     shape = f"{job.spec.replicas}"
     command = [*trainer.command, *trainer.args]
-    return hash_text(trainer.image, *command, "env", *environment, "device", device_type, shape)[:16]
+    return hash_text(trainer.image, *command, "env", *environment, "device", device_type, shape, code)[:16]
 
 
 def family_of(job: TrainingJob) -> str:
@@ -107,19 +120,26 @@ def count_attempts(hypothesis: Hypothesis, fingerprint: str, memory: JobMemory) 
 
 
 def effective_knobs(declared: Knobs, applications: Iterable[Application]) -> Knobs:
-    """Declared values overlaid by the newest application, knob by knob as far as the job still declares them."""
+    """Declared values overlaid by the newest application.
+
+    The overlay holds while the manifest says what it said then, or what was applied; a third value is a new baseline.
+    """
     newest = max(applications, key=lambda application: application.at_s, default=None)
-    if newest is None:
+    if newest is None or declared not in (newest.declared, newest.knobs):
         return declared
-    legal = declared.declared()
-    return declared.with_values({knob: value for knob, value in newest.knobs.declared().items() if knob in legal})
+    return newest.knobs
 
 
-def newest_observation(memory: JobMemory, knobs: Knobs) -> Observation | None:
-    """The latest observation made under these very knob values."""
-    return max((o for o in memory.observations if o.knobs == knobs), key=lambda o: o.at_s, default=None)
-
-
-def tried_knobs(experiments: Iterable[Experiment]) -> frozenset[KnobName]:
-    """Knobs that any experiment has changed."""
-    return frozenset(change.knob for experiment in experiments for change in experiment.plan.hypothesis.changes)
+def newest_observation(memory: JobMemory, fingerprint: str, knobs: Knobs, since_s: float = 0.0) -> Observation | None:
+    """The latest observation of this very work under these values; a failed one counts only since this loop began."""
+    return max(
+        (
+            observation
+            for observation in memory.observations
+            if observation.fingerprint == fingerprint
+            and observation.knobs == knobs
+            and (observation.is_usable or observation.at_s >= since_s)
+        ),
+        key=lambda observation: observation.at_s,
+        default=None,
+    )

@@ -343,6 +343,16 @@ class TrainingJob(Frozen):
         """The same job with other knob values."""
         return self.model_copy(update={"spec": self.spec.model_copy(update={"knobs": knobs})})
 
+    def without_environment(self) -> "TrainingJob":
+        """The same job without the values of its containers' environment: they may be secrets."""
+        containers = tuple(
+            container.model_copy(update={"env": tuple(EnvVar(name=variable.name) for variable in container.env)})
+            for container in self.spec.template.spec.containers
+        )
+        pod = self.spec.template.spec.model_copy(update={"containers": containers})
+        template = self.spec.template.model_copy(update={"spec": pod})
+        return self.model_copy(update={"spec": self.spec.model_copy(update={"template": template})})
+
     @property
     def expected_device_hours(self) -> tuple[float, str]:
         """Device-hours that lie ahead, and where the figure came from."""

@@ -1,0 +1,285 @@
+"""What is the next thing to do?
+
+`next_action` is the heart of the loop: one pure function of a snapshot. Locally and in a cluster the same function
+decides, and the whole loop can be replayed from a ledger.
+"""
+
+from amdahl_loop.domain import judge
+from amdahl_loop.domain.design import design_plan
+from amdahl_loop.domain.diagnosis import Diagnosis, diagnose, weigh_cadence
+from amdahl_loop.domain.experiments import BlockSpec, Experiment, Plan, Stage, Verdict, VerdictWord
+from amdahl_loop.domain.ledger import (
+    Application,
+    ApplicationKind,
+    JobMemory,
+    Observation,
+    count_attempts,
+    effective_knobs,
+    is_settled,
+    newest_observation,
+    open_experiment,
+)
+from amdahl_loop.domain.phases import Breakdown, Unobservable, account
+from amdahl_loop.domain.profiles import PROFILES
+from amdahl_loop.domain.proposals import Rejected, Worth, propose, screen, transfer_wins, weigh
+from amdahl_loop.domain.resources import Frozen, Knobs, Mode, TrainingJob
+from amdahl_loop.domain.runs import RunRequest, block_request, observation_request
+
+OBSERVATION_SEED = 1
+
+
+class Snapshot(Frozen):
+    """Everything that one decision may look at."""
+
+    job: TrainingJob
+    """As declared; the values in force are the declared ones under the ledger's overlay."""
+    job_uid: str
+    fingerprint: str
+    family: str
+    memory: JobMemory
+    now_s: float
+    since_s: float = 0.0
+    """When this loop began: an observation that failed before then is tried again."""
+    paused: bool = False
+
+    @property
+    def knobs(self) -> Knobs:
+        """Knob values in force."""
+        return effective_knobs(self.job.spec.knobs, self.memory.applications)
+
+    @property
+    def present(self) -> TrainingJob:
+        """The job with the values in force."""
+        return self.job.with_knobs(self.knobs)
+
+    @property
+    def experiments(self) -> tuple[Experiment, ...]:
+        """This job's own experiments."""
+        return tuple(e for e in self.memory.experiments if e.plan.job_uid == self.job_uid)
+
+    @property
+    def observation(self) -> Observation | None:
+        """The observation of the values in force."""
+        return newest_observation(self.memory, self.fingerprint, self.knobs, self.since_s)
+
+    @property
+    def spent_h(self) -> float:
+        """Device-hours that this job's experiments have held."""
+        return sum(experiment.held_device_s for experiment in self.experiments) / 3600
+
+
+class Observe(Frozen):
+    """Run the job as it is and account its time."""
+
+    request: RunRequest
+
+
+class Propose(Frozen):
+    """Open an experiment: record its plan."""
+
+    plan: Plan
+    worth: Worth
+
+
+class Launch(Frozen):
+    """Run the next block of discovery (or its proof)."""
+
+    experiment: Experiment
+    spec: BlockSpec
+    request: RunRequest
+    sentence: str
+
+
+class Challenge(Frozen):
+    """Run the next block that tries to kill a candidate win."""
+
+    experiment: Experiment
+    spec: BlockSpec
+    request: RunRequest
+    sentence: str
+
+
+class Judge(Frozen):
+    """Close an experiment with its verdict."""
+
+    experiment: Experiment
+    verdict: Verdict
+
+
+class Apply(Frozen):
+    """Put a proven win's values in force."""
+
+    experiment: Experiment
+    knobs: Knobs
+
+
+class Rollback(Frozen):
+    """Take applied values back."""
+
+    application: Application
+    knobs: Knobs
+    sentence: str
+
+
+class Halt(Frozen):
+    """Nothing is left to do; says why."""
+
+    sentence: str
+    failed: bool = False
+
+
+Action = Observe | Propose | Launch | Challenge | Judge | Apply | Rollback | Halt
+
+
+class Review(Frozen):
+    """What was seen and what is worth trying next; the whole content of `explain`."""
+
+    breakdown: Breakdown
+    diagnosis: Diagnosis
+    worths: tuple[Worth, ...]
+    rejected: tuple[Rejected, ...]
+    settled: tuple[str, ...]
+
+    @property
+    def best(self) -> Worth | None:
+        """The hypothesis to try next: the first whose expected bank is positive."""
+        return next((worth for worth in self.worths if worth.expected_bank_h > 0), None)
+
+
+def next_action(snapshot: Snapshot) -> Action:
+    """The next thing to do for one job: continue what is open, apply what is proven, else look for the next gain."""
+    if snapshot.paused or snapshot.job.spec.suspend:
+        return Halt(sentence="Paused: the job is suspended." if snapshot.job.spec.suspend else "Paused.")
+    running = open_experiment(snapshot.experiments)
+    if running is not None:
+        return _continue(running, snapshot)
+    won = _unapplied_win(snapshot)
+    if won is not None:
+        return Apply(experiment=won, knobs=snapshot.knobs.with_values(won.plan.hypothesis.values()))
+    observation = snapshot.observation
+    if observation is None:
+        return Observe(request=_observation_request(snapshot))
+    review = look(snapshot, observation)
+    if isinstance(review, Unobservable):
+        return _roll_back_or_halt(snapshot, review)
+    if snapshot.job.spec.tuning.mode is Mode.OBSERVE:
+        return Halt(sentence=f"Observed only (tuning.mode Observe). {review.diagnosis.sentence}")
+    return _open_next(review, snapshot)
+
+
+def _observation_request(snapshot: Snapshot) -> RunRequest:
+    constants = PROFILES[snapshot.job.spec.tuning.profile]
+    count = len(snapshot.memory.observations)
+    name = f"{snapshot.job.metadata.name[:41].rstrip('-')}-{snapshot.fingerprint[:8]}-o{count}"
+    return observation_request(name, snapshot.knobs, constants, OBSERVATION_SEED)
+
+
+def _continue(experiment: Experiment, snapshot: Snapshot) -> Action:
+    """The open experiment's next block or its verdict; an owner's change or an empty budget ends it."""
+    if experiment.plan.baseline != snapshot.knobs or experiment.plan.fingerprint != snapshot.fingerprint:
+        return Judge(
+            experiment=experiment, verdict=_cancelled("the job was changed by its owner meanwhile", "Cancelled")
+        )
+    assessment = judge.assess(experiment)
+    if isinstance(assessment, judge.Closed):
+        return Judge(experiment=experiment, verdict=assessment.verdict)
+    startup_s, step_s = _sizes(snapshot.observation)
+    spec = assessment.specs[0]
+    request = block_request(experiment.plan, spec, startup_s, step_s)
+    budget_h = float(snapshot.job.spec.tuning.budget.device_hours)
+    if snapshot.spent_h >= budget_h:
+        why = f"the budget of {budget_h:g} device-hours is spent ({snapshot.spent_h:.2g})"
+        return Judge(experiment=experiment, verdict=_cancelled(why, "BudgetExhausted"))
+    kind = Launch if spec.stage in (Stage.PROOF, Stage.DISCOVERY) else Challenge
+    return kind(experiment=experiment, spec=spec, request=request, sentence=assessment.sentence)
+
+
+def _sizes(observation: Observation | None) -> tuple[float, float]:
+    """Startup and step seconds of an observation, to size time limits with."""
+    windows = observation.report.windows if observation is not None else ()
+    window = next((w for w in windows if w.is_measured), None)
+    return (window.startup_s, window.wall_s / window.steps) if window else (0.0, 0.0)
+
+
+def _cancelled(why: str, reason: str) -> Verdict:
+    return Verdict(word=VerdictWord.INCONCLUSIVE, sentence=f"Inconclusive: {why}.", reason=reason)
+
+
+def _unapplied_win(snapshot: Snapshot) -> Experiment | None:
+    """A win of this job that was measured from the values in force and was neither applied nor rolled back."""
+    if snapshot.job.spec.tuning.mode in (Mode.OBSERVE, Mode.RECOMMEND):
+        return None
+    done = {application.experiment for application in snapshot.memory.applications}
+    for experiment in reversed(snapshot.experiments):
+        verdict = experiment.verdict
+        is_win = verdict is not None and verdict.word is VerdictWord.WON
+        if is_win and experiment.name not in done and experiment.plan.baseline == snapshot.knobs:
+            return experiment
+    return None
+
+
+def _roll_back_or_halt(snapshot: Snapshot, unobservable: Unobservable) -> Action:
+    """An applied value under which the job no longer runs is taken back at once, no statistics."""
+    newest = max(snapshot.memory.applications, key=lambda application: application.at_s, default=None)
+    if newest is None or newest.kind is not ApplicationKind.APPLIED or newest.knobs != snapshot.knobs:
+        return Halt(sentence=unobservable.sentence, failed=True)
+    experiment = next((e for e in snapshot.experiments if e.name == newest.experiment), None)
+    if experiment is None:
+        return Halt(sentence=unobservable.sentence, failed=True)
+    return Rollback(application=newest, knobs=experiment.plan.baseline, sentence=unobservable.sentence)
+
+
+def look(snapshot: Snapshot, observation: Observation) -> Review | Unobservable:
+    """Account, diagnose, propose, screen and weigh: everything that precedes spending."""
+    job = snapshot.present
+    breakdown = account(observation, job.expected_device_hours[0], job.spec.tuning.checkpoint)
+    if isinstance(breakdown, Unobservable):
+        return breakdown
+    cadence = weigh_cadence(breakdown, job)
+    diagnosis = diagnose(breakdown, job, cadence)
+    proposals = (*transfer_wins(snapshot.memory.family, job), *propose(breakdown, diagnosis, job, cadence))
+    screened = screen(proposals, job, breakdown.cpus)
+    fresh, settled = [], []
+    for hypothesis in screened.kept:
+        answered = is_settled(hypothesis, snapshot.fingerprint, snapshot.memory, snapshot.now_s)
+        if answered is None or answered.verdict is None:
+            fresh.append(hypothesis)
+        else:
+            settled.append(f"{hypothesis.key}: {answered.verdict.sentence}")
+    past = (*snapshot.memory.experiments, *snapshot.memory.family)
+    worths = weigh(fresh, breakdown, job, PROFILES[job.spec.tuning.profile], past)
+    return Review(
+        breakdown=breakdown, diagnosis=diagnosis, worths=worths, rejected=screened.rejected, settled=tuple(settled)
+    )
+
+
+def _open_next(review: Review, snapshot: Snapshot) -> Action:
+    """Open the most promising experiment that the budget can carry, or say in one sentence why there is none."""
+    budget_h = float(snapshot.job.spec.tuning.budget.device_hours)
+    best = review.best
+    if best is None:
+        return Halt(sentence=f"{review.diagnosis.sentence} {_why_nothing(review)}")
+    if snapshot.spent_h + best.trial_h > budget_h:
+        return Halt(
+            sentence=f"Budget exhausted: {snapshot.spent_h:.2g} of {budget_h:g} device-hours are spent, "
+            f"the next trial needs about {best.trial_h:.2g}. Raise tuning.budget.deviceHours to go on."
+        )
+    attempt = count_attempts(best.hypothesis, snapshot.fingerprint, snapshot.memory)
+    plan = design_plan(
+        snapshot.present,
+        snapshot.job_uid,
+        snapshot.fingerprint,
+        snapshot.family,
+        best.hypothesis,
+        review.breakdown,
+        attempt,
+    )
+    return Propose(plan=plan, worth=best)
+
+
+def _why_nothing(review: Review) -> str:
+    if review.worths:
+        return f"Nothing is worth trying: {review.worths[0].sentence}."
+    if review.settled:
+        return "Every idea has been tried."
+    return "No knob is expected to help."

@@ -1,0 +1,357 @@
+"""What is worth trying, is it allowed, and does it repay its cost?
+
+Rules turn a diagnosis into typed hypotheses; proposals from anywhere (rules, past wins, Claude) pass one screen that
+keeps what is legal and says why the rest is not; the spend gate lets an experiment start only if its expected bank is
+positive. Numbers decide later; here nothing is believed, only ordered.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+
+from amdahl_loop.domain.diagnosis import NOTABLE_SHARE, CadenceWaste, Diagnosis, is_cpu_job, workers_needed
+from amdahl_loop.domain.experiments import Change, Constants, Experiment, Hypothesis, Source, VerdictWord
+from amdahl_loop.domain.knobs import CATALOGUE, is_tunable, legal_range, make_change
+from amdahl_loop.domain.phases import Breakdown
+from amdahl_loop.domain.resources import Frozen, KnobName, KnobValue, Objective, TrainingJob
+from amdahl_loop.domain.telemetry import Phase
+
+JITTER_CV = 0.3
+"""From this coefficient of variation of a batch's loading time on, queue depth matters (research, mission 5)."""
+NEAR_BEST = 1.02
+"""Of several worker counts predicted within 2 % of the best, the fewest is proposed."""
+DEFAULT_HIT_RATE = 0.5
+"""Prior chance that a rule's hypothesis wins: one imagined win in two, corrected by the ledger."""
+BLOCKS_OF_A_NULL = 4
+"""A hypothesis without gain is expected to close at the first look."""
+
+
+class Rejected(Frozen):
+    """A proposal that may not be tried, and why."""
+
+    hypothesis: Hypothesis
+    reason: str
+
+
+class Screened(Frozen):
+    """Proposals that may be tried, and those that may not."""
+
+    kept: tuple[Hypothesis, ...]
+    rejected: tuple[Rejected, ...]
+
+
+class Worth(Frozen):
+    """What an experiment is expected to bring: device-hours credited less device-hours spent."""
+
+    hypothesis: Hypothesis
+    expected_bank_h: float
+    trial_h: float
+    sentence: str
+
+
+def propose(
+    breakdown: Breakdown, diagnosis: Diagnosis, job: TrainingJob, cadence: CadenceWaste | None
+) -> tuple[Hypothesis, ...]:
+    """Every rule's hypotheses, largest expected gain first."""
+    found = [
+        *_more_workers(breakdown, diagnosis, job),
+        *_steadier_input(breakdown, job),
+        *_fewer_workers(breakdown, job),
+        *_better_cadence(breakdown, job, cadence),
+        *_other_process_count(breakdown, job),
+    ]
+    return tuple(sorted(found, key=lambda hypothesis: -hypothesis.expected_gain))
+
+
+def _more_workers(breakdown: Breakdown, diagnosis: Diagnosis, job: TrainingJob) -> list[Hypothesis]:
+    """The loader law gives the count; prefetch goes with it, since a first worker has no queue without one."""
+    knob, loader = KnobName.DATALOADER_WORKERS, breakdown.loader
+    now = job.spec.knobs.dataloader_workers
+    if now is None or loader is None or diagnosis.ceiling(knob) < NOTABLE_SHARE:
+        return []
+    _, most = legal_range(job, knob, breakdown.cpus)
+    best = min(predict_step_s(breakdown, workers, loader.batch_s) for workers in range(max(1, now), max(1, most) + 1))
+    target = next(
+        workers
+        for workers in range(max(1, now), max(1, most) + 1)
+        if predict_step_s(breakdown, workers, loader.batch_s) <= NEAR_BEST * best
+    )
+    if target <= now:
+        return []
+    gain = 1 - predict_step_s(breakdown, target, loader.batch_s) / breakdown.step_s
+    needed = workers_needed(loader.batch_s, breakdown.busy_step_s)
+    changes = [make_change(job, knob, target), *_depth_for(job, loader.cv, breakdown.cpus)]
+    return _hypothesis(
+        changes,
+        Phase.INPUT,
+        gain,
+        f"A batch takes one worker {1000 * loader.batch_s:.0f} ms and a step {1000 * breakdown.busy_step_s:.0f} ms: "
+        f"{needed} worker(s) would hide it, {target} allowed.",
+    )
+
+
+def predict_step_s(breakdown: Breakdown, workers: int, batch_s: float) -> float:
+    """Loader law: t_c + t_b with no worker, else max(t_c, t_b / W) (research, mission 5), plus what saves take."""
+    saving_s = breakdown.step_s * breakdown.shares[Phase.CHECKPOINT]
+    if workers == 0:
+        return breakdown.busy_step_s + batch_s + saving_s
+    return max(breakdown.busy_step_s, batch_s / workers) + saving_s
+
+
+def _depth_for(job: TrainingJob, cv: float, cpus: int) -> list[Change]:
+    """A deeper queue where loading times are uneven: about 2 + 6 cv batches a worker, in powers of two."""
+    knob = KnobName.PREFETCH_FACTOR
+    now = job.spec.knobs.prefetch_factor
+    if now is None or not is_tunable(job, knob) or cv < JITTER_CV:
+        return []
+    least, most = legal_range(job, knob, cpus)
+    depth = max(least, min(most, 2 ** round(math.log2(2 + 6 * cv))))
+    return [make_change(job, knob, depth)] if depth > now else []
+
+
+def _steadier_input(breakdown: Breakdown, job: TrainingJob) -> list[Hypothesis]:
+    """Waiting that the mean loading time does not explain: uneven batches, or workers started anew each epoch."""
+    knobs, loader = job.spec.knobs, breakdown.loader
+    if not knobs.dataloader_workers or loader is None or breakdown.shares[Phase.INPUT] < NOTABLE_SHARE:
+        return []
+    if loader.batch_s / knobs.dataloader_workers > breakdown.busy_step_s:
+        return []
+    share = breakdown.shares[Phase.INPUT]
+    found: list[Hypothesis] = []
+    deeper = _depth_for(job, loader.cv, breakdown.cpus)
+    if deeper:
+        found += _hypothesis(
+            deeper,
+            Phase.INPUT,
+            0.8 * share,
+            f"{knobs.dataloader_workers} workers suffice on average, but batches vary by {loader.cv:.0%}: "
+            "a deeper queue absorbs it.",
+        )
+    if is_tunable(job, KnobName.PERSISTENT_WORKERS) and knobs.persistent_workers is False:
+        found += _hypothesis(
+            [make_change(job, KnobName.PERSISTENT_WORKERS, after=True)],
+            Phase.INPUT,
+            0.7 * share,
+            f"{share:.0%} waits though the workers keep up: they may be started anew each epoch.",
+        )
+    return found
+
+
+def _fewer_workers(breakdown: Breakdown, job: TrainingJob) -> list[Hypothesis]:
+    """Workers beyond what the law needs cost start-up, memory and turns on the CPU."""
+    knob, loader = KnobName.DATALOADER_WORKERS, breakdown.loader
+    now = job.spec.knobs.dataloader_workers
+    if not now or loader is None or not is_tunable(job, knob):
+        return []
+    least, _ = legal_range(job, knob, breakdown.cpus)
+    target = max(least, min(now, workers_needed(loader.batch_s, breakdown.busy_step_s), max(1, breakdown.cpus)))
+    busy_cpus = breakdown.devices * (1 + min(now, loader.batch_s / breakdown.step_s))
+    crowded = max(0.0, 1 - breakdown.cpus / busy_cpus) if now > breakdown.cpus else 0.0
+    gain = max(crowded, 0.5 * breakdown.shares[Phase.INPUT])
+    if target >= now or gain < NOTABLE_SHARE:
+        return []
+    return _hypothesis(
+        [make_change(job, knob, target)],
+        Phase.INPUT,
+        gain,
+        f"{now} workers on {breakdown.cpus} CPUs, {target} would keep up: the rest only contend.",
+    )
+
+
+def _better_cadence(breakdown: Breakdown, job: TrainingJob, cadence: CadenceWaste | None) -> list[Hypothesis]:
+    """Young/Daly's cadence where it differs by enough to matter, and writing beside the training where saves block."""
+    knobs = job.spec.knobs
+    if cadence is None or breakdown.saves is None:
+        return []
+    found: list[Hypothesis] = []
+    now, best = knobs.checkpoint_every_steps, cadence.best_every_steps
+    if now is not None and is_tunable(job, KnobName.CHECKPOINT_EVERY_STEPS) and best != now:
+        found += _hypothesis(
+            [make_change(job, KnobName.CHECKPOINT_EVERY_STEPS, best)],
+            Phase.CHECKPOINT,
+            cadence.removable_share,
+            f"A save blocks {1000 * breakdown.saves.block_s:.0f} ms: every {best} steps balances it against lost work.",
+        )
+    if knobs.async_checkpoint is False and is_tunable(job, KnobName.ASYNC_CHECKPOINT):
+        found += _hypothesis(
+            [make_change(job, KnobName.ASYNC_CHECKPOINT, after=True)],
+            Phase.CHECKPOINT,
+            0.5 * cadence.save_share,
+            f"Saves block {cadence.save_share:.1%} of the time; writing beside the training may hide half of it.",
+        )
+    return [hypothesis for hypothesis in found if hypothesis.expected_gain >= NOTABLE_SHARE / 2]
+
+
+def _other_process_count(breakdown: Breakdown, job: TrainingJob) -> list[Hypothesis]:
+    """Fewer devices where they wait for each other or take turns; more only where wall time is the objective."""
+    knob = KnobName.GPUS_PER_REPLICA
+    now = job.spec.knobs.gpus_per_replica
+    if now is None or not is_tunable(job, knob):
+        return []
+    least, most = legal_range(job, knob, breakdown.cpus)
+    by_wall = job.spec.tuning.objective is Objective.WALL_TIME
+    if by_wall and breakdown.devices * 2 <= breakdown.cpus and now * 2 <= most:
+        gain = 0.5 * (1 - breakdown.shares[Phase.COMM])
+        why = f"{breakdown.devices} of {breakdown.cpus} CPUs train."
+        return _hypothesis([make_change(job, knob, now * 2)], Phase.COMPUTE, gain, why)
+    if is_cpu_job(job) and breakdown.devices > breakdown.cpus:
+        target = max(least, now * breakdown.cpus // breakdown.devices)
+        why = f"{breakdown.devices} processes take turns on {breakdown.cpus} CPUs."
+        gain = breakdown.shares[Phase.COMM] if by_wall else 1 - target / now
+    else:
+        target = max(least, now // 2)
+        slowdown = now / target * (1 - breakdown.shares[Phase.COMM])
+        gain = 0.0 if slowdown > float(job.spec.tuning.max_slowdown) else breakdown.shares[Phase.COMM]
+        why = (
+            f"{breakdown.shares[Phase.COMM]:.0%} of the step is communication: half the devices would hardly be slower."
+        )
+    if target >= now or gain < NOTABLE_SHARE:
+        return []
+    return _hypothesis([make_change(job, knob, target)], Phase.COMM, gain, why)
+
+
+def _hypothesis(changes: Sequence[Change], phase: Phase, gain: float, why: str) -> list[Hypothesis]:
+    if gain <= 0:
+        return []
+    return [
+        Hypothesis(
+            changes=tuple(changes),
+            phase=phase,
+            expected_gain=min(gain, 0.99),
+            source=Source.RULE,
+            rationale=why[:500],
+        )
+    ]
+
+
+def transfer_wins(family: Iterable[Experiment], job: TrainingJob) -> tuple[Hypothesis, ...]:
+    """Past wins of the family as first hypotheses; a change that has failed on any kin is not among them."""
+    kin = [experiment for experiment in family if experiment.verdict is not None]
+    failed = {
+        _target(e.plan.hypothesis)
+        for e in kin
+        if e.plan.hypothesis.source is Source.PRIOR and e.verdict is not None and e.verdict.word is not VerdictWord.WON
+    }
+    found: dict[str, Hypothesis] = {}
+    for experiment in kin:
+        verdict, hypothesis = experiment.verdict, experiment.plan.hypothesis
+        if verdict is None or verdict.word is not VerdictWord.WON or _target(hypothesis) in failed:
+            continue
+        changes = tuple(
+            make_change(job, change.knob, change.after)
+            for change in hypothesis.changes
+            if is_tunable(job, change.knob) and job.spec.knobs.get(change.knob) != change.after
+        )
+        if len(changes) == len(hypothesis.changes):
+            gain = min(0.99, max(0.0, 1 - math.exp(-(verdict.effect or 0.0))))
+            found[_target(hypothesis)] = Hypothesis(
+                changes=changes,
+                phase=hypothesis.phase,
+                expected_gain=gain,
+                source=Source.PRIOR,
+                rationale=f"Won {gain:.0%} on {experiment.plan.job} ({experiment.name}).",
+            )
+    return tuple(sorted(found.values(), key=lambda hypothesis: -hypothesis.expected_gain))
+
+
+def _target(hypothesis: Hypothesis) -> str:
+    """What a hypothesis changes to, whatever it started from."""
+    return ";".join(f"{change.knob}>{change.after}" for change in hypothesis.changes)
+
+
+def screen(proposals: Iterable[Hypothesis], job: TrainingJob, cpus: int) -> Screened:
+    """Typed, bounded, the owner's to allow: the same screen for rules, past wins and Claude."""
+    kept: list[Hypothesis] = []
+    rejected: list[Rejected] = []
+    for hypothesis in proposals:
+        reason = next((r for change in hypothesis.changes if (r := _refuse(change, job, cpus))), None)
+        if reason is None and any(other.key == hypothesis.key for other in kept):
+            reason = "proposed already"
+        if reason is None:
+            kept.append(hypothesis)
+        else:
+            rejected.append(Rejected(hypothesis=hypothesis, reason=reason))
+    return Screened(kept=tuple(kept), rejected=tuple(rejected))
+
+
+def _refuse(change: Change, job: TrainingJob, cpus: int) -> str | None:
+    """Why one change may not be tried, None when it may."""
+    knob = change.knob
+    if knob not in CATALOGUE:
+        return f"{knob} is never offered"
+    if knob in job.spec.tuning.pin:
+        return f"{knob} is pinned by its owner"
+    present = job.spec.knobs.get(knob)
+    if present is None:
+        return f"{knob} is not declared under spec.knobs"
+    if change.before != present:
+        return f"{knob} is {present} now, not {change.before}"
+    if change.after == present:
+        return f"{knob} is {present} already"
+    return _refuse_value(knob, change.after, job, cpus)
+
+
+def _refuse_value(knob: KnobName, value: KnobValue, job: TrainingJob, cpus: int) -> str | None:
+    spec = CATALOGUE[knob]
+    if spec.switch != isinstance(value, bool):
+        return f"{knob} takes {'true or false' if spec.switch else 'a whole number'}, not {value!r}"
+    least, most = legal_range(job, knob, cpus)
+    if not spec.switch and not least <= value <= most:
+        return f"{knob} {value} is outside [{least}, {most}]"
+    return None
+
+
+def weigh(
+    hypotheses: Iterable[Hypothesis],
+    breakdown: Breakdown,
+    job: TrainingJob,
+    constants: Constants,
+    past: Iterable[Experiment],
+) -> tuple[Worth, ...]:
+    """The spend gate's arithmetic for each hypothesis, most expected bank first, past wins before all others."""
+    history = tuple(past)
+    worths = [_weigh_one(hypothesis, breakdown, job, constants, history) for hypothesis in hypotheses]
+    return tuple(sorted(worths, key=lambda w: (w.hypothesis.source is not Source.PRIOR, -w.expected_bank_h)))
+
+
+def _weigh_one(
+    hypothesis: Hypothesis, breakdown: Breakdown, job: TrainingJob, constants: Constants, past: Sequence[Experiment]
+) -> Worth:
+    ahead_h, origin = job.expected_device_hours
+    rate = hit_rate(hypothesis.knob, past)
+    won_h, null_h = trial_device_hours(hypothesis, breakdown, constants)
+    trial_h = rate * won_h + (1 - rate) * null_h
+    bank_h = ahead_h * hypothesis.expected_gain * rate - trial_h
+    return Worth(
+        hypothesis=hypothesis,
+        expected_bank_h=bank_h,
+        trial_h=trial_h,
+        sentence=(
+            f"{'; '.join(str(change) for change in hypothesis.changes)}: {ahead_h:g} device-hours ahead ({origin}) "
+            f"x {hypothesis.expected_gain:.0%} gain x {rate:.0%} hit rate - {trial_h:.2g} for the trial "
+            f"= {bank_h:.2g} device-hours"
+        ),
+    )
+
+
+def hit_rate(knob: KnobName, past: Iterable[Experiment]) -> float:
+    """Share of closed experiments on this knob that won, with one imagined win in two trials as prior."""
+    closed = [e.verdict.word for e in past if e.verdict is not None and e.plan.hypothesis.knob is knob]
+    return (2 * DEFAULT_HIT_RATE + closed.count(VerdictWord.WON)) / (2 + len(closed))
+
+
+def trial_device_hours(hypothesis: Hypothesis, breakdown: Breakdown, constants: Constants) -> tuple[float, float]:
+    """Device-hours of an experiment that wins, and of one that closes at the first look."""
+    live = breakdown.live and all(CATALOGUE[change.knob].is_live for change in hypothesis.changes)
+    step_s, launch_s = breakdown.step_s, breakdown.startup_s
+    window_s = max(constants.window_s, constants.min_steps * step_s)
+    if live:
+        block_s = launch_s + constants.launch_warmup_s + 3 * constants.switch_warmup_s + 4 * window_s
+    else:
+        block_s = 4 * (launch_s + constants.launch_warmup_s + window_s)
+    soak_s = constants.soak_blocks * 4 * (launch_s + constants.soak_warmup_s + constants.soak_window_s)
+    proof_s = 2 * (launch_s + constants.proof_steps * step_s)
+    checking = constants.checks * constants.blocks_per_check + constants.null_blocks
+    processes = [int(c.after) for c in hypothesis.changes if c.knob is KnobName.GPUS_PER_REPLICA]
+    devices = max(breakdown.devices, *processes, 1)
+    null_s = proof_s + BLOCKS_OF_A_NULL * block_s
+    return devices * (null_s + checking * block_s + soak_s) / 3600, devices * null_s / 3600

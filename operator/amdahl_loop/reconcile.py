@@ -1,0 +1,170 @@
+"""In which order do effects happen? Observe, decide, perform, record: one pass, one effect.
+
+The only place that orders effects. A pass may be cut anywhere: names are derived before anything is launched, a plan is
+recorded before its first block, a block is recorded before its traces are dropped, and every pass starts from what the
+ledger and the runner say.
+"""
+
+from dataclasses import dataclass
+from typing import assert_never
+
+from amdahl_loop.domain.experiments import BlockRecord
+from amdahl_loop.domain.ledger import Application, ApplicationKind, Observation
+from amdahl_loop.domain.plan import (
+    Action,
+    Apply,
+    Challenge,
+    Halt,
+    Judge,
+    Launch,
+    Observe,
+    Propose,
+    Rollback,
+    Snapshot,
+    next_action,
+)
+from amdahl_loop.domain.resources import Knobs, TrainingJob
+from amdahl_loop.domain.runs import Absent, Finished, Running, RunRequest, RunState
+from amdahl_loop.domain.telemetry import BlockReport, Malformed, parse_block_summary
+from amdahl_loop.ports import Clock, LedgerStore, Runner
+
+
+@dataclass(frozen=True, kw_only=True)
+class Identity:
+    """Which job this is, for names and memory."""
+
+    job_uid: str
+    fingerprint: str
+    family: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ports:
+    """The world, as the loop may touch it."""
+
+    runner: Runner
+    ledger: LedgerStore
+    clock: Clock
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tick:
+    """One pass: what was seen, what was decided, and the state of the run it concerns."""
+
+    snapshot: Snapshot
+    action: Action
+    run: RunState | None = None
+
+    @property
+    def is_waiting(self) -> bool:
+        """True while a run goes on: nothing changes until it reports."""
+        return isinstance(self.run, Running)
+
+    @property
+    def is_over(self) -> bool:
+        """True when nothing is left to do."""
+        return isinstance(self.action, Halt)
+
+
+async def tick(job: TrainingJob, identity: Identity, ports: Ports, since_s: float = 0.0) -> Tick:
+    """One pass of the loop for one job."""
+    memory = await ports.ledger.recall(identity.job_uid, identity.fingerprint, identity.family)
+    snapshot = Snapshot(
+        job=job,
+        job_uid=identity.job_uid,
+        fingerprint=identity.fingerprint,
+        family=identity.family,
+        memory=memory,
+        now_s=ports.clock(),
+        since_s=since_s,
+    )
+    action = next_action(snapshot)
+    return Tick(snapshot=snapshot, action=action, run=await _perform(action, snapshot, ports))
+
+
+async def _perform(action: Action, snapshot: Snapshot, ports: Ports) -> RunState | None:
+    match action:
+        case Observe():
+            return await _advance_observation(action, snapshot, ports)
+        case Launch() | Challenge():
+            return await _advance_block(action, snapshot, ports)
+        case Propose():
+            await ports.ledger.add_plan(action.plan)
+        case Judge():
+            await ports.ledger.add_verdict(action.experiment.name, action.verdict, ports.clock())
+        case Apply():
+            await _apply(ApplicationKind.APPLIED, action.experiment.name, action.knobs, snapshot, ports)
+        case Rollback():
+            await _apply(ApplicationKind.ROLLED_BACK, action.application.experiment, action.knobs, snapshot, ports)
+        case Halt():
+            pass
+        case _:
+            assert_never(action)
+    return None
+
+
+async def _advance(request: RunRequest, snapshot: Snapshot, ports: Ports) -> RunState:
+    """Submit a run that is absent; say how it stands."""
+    state = await ports.runner.find(request.run)
+    if isinstance(state, Absent):
+        await ports.runner.submit(snapshot.present, request)
+        return Running()
+    return state
+
+
+async def _advance_observation(action: Observe, snapshot: Snapshot, ports: Ports) -> RunState:
+    state = await _advance(action.request, snapshot, ports)
+    if isinstance(state, Finished):
+        report, failure = _read(state, action.request.run)
+        observation = Observation(
+            run=action.request.run,
+            at_s=ports.clock(),
+            fingerprint=snapshot.fingerprint,
+            job=snapshot.job.without_environment(),
+            knobs=snapshot.knobs,
+            report=report or BlockReport(run=action.request.run, state="error", why=failure),
+            held_device_s=state.held_device_s,
+        )
+        await ports.ledger.add_observation(snapshot.job_uid, observation)
+        await ports.runner.stop(action.request.run)
+    return state
+
+
+async def _advance_block(action: Launch | Challenge, snapshot: Snapshot, ports: Ports) -> RunState:
+    state = await _advance(action.request, snapshot, ports)
+    if isinstance(state, Finished):
+        report, failure = _read(state, action.request.run)
+        record = BlockRecord(
+            spec=action.spec,
+            node=state.node,
+            started_at_s=state.started_at_s,
+            held_device_s=state.held_device_s,
+            report=report,
+            failure=failure,
+        )
+        await ports.ledger.add_block(action.experiment.name, record)
+        await ports.runner.stop(action.request.run)
+    return state
+
+
+def _read(state: Finished, run: str) -> tuple[BlockReport | None, str]:
+    """The believed report of a finished run, or why there is none."""
+    if not state.summary:
+        return None, (state.failure or "the run left no summary")[:200]
+    report = parse_block_summary(state.summary, run)
+    return (None, report.reason[:200]) if isinstance(report, Malformed) else (report, "")
+
+
+async def _apply(kind: ApplicationKind, experiment: str, knobs: Knobs, snapshot: Snapshot, ports: Ports) -> None:
+    await ports.ledger.add_application(
+        Application(
+            job=snapshot.job.metadata.name,
+            job_uid=snapshot.job_uid,
+            fingerprint=snapshot.fingerprint,
+            at_s=ports.clock(),
+            kind=kind,
+            experiment=experiment,
+            declared=snapshot.job.spec.knobs,
+            knobs=knobs,
+        )
+    )

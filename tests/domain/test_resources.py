@@ -1,0 +1,145 @@
+"""What a user may declare, and what a faulty manifest is told."""
+
+import pytest
+from builders import make_job, make_manifest
+
+from amdahl_loop.domain.resources import KnobName, Knobs, ManifestError, parse_duration_s, parse_quantity, parse_training_job
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("30m", 1800), ("1h30m", 5400), ("250ms", 0.25), ("24h", 86400), ("1.5s", 1.5), ("2d", 172800)],
+)
+def test_durations_are_read(text: str, seconds: float) -> None:
+    """A duration is a sum of numbers with units."""
+    assert parse_duration_s(text) == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize("text", ["", "30", "m", "30 m", "-5m", "1h-3m", "one hour"])
+def test_bad_durations_are_named(text: str) -> None:
+    """What is no duration is quoted, with an example of one."""
+    with pytest.raises(ValueError, match="is no duration; write"):
+        parse_duration_s(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("2", 2), ("500m", 0.5), ("8Gi", 8 * 2**30), ("1.5", 1.5), ("3k", 3000), ("1T", 1e12)]
+)
+def test_quantities_are_read(text: str, value: float) -> None:
+    """Kubernetes' decimal and binary suffixes."""
+    assert parse_quantity(text) == pytest.approx(value)
+
+
+def test_design_example_is_accepted() -> None:
+    """The manifest shown in the design parses, with every default in place."""
+    job = make_job(
+        knobs={"dataloaderWorkers": 0, "checkpointEverySteps": 50, "gpusPerReplica": 4},
+        tuning={
+            "mode": "Auto",
+            "objective": "DeviceHours",
+            "maxSlowdown": "1.05",
+            "knobs": {"dataloaderWorkers": {"max": 8}, "checkpointEverySteps": {"min": 10}},
+            "budget": {"deviceHours": "4", "parallelTrials": 1},
+            "expectedDeviceHours": "200",
+            "checkpoint": {"maxLostWork": "30m", "meanTimeBetweenInterruptions": "24h"},
+            "profile": "standard",
+            "pin": [],
+            "trial": {"placement": "Spare", "isolated": False, "scratchPaths": ["/checkpoints"]},
+            "apply": {"when": "Live"},
+        },
+    )
+
+    assert job.spec.knobs.declared() == {
+        KnobName.DATALOADER_WORKERS: 0,
+        KnobName.CHECKPOINT_EVERY_STEPS: 50,
+        KnobName.GPUS_PER_REPLICA: 4,
+    }
+    assert job.spec.tuning.checkpoint.max_lost_work_s == 1800
+    assert job.expected_device_hours == (200.0, "tuning.expectedDeviceHours")
+
+
+def _broken(**changes: object) -> dict[str, object]:
+    manifest = make_manifest()
+    for path, value in changes.items():
+        *parents, last = path.split("__")
+        place: dict[str, object] = manifest
+        for part in parents:
+            place = place.setdefault(part, {})  # type: ignore[assignment]  # the builder's nested objects
+        place[last] = value
+    return manifest
+
+
+@pytest.mark.parametrize(
+    ("manifest", "said"),
+    [
+        (_broken(spec__knobs={"dataloaderWorker": 2}), "spec.knobs.dataloaderWorker: 2: unknown field"),
+        (_broken(spec__knobs={"dataloaderWorker": 2}), "use one of dataloaderWorkers"),
+        (_broken(spec__knobs={"dataloaderWorkers": "many"}), "spec.knobs.dataloaderWorkers: 'many'"),
+        (_broken(spec__knobs={"dataloaderWorkers": -1}), "spec.knobs.dataloaderWorkers: -1"),
+        (
+            _broken(spec__tuning={"knobs": {"dataloaderWorkers": {"min": 4, "max": 2}}}),
+            "spec.tuning.knobs.dataloaderWorkers: {'min': 4, 'max': 2}: min 4 is above max 2; swap them",
+        ),
+        (
+            _broken(spec__knobs={"dataloaderWorkers": 9}, spec__tuning={"knobs": {"dataloaderWorkers": {"max": 8}}}),
+            "knobs.dataloaderWorkers is 9, outside tuning.knobs.dataloaderWorkers [None, 8]",
+        ),
+        (_broken(spec__tuning={"maxSlowdown": "fast"}), "spec.tuning.maxSlowdown: 'fast'"),
+        (_broken(spec__tuning={"checkpoint": {"maxLostWork": "0s"}}), "must be longer than zero"),
+        (_broken(spec__tuning={"mode": "Turbo"}), "spec.tuning.mode: 'Turbo'"),
+        (_broken(spec__tuning={"pin": ["speed"]}), "spec.tuning.pin.0: 'speed'"),
+        (_broken(metadata__name="Py Docs"), "metadata.name: 'Py Docs': must be lower-case letters"),
+        (_broken(metadata__name="x" * 64), "metadata.name"),
+        (_broken(kind="Job"), "kind: 'Job'"),
+        (_broken(spec__template={"spec": {"containers": [{"name": "main", "command": ["x"]}]}}), "name the one to tune 'trainer'"),
+        (_broken(spec__template={"spec": {"containers": [{"name": "trainer"}]}}), "has no command"),
+        ({"apiVersion": "amdahl-loop.io/v1alpha1", "kind": "TrainingJob", "metadata": {"name": "a"}}, "spec: absent: required"),
+        (["a", "list"], "holds list, not an object"),
+    ],
+)
+def test_faults_name_field_value_and_fix(manifest: object, said: str) -> None:
+    """A faulty manifest is refused with the field, its value and what would mend it."""
+    with pytest.raises(ManifestError) as refused:
+        parse_training_job(manifest)
+
+    assert said in str(refused.value)
+
+
+def test_every_fault_is_listed_at_once() -> None:
+    """Two faults, two lines: nobody mends a manifest one error at a time."""
+    with pytest.raises(ManifestError) as refused:
+        parse_training_job(_broken(spec__knobs={"dataloaderWorkers": -1}, spec__tuning={"mode": "Turbo"}))
+
+    assert len(str(refused.value).splitlines()) == 2
+
+
+def test_fields_that_the_loop_does_not_read_are_kept() -> None:
+    """A pod template is the user's: volumes, tolerations and the rest survive a round trip."""
+    manifest = make_manifest()
+    manifest["spec"]["template"]["spec"]["tolerations"] = [{"key": "gpu"}]
+
+    dumped = parse_training_job(manifest).model_dump(by_alias=True)
+
+    assert dumped["spec"]["template"]["spec"]["tolerations"] == [{"key": "gpu"}]
+
+
+def test_knobs_are_values() -> None:
+    """Replacing a value gives another set of knobs and leaves the first one as it was."""
+    knobs = Knobs(dataloader_workers=0, prefetch_factor=2)
+
+    changed = knobs.with_values({KnobName.DATALOADER_WORKERS: 4})
+
+    assert (knobs.dataloader_workers, changed.dataloader_workers, changed.prefetch_factor) == (0, 4, 2)
+    with pytest.raises(ValueError, match="greater than or equal to 0"):
+        knobs.with_values({KnobName.DATALOADER_WORKERS: -3})
+
+
+def test_environment_values_can_be_left_out() -> None:
+    """What is stored for a replay holds no value of the environment: it may be a secret."""
+    manifest = make_manifest()
+    manifest["spec"]["template"]["spec"]["containers"][0]["env"] = [{"name": "TOKEN", "value": "s3cret"}]
+
+    stored = parse_training_job(manifest).without_environment().model_dump_json()
+
+    assert "TOKEN" in stored
+    assert "s3cret" not in stored

@@ -1,0 +1,29 @@
+"""`python -m amdahl_trainer --config x.yaml [--section.key value ...]`: one process of a run. See `launch` for several."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import NoReturn
+
+
+def main() -> NoReturn:
+    """Train, and leave with one of the exit codes of `errors.Exit`."""
+    _leave_probe()
+    from amdahl_trainer import entry  # imports torch
+
+    entry.run(sys.argv[1:], os.environ)
+
+
+def _leave_probe() -> None:
+    """Keep the probe out of this process: the trainer writes the same records itself.
+
+    The probe waits for `import torch` with a finder on `sys.meta_path`; taken off before that, it never acts.
+    """
+    hook = sys.modules.get("amdahl_probe.hook")
+    if hook is not None:
+        sys.meta_path[:] = [finder for finder in sys.meta_path if not isinstance(finder, hook.ImportWatcher)]
+
+
+if __name__ == "__main__":
+    main()

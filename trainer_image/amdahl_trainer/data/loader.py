@@ -1,0 +1,146 @@
+"""How do rows reach the training process in time? torch's DataLoader over positions, rebuilt from one at any step.
+
+One batch is a rank's share of one optimizer step. The time it took to make is measured where it is made and travels
+with it, so the trainer knows what a worker costs without asking. A loader never ends: it has no epochs, only positions.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from amdahl_trainer.data.order import Order, Share
+from amdahl_trainer.data.rows import Rows
+from amdahl_trainer.errors import DataError
+
+
+class Batch(NamedTuple):
+    """A rank's rows of one step: (rows, seq) int64 each, the sample numbers, and what the batch cost to make."""
+
+    inputs: Tensor
+    targets: Tensor
+    segments: Tensor
+    samples: list[int]
+    valid: int
+    cost_ns: int
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the loader knobs set. None of it changes which samples come when."""
+
+    workers: int
+    prefetch_factor: int
+    pin_memory: bool
+
+
+class RowsByPosition(Dataset[Batch]):
+    """Batches of rows, asked for by position."""
+
+    def __init__(self, rows: Rows, order: Order) -> None:
+        self._rows = rows
+        self._order = order
+
+    def __getitems__(self, positions: Sequence[int]) -> Batch:
+        """Make the batch of these positions."""
+        begun_ns = time.monotonic_ns()
+        samples = [self._order.sample(position) for position in positions]
+        made = [self._rows.row(sample) for sample in samples]
+        inputs, targets, segments = (torch.from_numpy(np.stack(part)) for part in zip(*made, strict=True))
+        valid = int((segments > 0).sum())
+        return Batch(inputs, targets, segments, samples, valid, time.monotonic_ns() - begun_ns)
+
+
+class Loader:
+    """Batches of one rank from a position on."""
+
+    def __init__(self, rows: Rows, order: Order, share: Share, settings: Settings) -> None:
+        self._rows = rows
+        self._share = share
+        self.order = order
+        self.settings = settings
+        self.position = 0
+        self._batches: Iterator[Batch] | None = None
+
+    def open(self, position: int, settings: Settings | None = None, order: Order | None = None) -> None:
+        """Go to a position, with other settings or another order if given. Workers are started anew."""
+        self.close()
+        self.settings = settings or self.settings
+        self.order = order or self.order
+        self.position = position
+        self._batches = self._start()
+
+    def next(self) -> Batch:
+        """The rank's batch at `position`, which moves on. A loader that fails is started once more.
+
+        Raises:
+            DataError: it failed twice at one position.
+        """
+        assert self._batches is not None, "open() comes first"
+        try:
+            batch = next(self._batches)
+        except Exception as first:  # noqa: BLE001 (a worker hands over whatever its data raised)
+            print(f"loader failed at position {self.position} ({_one_line(first)}); starting it again", flush=True)
+            self.open(self.position)
+            try:
+                batch = next(self._batches)
+            except Exception as second:
+                raise DataError(f"loader failed twice at position {self.position}: {_one_line(second)}") from second
+        self.position += self._share.global_batch
+        return batch
+
+    def close(self) -> None:
+        """Stop the workers. Batches they had ready are dropped and made again after `open`."""
+        self._batches = None  # the iterator's finaliser joins its workers
+
+    def _start(self) -> Iterator[Batch]:
+        workers = self.settings.workers
+        loader = DataLoader(
+            RowsByPosition(self._rows, self.order),
+            batch_sampler=_Positions(self._share, self.position),
+            collate_fn=_as_is,
+            num_workers=workers,
+            prefetch_factor=self.settings.prefetch_factor if workers else None,
+            pin_memory=self.settings.pin_memory and torch.cuda.is_available(),
+            worker_init_fn=_begin_worker,
+            multiprocessing_context="fork" if workers else None,  # a live switch must not import torch again
+            generator=torch.Generator(),  # its own, so that starting a loader draws nothing from the training's
+        )
+        batches = iter(loader)
+        # torch's SIGCHLD handler raises in whatever the training thread does when a worker dies. Without it the death
+        # is noticed in `next`, where it can be handled.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        return batches
+
+
+@dataclass(frozen=True)
+class _Positions:
+    """The endless batch sampler."""
+
+    share: Share
+    begin: int
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return map(list, self.share.batches(self.begin))
+
+
+def _as_is(batch: Batch) -> Batch:
+    return batch
+
+
+def _begin_worker(_: int) -> None:
+    """Outlive a SIGTERM to the process group: the training process still needs batches to reach its checkpoint."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".strip().splitlines()[-1]

@@ -1,0 +1,263 @@
+"""What happens in one step, in which order, and to which phase does its time go? The step engine.
+
+A lap of the ledger runs from the end of one optimizer step to the end of the next, so whatever happens between steps
+(a save, an evaluation, a change of knobs) is in the account of the step that follows it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import time
+from collections import deque
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+
+import torch
+from amdahl_probe.emit import Batches
+from amdahl_probe.spans import Ledger
+
+from amdahl_trainer import ckpt, flops, knobs, optim
+from amdahl_trainer.ckpt import Checkpoints, Progress
+from amdahl_trainer.config import Config
+from amdahl_trainer.data.loader import Batch, Loader
+from amdahl_trainer.data.order import Order
+from amdahl_trainer.device import Clock
+from amdahl_trainer.dp import Agreement, Peers, Place, Replica
+from amdahl_trainer.errors import NonFiniteError
+from amdahl_trainer.knobs import KnobFile, Knobs, Update, Window
+from amdahl_trainer.loss import loss_sum
+from amdahl_trainer.report import Reporter, Step, describe
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Everything a run is made of."""
+
+    config: Config
+    place: Place
+    device: torch.device
+    peers: Peers
+    replica: Replica
+    optimizer: torch.optim.Optimizer
+    loader: Loader
+    checkpoints: Checkpoints | None  # on rank 0
+    clock: Clock
+    ledger: Ledger
+    reporter: Reporter
+    micro_batch: int
+    cost: flops.PerToken
+    peak: float | None
+    evaluate: Callable[[], float]
+    wants_stop: Callable[[], bool]
+    knob_file: KnobFile
+    is_trial: bool
+
+
+class Engine:
+    """Runs steps until there is a reason not to."""
+
+    def __init__(self, parts: Parts, progress: Progress, settings: Knobs, seq: int) -> None:
+        self.parts = parts
+        self.progress = progress
+        self.knobs = settings
+        self.seq = seq
+        self.save_every: int | None = None  # a trial window's own cadence
+        self.steps = 0
+        self._pending: deque[Step] = deque()
+        self._tags: list[str] = ["warmup"]
+        self._last_saved = progress.step
+
+    def run(self, startup: Callable[[], None]) -> bool:
+        """Train to the end, or to a request to stop. True if the run is finished.
+
+        `startup` is called once, with the first batch in hand.
+
+        Raises:
+            NonFiniteError: the loss or the gradients are not finite; the parameters are those before that step.
+        """
+        parts = self.parts
+        parts.ledger.take()  # the first step begins when the first batch is asked for
+        batch = parts.loader.next() if not self._is_finished() else None
+        startup()
+        while batch is not None:
+            news = parts.knob_file.poll()
+            parts.ledger.rest("compute")
+            with parts.ledger.span("comm"):
+                agreed = parts.peers.agree(batch.valid, parts.wants_stop(), news is not None)
+            if agreed.stop:
+                break
+            self._step(batch, agreed)
+            self._between(news, agreed)
+            batch = self._next_batch()
+        self._read(wait=True)
+        if self.progress.step > self._last_saved:
+            self._save(asynchronous=False)
+        self._report_durable(wait=True)
+        return self._is_finished()
+
+    def _is_finished(self) -> bool:
+        """A trial is ended by its supervisor, not by the number of steps that the job has left."""
+        return self.progress.step >= self.parts.config.run.max_steps and not self.parts.is_trial
+
+    def _next_batch(self) -> Batch | None:
+        if self._is_finished():
+            return None
+        self.parts.clock.ask()
+        with self.parts.ledger.span("input"):
+            return self.parts.loader.next()
+
+    def _step(self, batch: Batch, agreed: Agreement) -> None:
+        parts, config = self.parts, self.parts.config
+        parts.clock.begin()
+        loss = self._accumulate(batch, agreed.valid)
+        parts.clock.backward_done()
+        with parts.ledger.span("comm"):
+            loss = parts.peers.total(loss)
+        lr = optim.learning_rate(self.progress.step, config.optim, config.decay_steps)
+        norm, refused = optim.apply(parts.replica.model, parts.optimizer, config.optim, lr, loss)
+        parts.clock.finish(torch.stack((loss, norm, refused)))
+        self.progress = Progress(self.progress.step + 1, parts.loader.position)
+        phases = parts.ledger.take()
+        parts.ledger.rest("other")
+        tags, self._tags = tuple(self._tags), []
+        step = Step(
+            index=self.steps,
+            total=self.progress.step,
+            end_ns=parts.ledger.mark_ns,
+            phases=phases,
+            batch=describe(batch),
+            loader=Batches().plus(batch.cost_ns),
+            valid=batch.valid,
+            lr=lr,
+            seq=self.seq,
+            tags=tags,
+        )
+        self.steps += 1
+        self._pending.append(step)
+        self._read()
+
+    def _accumulate(self, batch: Batch, valid: int) -> torch.Tensor:
+        """Forward and backward over micro-batches. The rank's share of the loss, detached, on the device."""
+        parts = self.parts
+        total = torch.zeros((), device=parts.device)
+        size = parts.micro_batch
+        for first in range(0, len(batch.samples), size):
+            inputs, targets, segments = (
+                part[first : first + size].to(parts.device, non_blocking=True)
+                for part in (batch.inputs, batch.targets, batch.segments)
+            )
+            with parts.replica.sync(last=first + size >= len(batch.samples)):
+                with self._precision():
+                    logits = parts.replica.forward(inputs, segments if parts.config.data.doc_mask else None)
+                share = loss_sum(logits, targets) / valid
+                (share * parts.replica.world).backward()  # DDP divides the sum over ranks by their number
+            total += share.detach()
+        return total
+
+    def _precision(self) -> AbstractContextManager[None]:
+        if self.parts.config.precision.compute == "float32":
+            return contextlib.nullcontext()
+        return torch.autocast(self.parts.device.type, dtype=torch.bfloat16)
+
+    def _read(self, wait: bool = False) -> None:
+        """Write the records of steps whose reading has come."""
+        parts = self.parts
+        for reading in parts.clock.ready(wait):
+            step = self._pending.popleft()
+            parts.reporter.step(step, reading, parts.cost, parts.peak)
+            if step.total % parts.config.metrics.log_every == 0:
+                parts.reporter.line(step, reading, parts.config.run.max_steps)
+            if reading.refused:
+                raise NonFiniteError(
+                    f"step {step.total}: loss {reading.loss}, gradient norm {reading.grad_norm}; the step was refused and "
+                    f"checkpoints are as they were (newest: step {self._last_saved}); lower optim.lr or look at the data"
+                )
+
+    def _between(self, news: str | None, agreed: Agreement) -> None:
+        """Everything that may happen at a step boundary."""
+        config, step = self.parts.config, self.progress.step
+        every = self.knobs.checkpoint_every if self.save_every is None else self.save_every
+        self._report_durable()
+        if every and step % every == 0:
+            self._save(self.knobs.async_checkpoint)
+        if config.eval.every_steps and step % config.eval.every_steps == 0:
+            self._evaluate()
+        if step % config.run.gc_every == 0:
+            gc.collect()
+            self._tags.append("gc")
+        if agreed.news:
+            text = self.parts.peers.broadcast(news)
+            assert text is not None, "rank 0 had news"
+            self.apply(text)
+
+    def _evaluate(self) -> None:
+        self._tags.append("eval")
+        with self.parts.ledger.span("eval"):
+            bits = self.parts.evaluate()
+        self.parts.reporter.say(f"step {self.progress.step:>6}  held out: {bits:.4f} bits/byte")
+
+    def _save(self, asynchronous: bool) -> None:
+        """Save on rank 0 while the others wait; asynchronously they wait only for the copy."""
+        parts = self.parts
+        self._read(wait=True)  # a refused step must be known before its state is kept
+        if "ckpt" not in self._tags:
+            self._tags.append("ckpt")
+        begun_ns = time.monotonic_ns()
+        with parts.ledger.span("checkpoint"):
+            if parts.checkpoints is not None:
+                state = ckpt.collect(parts.replica.model, parts.optimizer)
+                parts.checkpoints.save(state, self.progress, asynchronous)
+            parts.peers.barrier()
+        block_ns = time.monotonic_ns() - begun_ns
+        self._last_saved = self.progress.step
+        parts.reporter.recorder.save(block_ns, asynchronous, self.progress.step)
+        if not asynchronous:
+            parts.reporter.recorder.durable(block_ns, False, self.progress.step, block_ns)
+
+    def _report_durable(self, wait: bool = False) -> None:
+        """Say that a checkpoint written in the background is complete, once it is."""
+        checkpoints = self.parts.checkpoints
+        if checkpoints is None:
+            return
+        with self.parts.ledger.span("checkpoint"):
+            written = checkpoints.finished(wait)
+        if written is not None:
+            self.parts.reporter.recorder.durable(written.block_ns, True, written.step, written.total_ns)
+
+    def apply(self, text: str) -> None:
+        """Take a knob file's content into force: all ranks at this boundary, always with a new loader."""
+        parts, recorder = self.parts, self.parts.reporter.recorder
+        update = knobs.parse(text)
+        if isinstance(update, str):
+            parts.reporter.say(f"knob file left alone: {update}")
+            recorder.knob(self.seq, {}, {"file": update})
+            return
+        outcome = knobs.apply(update.values, self.knobs, parts.place, has_gpu=parts.device.type == "cuda")
+        self.knobs, self.seq = outcome.knobs, update.seq
+        recorder.knob(self.seq, outcome.applied, outcome.ignored)
+        self.enter_window(update)
+        parts.loader.open(self.progress.position, self.knobs.loader, parts.loader.order)
+
+    def enter_window(self, update: Update) -> None:
+        """In a trial, go to the window's place in the data; an ordinary run never moves."""
+        window = update.window or Window(None, None, None)
+        if not self.parts.is_trial:
+            if update.window is not None:
+                self.parts.reporter.recorder.knob(self.seq, {}, {"window": "not a trial: AMDAHL_TRIAL is not 1"})
+            return
+        self.save_every = window.save_every
+        self.progress = enter(window, self.progress, self.parts.loader, self.parts.config.run.seed)
+        if window.offset is not None or window.seed is not None:
+            self.parts.reporter.recorder.offset(self.seq, self.progress.position, window.seed, True)
+
+
+def enter(window: Window, progress: Progress, loader: Loader, run_seed: int) -> Progress:
+    """Where a trial's window begins. Its seed reseeds torch and, with the run's own, orders the samples."""
+    if window.seed is not None:
+        torch.manual_seed(window.seed)
+        loader.order = Order(loader.order.samples, run_seed * 1_000_003 + window.seed)
+    if window.offset is None:
+        return progress
+    return replace(progress, position=window.offset % loader.order.samples)

@@ -1,0 +1,55 @@
+"""How do gradients become parameters? AdamW with decay on matrices only, warm-up and decay, clipping, and a guard.
+
+The guard: a step whose loss or gradient norm is not finite changes nothing. It is decided on the device, so the host
+need not wait for the answer; every rank decides alike, because loss and gradients are already summed over ranks.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from amdahl_trainer.config import Optim
+
+
+def build(model: nn.Module, config: Optim) -> torch.optim.AdamW:
+    """AdamW over two groups: matrices decay, vectors (norms) do not."""
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    groups = [
+        {"params": [w for w in weights if w.dim() >= 2], "weight_decay": config.weight_decay},
+        {"params": [w for w in weights if w.dim() < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps, fused=True)
+
+
+def learning_rate(step: int, config: Optim, decay_steps: int) -> float:
+    """Learning rate of the 0-based `step`: linear warm-up, then `schedule` down to `min_lr_ratio` at `decay_steps`."""
+    if step < config.warmup_steps:
+        return config.lr * (step + 1) / config.warmup_steps
+    if config.schedule == "constant":
+        return config.lr
+    span = max(1, decay_steps - config.warmup_steps)
+    done = min(1.0, (step - config.warmup_steps) / span)
+    left = 0.5 * (1 + math.cos(math.pi * done)) if config.schedule == "cosine" else 1 - done
+    return config.lr * (config.min_lr_ratio + (1 - config.min_lr_ratio) * left)
+
+
+def apply(
+    model: nn.Module, optimizer: torch.optim.Optimizer, config: Optim, lr: float, loss: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Clip and update, unless loss or gradients are not finite. Gradients are cleared.
+
+    Returns:
+        The gradient norm before clipping and whether the step was refused (1.0 or 0.0): scalars on the device.
+    """
+    norm = nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip or math.inf)
+    refused = (~(torch.isfinite(norm) & torch.isfinite(loss))).float()
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    # torch's own protocol for gradient scalers: a fused optimizer whose `found_inf` is 1 leaves all state untouched.
+    optimizer.found_inf = refused  # type: ignore[attr-defined]
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return norm, refused

@@ -133,18 +133,17 @@ class Recorder:
             tags=list(step.tags),
         )
 
-    def save(self, block_ns: int, asynchronous: bool, step: int) -> None:
-        """A checkpoint after `step` steps blocked the training thread for `block_ns`."""
+    def save(self, block_ns: int, asynchronous: bool, step: int, at_ns: Optional[int] = None) -> None:
+        """A checkpoint after `step` steps blocked the training thread for `block_ns`, until `at_ns` (else now)."""
         self.metrics.checkpoints += 1
         self.metrics.checkpoint_block_ns += block_ns
-        self._write("save", **{"block_ns": block_ns, "async": asynchronous, "step": step})
+        fields = {"block_ns": block_ns, "async": asynchronous, "step": step}
+        self._write("save", at_ns, **fields)
 
-    def durable(self, block_ns: int, asynchronous: bool, step: int, total_ns: int) -> None:
-        """The checkpoint of `save` is wholly written, `total_ns` after it was begun."""
-        self._write(
-            "save",
-            **{"block_ns": block_ns, "async": asynchronous, "step": step, "durable": True, "total_ns": total_ns},
-        )
+    def durable(self, block_ns: int, asynchronous: bool, step: int, total_ns: int, at_ns: Optional[int] = None) -> None:
+        """The checkpoint of `save` is wholly written, `total_ns` after it was begun. May be called from any thread."""
+        fields = {"block_ns": block_ns, "async": asynchronous, "step": step, "durable": True, "total_ns": total_ns}
+        self._write("save", at_ns, **fields)
 
     def knob(self, seq: int, applied: Mapping[str, Value], ignored: Optional[Mapping[str, str]] = None) -> None:
         """Knobs took effect (`applied`) or could not (`ignored`, with the reason)."""

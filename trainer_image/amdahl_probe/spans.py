@@ -108,6 +108,15 @@ class Ledger:
         """Make the calling thread the one that counts."""
         self._owner = threading.get_ident()
 
+    def is_mine(self) -> bool:
+        """Whether the calling thread is the one that counts."""
+        return threading.get_ident() == self._owner
+
+    @property
+    def bottom(self) -> str:
+        """What time counts as when no span is open."""
+        return self._stack[0]
+
     @property
     def depth(self) -> int:
         """Open spans above the bottom."""

@@ -1,0 +1,350 @@
+"""How does the script get its batches? Patches on torch's DataLoader: waits, fetch times, sample ids, knobs, offset.
+
+The patches sit on the base classes, so subclasses with an `__iter__` of their own (accelerate, Lightning) are seen too.
+Batches pass through untouched. Workers time their fetches and send 16 bytes a batch through a named pipe, which works
+for forked and spawned workers alike and drops what does not fit; it never blocks them.
+"""
+
+from __future__ import annotations
+
+# ruff: noqa: SLF001, N807 (torch offers no public hooks here; these names have stood since 1.2)
+import errno
+import functools
+import inspect
+import os
+import shutil
+import struct
+import tempfile
+import time
+import weakref
+from collections import deque
+from pathlib import Path
+from typing import Any, Callable, Deque, Dict, List, Optional, Tuple
+
+from amdahl_probe import device, knobs, trial
+from amdahl_probe.instrument import Probe, guarded
+
+#: Names the pipe to the loader's workers, which may be new interpreters.
+PIPE_VARIABLE = "AMDAHL_LOADER_PIPE"
+
+#: One fetch in the pipe: the iterator's base seed (which names it) and nanoseconds. Far below PIPE_BUF, so atomic.
+FETCH = struct.Struct("<qq")
+
+
+class FetchTimes:
+    """How long each fetch took, told by workers to the training process."""
+
+    def __init__(self) -> None:
+        self.last_ns: Optional[int] = None
+        self._read_end: Optional[int] = None
+        self._write_end: Optional[int] = None
+        self._pid = 0
+        self._told: Dict[int, Deque[int]] = {}
+
+    def listen(self) -> None:
+        """In the training process: open the pipe, once, before workers start. Raises OSError."""
+        if self._pid == os.getpid():
+            return
+        self.forget()
+        self._pid = os.getpid()
+        path = Path(tempfile.mkdtemp(prefix="amdahl-"), "fetches")
+        os.mkfifo(path, 0o600)
+        self._read_end = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        os.environ[PIPE_VARIABLE] = str(path)
+        weakref.finalize(self, _remove, path, os.getpid())
+
+    def tell(self, base_seed: int, took_ns: int) -> None:
+        """In a worker: send one fetch, or drop it."""
+        if self._pid != os.getpid():
+            self.forget()
+            self._pid = os.getpid()
+            path = os.environ.get(PIPE_VARIABLE)
+            self._write_end = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC) if path else None
+        if self._write_end is not None:
+            try:
+                os.write(self._write_end, FETCH.pack(base_seed, took_ns))
+            except OSError as error:
+                if error.errno not in (errno.EAGAIN, errno.EPIPE):
+                    raise
+
+    def take(self, base_seed: int) -> Optional[int]:
+        """The oldest fetch of this iterator not yet taken, nanoseconds."""
+        while self._read_end is not None:
+            try:
+                told = os.read(self._read_end, FETCH.size * 256)
+            except BlockingIOError:
+                break
+            for seed, took_ns in FETCH.iter_unpack(told[: len(told) // FETCH.size * FETCH.size]):
+                self._told.setdefault(seed, deque(maxlen=4096)).append(took_ns)
+            if len(told) < FETCH.size * 256:
+                break
+        mine = self._told.get(base_seed)
+        return mine.popleft() if mine else None
+
+    def forget(self) -> None:
+        """Close what a parent process had open."""
+        for end in (self._read_end, self._write_end):
+            if end is not None:
+                os.close(end)
+        self._read_end = self._write_end = None
+        self._told.clear()
+
+
+class Loaders:
+    """What the probe knows about the script's loaders and their iterators."""
+
+    def __init__(self, probe: Probe, torch: Any) -> None:
+        self.probe = probe
+        self.torch = torch
+        self.fetches = FetchTimes()
+        self._training: "weakref.WeakSet[Any]" = weakref.WeakSet()
+        self._candidates: "weakref.WeakSet[Any]" = weakref.WeakSet()
+        self._knows_training = False
+        self._reported: List[Tuple[Any, Any]] = []
+        self._is_discarded = False
+
+    @guarded
+    def note_backward(self) -> None:
+        """Loaders that gave batches since the last backward pass feed the training."""
+        self._knows_training = True
+        for loader in list(self._candidates):
+            self._training.add(loader)
+        self._candidates.clear()
+
+    def is_training(self, loader: Any) -> bool:
+        """Whether a batch of this loader is for training.
+
+        Without gradients it is not; before the first backward pass every other one is; afterwards those of loaders
+        that a backward pass has followed are.
+        """
+        if not self.torch.is_grad_enabled():
+            return False
+        if loader is None or loader in self._training:
+            self._candidates.clear()
+            return True
+        self._candidates.add(loader)
+        return not self._knows_training
+
+    def place_knobs(self, given: Dict[str, Any]) -> Dict[str, Any]:
+        """The arguments to build a loader with; writes the `knob` record when it says something new."""
+        asked = self.probe.settings.knobs
+        if asked == knobs.LoaderKnobs():
+            return given
+        placed = knobs.apply(asked, given, bool(asked.pin) and bool(self.torch.cuda.is_available()))
+        outcome = (placed.applied, placed.ignored)
+        if outcome not in self._reported and len(self._reported) < 16:
+            self._reported.append(outcome)
+            self.probe.write(lambda recorder: recorder.knob(0, placed.applied, placed.ignored))
+        return placed.arguments
+
+    @guarded
+    def follow(self, iterator: Any, loader: Any) -> None:
+        """Put a recording, and in a trial rotated, sampler under an iterator."""
+        iterator._amdahl_loader = weakref.ref(loader)
+        iterator._amdahl_seen = None
+        if iterator._dataset_kind != 0:  # iterable data has no ids, and its sampler yields nothing
+            return
+        first = self._place_offset(iterator, loader) if self.probe.settings.offset is not None else 0
+        if getattr(loader, "in_order", True):  # else batches arrive in another order than their indices
+            iterator._amdahl_seen = trial.new_seen()
+        iterator._sampler_iter = trial.rotate(iterator._sampler_iter, first, iterator._amdahl_seen)
+
+    def _place_offset(self, iterator: Any, loader: Any) -> int:
+        offset, sampler = self.probe.settings.offset or 0, iterator._index_sampler
+        size = loader.batch_size or getattr(sampler, "batch_size", None) or 1
+        try:
+            first = trial.first_batch(offset, int(size), len(sampler))
+        except (TypeError, NotImplementedError):
+            self._report_offset(False, "the sampler has no length")
+            return 0
+        self._report_offset(True, "")
+        return first
+
+    @guarded
+    def start(self, loader: Any) -> Optional[int]:
+        """An iterator is about to be made, workers and all: that wait is the loader's. Returns its span."""
+        if not self.probe.is_rank():
+            return None
+        if loader.num_workers > 0:
+            try:
+                self.fetches.listen()
+            except OSError:  # no place for a pipe: fetch times stay unknown
+                self.fetches.forget()
+        return self.probe.enter_input(self.is_training(loader))
+
+    @guarded
+    def ask(self, iterator: Any) -> Optional[Request]:
+        """A batch is being asked for, in a training process."""
+        return Request(self, iterator) if self.probe.is_rank() else None
+
+    @guarded
+    def time_fetch(self, took_ns: int) -> None:
+        """A fetch took `took_ns`, here or in a worker (which alone has a worker's info)."""
+        worker = self.torch.utils.data.get_worker_info()
+        if worker is None:
+            self.fetches.last_ns = took_ns
+        else:
+            self.fetches.tell(worker.seed - worker.id, took_ns)
+
+    def discard(self, iterator: Any, ask: Callable[[Any], Any]) -> Optional[Any]:
+        """Trial, iterable data: throw away the first batches. Returns the last of them if the data ended there."""
+        offset = self.probe.settings.offset
+        if offset is None or self._is_discarded or getattr(iterator, "_dataset_kind", 0) == 0:
+            return None
+        self._is_discarded = True
+        batch = None
+        for _ in range(offset % trial.MAX_DISCARDED):
+            try:
+                batch = ask(iterator)
+            except StopIteration:
+                self._report_offset(False, "the data ended before the offset")
+                return batch
+        self._report_offset(True, "")
+        return None
+
+    def _report_offset(self, applied: bool, why: str) -> None:
+        told = ("offset", (applied, why))
+        settings = self.probe.settings
+        if told not in self._reported:
+            self._reported.append(told)
+            self.probe.write(lambda recorder: recorder.offset(0, settings.offset or 0, settings.seed, applied, why))
+
+
+class Request:
+    """One batch being asked for: the spans and events around the script's own `next`."""
+
+    def __init__(self, loaders: Loaders, iterator: Any) -> None:
+        self.probe, self.loaders, self.iterator = loaders.probe, loaders, iterator
+        loader = getattr(iterator, "_amdahl_loader", lambda: None)()
+        self.is_training = loaders.is_training(loader)
+        if self.is_training:
+            self.probe.ask_first()
+        self._event = device.record_event(loaders.torch) if device.is_used(loaders.torch) else None
+        self._begun_ns = time.monotonic_ns()
+        self._span = self.probe.enter_input(self.is_training)
+
+    @guarded
+    def answer(self, batch: Any) -> None:
+        """The batch is in hand."""
+        wait_ns = time.monotonic_ns() - self._begun_ns
+        self.probe.leave_input(self._span)
+        seen = getattr(self.iterator, "_amdahl_seen", None)
+        indices = seen.popleft() if seen else None
+        is_alone = getattr(self.iterator, "_num_workers", 0) == 0
+        took_ns = self.loaders.fetches.last_ns if is_alone else self.loaders.fetches.take(self.iterator._base_seed)
+        if not self.is_training:
+            self.probe.count_provisional(batch, indices, wait_ns)
+            return
+        if self._event is not None:
+            self.probe.add_wait("input", wait_ns, self._event, device.record_event(self.loaders.torch))
+        self.probe.count_batch(batch, indices, took_ns)
+
+    @guarded
+    def refuse(self) -> None:
+        """There was no batch: the end of the epoch, or an error that is the script's."""
+        self.probe.leave_input(self._span)
+        self.probe.end_epoch(self.is_training)
+
+
+def install(probe: Probe, torch: Any) -> Loaders:
+    """Patch DataLoader, its iterators and its fetchers."""
+    module = torch.utils.data.dataloader
+    loaders = Loaders(probe, torch)
+    _patch_init(loaders, module.DataLoader)
+    if probe.settings.trial or probe.settings.is_recording:
+        _patch_iterators(loaders, module._BaseDataLoaderIter)
+    if probe.settings.is_recording:
+        _patch_iter(loaders, module.DataLoader)
+        for fetcher in (module._utils.fetch._MapDatasetFetcher, module._utils.fetch._IterableDatasetFetcher):
+            _patch_fetch(loaders, fetcher)
+    return loaders
+
+
+def _patch_init(loaders: Loaders, loader_class: Any) -> None:
+    original = loader_class.__init__
+    names = [name for name, p in inspect.signature(original).parameters.items() if p.kind == p.POSITIONAL_OR_KEYWORD]
+
+    @functools.wraps(original)
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        given = {**dict(zip(names[1:], args)), **kwargs}  # noqa: B905 (as many as there are)
+        placed = given
+        if loaders.probe.on and len(args) < len(names):
+            try:
+                placed = loaders.place_knobs(given)
+            except Exception as error:
+                loaders.probe.disable(f"knobs: {error!r}")
+        if placed is given:
+            original(self, *args, **kwargs)
+            return
+        try:
+            original(self, **placed)
+        except Exception as error:
+            loaders.probe.disable(f"the loader refused the knobs: {error!r}")
+            original(self, *args, **kwargs)
+
+    loader_class.__init__ = __init__
+
+
+def _patch_iter(loaders: Loaders, loader_class: Any) -> None:
+    original = loader_class.__iter__
+
+    @functools.wraps(original)
+    def __iter__(self: Any) -> Any:
+        span = loaders.start(self)
+        try:
+            return original(self)
+        finally:
+            loaders.probe.leave_input(span)
+
+    loader_class.__iter__ = __iter__
+
+
+def _patch_iterators(loaders: Loaders, iterator_class: Any) -> None:
+    begin, reset, ask = iterator_class.__init__, iterator_class._reset, iterator_class.__next__
+
+    @functools.wraps(begin)
+    def __init__(self: Any, loader: Any, *args: Any, **kwargs: Any) -> None:
+        loaders.probe.seed()
+        begin(self, loader, *args, **kwargs)
+        loaders.follow(self, loader)
+
+    @functools.wraps(reset)
+    def _reset(self: Any, loader: Any, *args: Any, **kwargs: Any) -> None:
+        reset(self, loader, *args, **kwargs)
+        loaders.follow(self, loader)
+
+    @functools.wraps(ask)
+    def __next__(self: Any) -> Any:
+        last = loaders.discard(self, ask) if loaders.probe.on else None
+        if last is not None:
+            return last
+        request = loaders.ask(self)
+        try:
+            batch = ask(self)
+        except BaseException:
+            if request is not None:
+                request.refuse()
+            raise
+        if request is not None:
+            request.answer(batch)
+        return batch
+
+    iterator_class.__init__, iterator_class._reset, iterator_class.__next__ = __init__, _reset, __next__
+
+
+def _patch_fetch(loaders: Loaders, fetcher_class: Any) -> None:
+    original = fetcher_class.fetch
+
+    @functools.wraps(original)
+    def fetch(self: Any, index: Any) -> Any:
+        begun_ns = time.monotonic_ns()
+        data = original(self, index)
+        loaders.time_fetch(time.monotonic_ns() - begun_ns)
+        return data
+
+    fetcher_class.fetch = fetch
+
+
+def _remove(path: Path, pid: int) -> None:
+    if os.getpid() == pid:
+        shutil.rmtree(path.parent, ignore_errors=True)

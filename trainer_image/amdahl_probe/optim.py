@@ -1,0 +1,100 @@
+"""When does a step end, and what was its loss? Hooks on all optimizers, on backward passes and on the loss scaler."""
+
+from __future__ import annotations
+
+import functools
+import sys
+import time
+from typing import Any, Optional
+
+from amdahl_probe.comm import LastGradient
+from amdahl_probe.instrument import Probe, guarded
+from amdahl_probe.loader import Loaders
+
+
+class Backwards:
+    """The backward passes of a process."""
+
+    def __init__(self, probe: Probe, torch: Any, loaders: Loaders) -> None:
+        self.probe = probe
+        self.torch = torch
+        self._loaders = loaders
+        self._gradients = LastGradient(probe, torch)
+        self._gradients.install()
+        self._scaled_id: Optional[int] = None
+        self._unscaled: Any = None
+
+    @guarded
+    def note_scaled(self, scaled: Any, loss: Any) -> None:
+        """A scaler has multiplied the loss: the next backward pass will be given the product."""
+        if isinstance(loss, self.torch.Tensor):
+            self._scaled_id, self._unscaled = id(scaled), loss.detach()
+
+    @guarded
+    def begin(self, tensors: Any) -> None:
+        """A backward pass begins from `tensors`."""
+        self._loaders.note_backward()
+        loss = self._unscaled if id(tensors) == self._scaled_id else tensors
+        self._scaled_id, self._unscaled = None, None
+        is_plain = type(loss) is self.torch.Tensor and loss.numel() == 1 and loss.device.type in ("cpu", "cuda")
+        self.probe.begin_backward(loss.detach() if is_plain else None)
+        self._gradients.begin()
+
+    @guarded
+    def end(self) -> None:
+        """It has returned."""
+        self._gradients.end()
+
+
+def install(probe: Probe, torch: Any, loaders: Loaders) -> None:
+    """Hook optimizers, `torch.autograd.backward` (which `Tensor.backward` calls) and `GradScaler.scale`."""
+    backwards = Backwards(probe, torch, loaders)
+    _patch_backward(backwards, torch.autograd)
+    for module in (getattr(torch, "amp", None), torch.cuda.amp):
+        scaler = getattr(module, "GradScaler", None)
+        if scaler is not None and "scale" in vars(scaler):
+            _patch_scale(backwards, scaler)
+    # The attribute `torch.optim.optimizer` is deleted by some versions; the module is not.
+    optimizers: Any = sys.modules["torch.optim.optimizer"]
+    optimizers.register_optimizer_step_post_hook(lambda optimizer, *_: probe.end_step(optimizer))
+    _patch_rendezvous(probe, torch.distributed)
+
+
+def _patch_backward(backwards: Backwards, autograd: Any) -> None:
+    original = autograd.backward
+
+    @functools.wraps(original)
+    def backward(tensors: Any, *args: Any, **kwargs: Any) -> Any:
+        backwards.begin(tensors)
+        result = original(tensors, *args, **kwargs)
+        backwards.end()
+        return result
+
+    autograd.backward = backward
+
+
+def _patch_scale(backwards: Backwards, scaler_class: Any) -> None:
+    original = scaler_class.scale
+
+    @functools.wraps(original)
+    def scale(self: Any, outputs: Any) -> Any:
+        scaled = original(self, outputs)
+        backwards.note_scaled(scaled, outputs)
+        return scaled
+
+    scaler_class.scale = scale
+
+
+def _patch_rendezvous(probe: Probe, dist: Any) -> None:
+    original = getattr(dist, "init_process_group", None)
+    if original is None:
+        return
+
+    @functools.wraps(original)
+    def init_process_group(*args: Any, **kwargs: Any) -> Any:
+        begun_ns = time.monotonic_ns()
+        result = original(*args, **kwargs)
+        probe.add_startup("rendezvous", time.monotonic_ns() - begun_ns)
+        return result
+
+    dist.init_process_group = init_process_group

@@ -3,6 +3,7 @@
 from typing import Any
 
 from amdahl_loop.domain.ledger import Observation
+from amdahl_loop.domain.phases import Breakdown, account
 from amdahl_loop.domain.resources import Knobs, TrainingJob, parse_training_job
 from amdahl_loop.domain.telemetry import PHASES, Arm, BlockReport, Loader, Phase, Saves, Window, WindowOutcome
 
@@ -74,7 +75,9 @@ def make_window(
     )
 
 
-def make_observation(job: TrainingJob, *windows: Window, live: bool = False, cpus: int = 2, at_s: float = 0.0) -> Observation:
+def make_observation(
+    job: TrainingJob, *windows: Window, live: bool = False, cpus: int = 2, at_s: float = 0.0
+) -> Observation:
     """An observation of a job under its declared values."""
     return Observation(
         run="pydocs-o0",
@@ -90,3 +93,11 @@ def make_observation(job: TrainingJob, *windows: Window, live: bool = False, cpu
 def with_knobs(job: TrainingJob, **values: Any) -> Knobs:
     """The job's knobs with some values replaced."""
     return Knobs.model_validate(job.spec.knobs.model_dump(exclude_none=True) | values)
+
+
+def see(job: TrainingJob, *windows: Window, cpus: int = 2) -> Breakdown:
+    """The breakdown of an observation of these windows."""
+    hours, _ = job.expected_device_hours
+    breakdown = account(make_observation(job, *windows, cpus=cpus), hours, job.spec.tuning.checkpoint)
+    assert isinstance(breakdown, Breakdown)
+    return breakdown

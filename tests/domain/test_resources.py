@@ -1,9 +1,16 @@
 """What a user may declare, and what a faulty manifest is told."""
 
 import pytest
-from builders import make_job, make_manifest
 
-from amdahl_loop.domain.resources import KnobName, Knobs, ManifestError, parse_duration_s, parse_quantity, parse_training_job
+from amdahl_loop.domain.resources import (
+    KnobName,
+    Knobs,
+    ManifestError,
+    parse_duration_s,
+    parse_quantity,
+    parse_training_job,
+)
+from builders import make_job, make_manifest
 
 
 @pytest.mark.parametrize(
@@ -91,9 +98,15 @@ def _broken(**changes: object) -> dict[str, object]:
         (_broken(metadata__name="Py Docs"), "metadata.name: 'Py Docs': must be lower-case letters"),
         (_broken(metadata__name="x" * 64), "metadata.name"),
         (_broken(kind="Job"), "kind: 'Job'"),
-        (_broken(spec__template={"spec": {"containers": [{"name": "main", "command": ["x"]}]}}), "name the one to tune 'trainer'"),
+        (
+            _broken(spec__template={"spec": {"containers": [{"name": "main", "command": ["x"]}]}}),
+            "name the one to tune 'trainer'",
+        ),
         (_broken(spec__template={"spec": {"containers": [{"name": "trainer"}]}}), "has no command"),
-        ({"apiVersion": "amdahl-loop.io/v1alpha1", "kind": "TrainingJob", "metadata": {"name": "a"}}, "spec: absent: required"),
+        (
+            {"apiVersion": "amdahl-loop.io/v1alpha1", "kind": "TrainingJob", "metadata": {"name": "a"}},
+            "spec: absent: required",
+        ),
         (["a", "list"], "holds list, not an object"),
     ],
 )

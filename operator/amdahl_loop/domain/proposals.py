@@ -68,17 +68,14 @@ def _more_workers(breakdown: Breakdown, diagnosis: Diagnosis, job: TrainingJob) 
     now = job.spec.knobs.dataloader_workers
     if now is None or loader is None or diagnosis.ceiling(knob) < NOTABLE_SHARE:
         return []
-    _, most = legal_range(job, knob, breakdown.cpus)
-    best = min(predict_step_s(breakdown, workers, loader.batch_s) for workers in range(max(1, now), max(1, most) + 1))
-    target = next(
-        workers
-        for workers in range(max(1, now), max(1, most) + 1)
-        if predict_step_s(breakdown, workers, loader.batch_s) <= NEAR_BEST * best
-    )
-    if target <= now:
-        return []
-    gain = 1 - predict_step_s(breakdown, target, loader.batch_s) / breakdown.step_s
     needed = workers_needed(loader.batch_s, breakdown.busy_step_s)
+    _, most = legal_range(job, knob, breakdown.cpus)
+    more = {workers: predict_step_s(breakdown, workers, loader.batch_s) for workers in range(now + 1, most + 1)}
+    if now >= needed or not more:
+        return []
+    best = min(more.values())
+    target = next(workers for workers, step_s in more.items() if step_s <= NEAR_BEST * best)
+    gain = 1 - more[target] / breakdown.step_s
     changes = [make_change(job, knob, target), *_depth_for(job, loader.cv, breakdown.cpus)]
     return _hypothesis(
         changes,

@@ -94,7 +94,7 @@ class Knobs(Frozen):
 
     def get(self, knob: KnobName) -> KnobValue | None:
         """Value of one knob, None when the job does not declare it."""
-        value: KnobValue | None = getattr(self, _FIELDS[knob], None)
+        value: KnobValue | None = getattr(self, _FIELDS.get(knob, ""), None)
         return value
 
     def with_values(self, values: Mapping[KnobName, KnobValue]) -> "Knobs":

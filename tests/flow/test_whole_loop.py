@@ -1,0 +1,219 @@
+"""The whole loop on a simulated machine: from a manifest to a proven, applied win, and never further."""
+
+import asyncio
+
+import pytest
+
+from amdahl_loop.adapters.memory import MemoryLedger
+from amdahl_loop.domain.experiments import Experiment, VerdictWord
+from amdahl_loop.domain.ledger import effective_knobs
+from amdahl_loop.domain.plan import Halt
+from amdahl_loop.domain.resources import Knobs, TrainingJob
+from amdahl_loop.domain.telemetry import WindowOutcome
+from amdahl_loop.reconcile import Identity, Ports, tick
+from builders import FAMILY, FINGERPRINT, UID, make_job
+from fakes import SimulatedRunner, Truth, compute_bound, loader_bound
+
+IDENTITY = Identity(job_uid=UID, fingerprint=FINGERPRINT, family=FAMILY)
+MANY_TICKS = 400
+
+
+def run_loop(job: TrainingJob, runner: SimulatedRunner, ledger: MemoryLedger) -> Halt:
+    """Tick until nothing is left to do."""
+
+    async def loop() -> Halt:
+        ports = Ports(runner=runner, ledger=ledger, clock=lambda: 1000.0)
+        for _ in range(MANY_TICKS):
+            seen = await tick(job, IDENTITY, ports)
+            if isinstance(seen.action, Halt):
+                return seen.action
+        raise AssertionError("the loop does not end")
+
+    return asyncio.run(loop())
+
+
+def knobs_in_force(job: TrainingJob, ledger: MemoryLedger) -> Knobs:
+    """Declared values under the ledger's overlay."""
+    return effective_knobs(job.spec.knobs, ledger.state.applications)
+
+
+def verdicts(ledger: MemoryLedger) -> list[tuple[str, VerdictWord]]:
+    """Every experiment's question and answer, in order."""
+    closed: list[Experiment] = [e for e in ledger.state.experiments.values() if e.verdict is not None]
+    return [(e.plan.hypothesis.key, e.verdict.word) for e in closed if e.verdict is not None]
+
+
+def test_an_input_bound_job_is_tuned_and_the_win_is_applied() -> None:
+    """The loader law's worker count is proposed, survives every check and takes effect."""
+    job = make_job({"dataloaderWorkers": 0}, {"profile": "quick"})
+    runner, ledger = SimulatedRunner(Truth(phases_s=loader_bound)), MemoryLedger()
+
+    halt = run_loop(job, runner, ledger)
+
+    assert verdicts(ledger) == [("dataloaderWorkers:0>3", VerdictWord.WON)]
+    assert knobs_in_force(job, ledger).dataloader_workers == 3
+    assert not halt.failed
+
+
+def test_a_compute_bound_job_costs_no_trial() -> None:
+    """Nothing to win, nothing spent [P]; the sentence says so."""
+    job = make_job({"dataloaderWorkers": 0, "gpusPerReplica": 1}, {"profile": "quick"})
+    runner, ledger = SimulatedRunner(Truth(phases_s=compute_bound)), MemoryLedger()
+
+    halt = run_loop(job, runner, ledger)
+
+    assert len(runner.submitted) == 1
+    assert verdicts(ledger) == []
+    assert "computes" in halt.sentence
+
+
+def test_nothing_is_run_twice() -> None:
+    """A second loop on the same ledger starts no process and ends with the same sentence."""
+    job = make_job({"dataloaderWorkers": 0}, {"profile": "quick"})
+    ledger = MemoryLedger()
+    first = run_loop(job, SimulatedRunner(Truth(phases_s=loader_bound)), ledger)
+
+    runner = SimulatedRunner(Truth(phases_s=loader_bound))
+    second = run_loop(job, runner, ledger)
+
+    assert runner.submitted == []
+    assert second == first
+
+
+def test_a_knob_without_effect_is_no_gain_and_stays_so() -> None:
+    """The job ignores the knob: the verdict is NoGain, the value stays, and the question is never asked again."""
+    job = make_job({"dataloaderWorkers": 0}, {"profile": "quick"})
+    truth = Truth(phases_s=lambda _: loader_bound(Knobs(dataloader_workers=0)))
+    ledger = MemoryLedger()
+
+    run_loop(job, SimulatedRunner(truth), ledger)
+
+    assert verdicts(ledger) == [("dataloaderWorkers:0>3", VerdictWord.NO_GAIN)]
+    assert knobs_in_force(job, ledger).dataloader_workers == 0
+
+
+@pytest.mark.parametrize("outcome", [WindowOutcome.CRASH, WindowOutcome.OOM, WindowOutcome.HANG])
+def test_a_variant_that_fails_loses(outcome: WindowOutcome) -> None:
+    """A crash, an exhausted memory or a hang of the variant is a finding, never missing data."""
+    job = make_job({"dataloaderWorkers": 0}, {"profile": "quick"})
+    truth = Truth(
+        phases_s=loader_bound, outcome=lambda knobs: outcome if knobs.dataloader_workers else WindowOutcome.OK
+    )
+    ledger = MemoryLedger()
+
+    run_loop(job, SimulatedRunner(truth), ledger)
+
+    assert verdicts(ledger) == [("dataloaderWorkers:0>3", VerdictWord.VETOED)]
+    assert knobs_in_force(job, ledger).dataloader_workers == 0
+
+
+def test_less_work_is_vetoed_before_any_statistics() -> None:
+    """A variant that halves its batch is four times as fast and wins nothing."""
+    job = make_job({"dataloaderWorkers": 0}, {"profile": "quick"})
+    truth = Truth(phases_s=loader_bound, batch=lambda knobs: 8 if knobs.dataloader_workers else 16)
+    ledger = MemoryLedger()
+
+    run_loop(job, SimulatedRunner(truth), ledger)
+
+    (experiment,) = ledger.state.experiments.values()
+    assert experiment.verdict is not None
+    assert (experiment.verdict.word, experiment.verdict.vetoes[0].name) == (VerdictWord.VETOED, "work")
+
+
+def test_a_job_that_cannot_be_observed_fails_in_words() -> None:
+    """A training that crashes by itself is nobody's experiment."""
+    job = make_job({"dataloaderWorkers": 0}, {"profile": "quick"})
+    truth = Truth(phases_s=loader_bound, outcome=lambda _: WindowOutcome.CRASH)
+
+    halt = run_loop(job, SimulatedRunner(truth), MemoryLedger())
+
+    assert halt.failed
+    assert "the training process failed, exit code 1" in halt.sentence
+
+
+def test_an_applied_value_under_which_the_job_dies_is_taken_back() -> None:
+    """The re-observation fails after the win was applied: back to the old value at once."""
+    job = make_job({"dataloaderWorkers": 0}, {"profile": "quick"})
+    ledger = MemoryLedger()
+    runner = SimulatedRunner(Truth(phases_s=loader_bound))
+    asyncio.run(_until_applied(job, runner, ledger))
+    runner.truth = Truth(
+        phases_s=loader_bound, outcome=lambda k: WindowOutcome.CRASH if k.dataloader_workers else WindowOutcome.OK
+    )
+
+    run_loop(job, runner, ledger)
+
+    assert [application.kind.value for application in ledger.state.applications] == ["applied", "rolledBack"]
+    assert knobs_in_force(job, ledger).dataloader_workers == 0
+
+
+async def _until_applied(job: TrainingJob, runner: SimulatedRunner, ledger: MemoryLedger) -> None:
+    ports = Ports(runner=runner, ledger=ledger, clock=lambda: 1000.0)
+    for _ in range(MANY_TICKS):
+        await tick(job, IDENTITY, ports)
+        if ledger.state.applications:
+            return
+    raise AssertionError("nothing was applied")
+
+
+@pytest.mark.parametrize("mode", ["Observe", "Recommend"])
+def test_modes_that_may_not_apply_do_not(mode: str) -> None:
+    """Observe starts no trial; Recommend proves the win and leaves it to the owner."""
+    job = make_job({"dataloaderWorkers": 0}, {"profile": "quick", "mode": mode})
+    ledger = MemoryLedger()
+
+    run_loop(job, SimulatedRunner(Truth(phases_s=loader_bound)), ledger)
+
+    assert ledger.state.applications == ()
+    assert bool(verdicts(ledger)) == (mode == "Recommend")
+
+
+def test_the_budget_ends_an_experiment() -> None:
+    """When the device-hours are gone, the open experiment closes as inconclusive and says so."""
+    job = make_job({"dataloaderWorkers": 0}, {"profile": "quick", "budget": {"deviceHours": "0.06"}})
+    ledger = MemoryLedger()
+
+    halt = run_loop(job, SimulatedRunner(Truth(phases_s=loader_bound, noise_sd=0.2)), ledger)
+
+    assert "udget" in halt.sentence or any(word is VerdictWord.INCONCLUSIVE for _, word in verdicts(ledger))
+
+
+def test_an_owner_s_change_cancels_the_open_experiment() -> None:
+    """A third value in the manifest is a new baseline: what was running compared something else."""
+    ledger, runner = MemoryLedger(), SimulatedRunner(Truth(phases_s=loader_bound))
+    asyncio.run(_until_experiment(make_job({"dataloaderWorkers": 0}, {"profile": "quick"}), runner, ledger))
+
+    run_loop(make_job({"dataloaderWorkers": 1}, {"profile": "quick"}), runner, ledger)
+
+    first = next(iter(ledger.state.experiments.values()))
+    assert first.verdict is not None
+    assert (first.verdict.word, first.verdict.reason) == (VerdictWord.INCONCLUSIVE, "Cancelled")
+
+
+async def _until_experiment(job: TrainingJob, runner: SimulatedRunner, ledger: MemoryLedger) -> None:
+    ports = Ports(runner=runner, ledger=ledger, clock=lambda: 1000.0)
+    while not ledger.state.experiments:
+        await tick(job, IDENTITY, ports)
+
+
+def test_a_past_win_of_the_family_comes_first_and_skips_only_discovery() -> None:
+    """Another job of the same family starts from the kin's win; every refute check and veto still has to pass."""
+    ledger = MemoryLedger()
+    run_loop(
+        make_job({"dataloaderWorkers": 0}, {"profile": "quick"}), SimulatedRunner(Truth(phases_s=loader_bound)), ledger
+    )
+    kin = Identity(job_uid="local-kin", fingerprint="b" * 16, family=FAMILY)
+    runner = SimulatedRunner(Truth(phases_s=loader_bound))
+
+    async def loop() -> None:
+        ports = Ports(runner=runner, ledger=ledger, clock=lambda: 2000.0)
+        for _ in range(MANY_TICKS):
+            seen = await tick(make_job({"dataloaderWorkers": 0}, {"profile": "quick"}), kin, ports)
+            if seen.is_over:
+                return
+
+    asyncio.run(loop())
+
+    second = list(ledger.state.experiments.values())[1]
+    assert (second.plan.hypothesis.source, second.verdict and second.verdict.word) == ("prior", VerdictWord.WON)
+    assert not any("-d" in run for run in runner.submitted)

@@ -156,6 +156,7 @@ class Plan(Frozen):
     restart_s: Seconds = 0.0
     device_hours_ahead: Seconds
     baseline_shares_ppk: tuple[int, ...] = ()
+    mem_limit_mib: int | None = None
     seed: int
     blocks: tuple[BlockSpec, ...]
 

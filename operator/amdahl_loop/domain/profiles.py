@@ -2,6 +2,9 @@
 
 One table: window lengths, looks, refute checks, floor. The operating characteristics of each row are measured by
 `benchmarks/judge` and printed in docs/judge.md; a change here is a new `JUDGE_VERSION`.
+
+`soak_blocks` and `null_blocks` are upper limits: both stages stop as soon as their outcome is clear, so a large win
+spends one or two blocks on each and a small one spends them all.
 """
 
 from amdahl_loop.domain.experiments import Constants
@@ -18,25 +21,25 @@ PROFILES: dict[ProfileName, Constants] = {
         proof_steps=8,
         checks=3,
         blocks_per_check=1,
-        null_blocks=1,
-        soak_blocks=1,
+        null_blocks=6,
+        soak_blocks=2,
         soak_warmup_s=6.0,
         soak_window_s=3.0,
     ),
     ProfileName.STANDARD: Constants(
         profile=ProfileName.STANDARD,
-        launch_warmup_s=15.0,
+        launch_warmup_s=30.0,
         switch_warmup_s=5.0,
         warmup_steps=5,
-        window_s=30.0,
+        window_s=90.0,
         min_steps=20,
         proof_steps=16,
         checks=5,
-        blocks_per_check=2,
-        null_blocks=4,
-        soak_blocks=3,
-        soak_warmup_s=120.0,
-        soak_window_s=60.0,
+        blocks_per_check=1,
+        null_blocks=16,
+        soak_blocks=4,
+        soak_warmup_s=600.0,
+        soak_window_s=90.0,
     ),
     ProfileName.THOROUGH: Constants(
         profile=ProfileName.THOROUGH,
@@ -48,9 +51,9 @@ PROFILES: dict[ProfileName, Constants] = {
         proof_steps=32,
         checks=5,
         blocks_per_check=2,
-        null_blocks=8,
-        soak_blocks=3,
-        soak_warmup_s=600.0,
+        null_blocks=16,
+        soak_blocks=4,
+        soak_warmup_s=900.0,
         soak_window_s=480.0,
     ),
 }

@@ -4,7 +4,7 @@ Observations, experiments and applications are facts; everything else here is de
 cold restart and a replay see the same truth. Verdicts are keyed by (fingerprint, change): never paid for twice.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
 
 from pydantic import Field
@@ -119,12 +119,12 @@ def count_attempts(hypothesis: Hypothesis, fingerprint: str, memory: JobMemory) 
     )
 
 
-def effective_knobs(declared: Knobs, applications: Iterable[Application]) -> Knobs:
-    """Declared values overlaid by the newest application.
+def effective_knobs(declared: Knobs, applications: Sequence[Application]) -> Knobs:
+    """Declared values overlaid by the newest application (they are given oldest first).
 
     The overlay holds while the manifest says what it said then, or what was applied; a third value is a new baseline.
     """
-    newest = max(applications, key=lambda application: application.at_s, default=None)
+    newest = applications[-1] if applications else None
     if newest is None or declared not in (newest.declared, newest.knobs):
         return declared
     return newest.knobs

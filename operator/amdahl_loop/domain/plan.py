@@ -220,7 +220,7 @@ def _unapplied_win(snapshot: Snapshot) -> Experiment | None:
 
 def _roll_back_or_halt(snapshot: Snapshot, unobservable: Unobservable) -> Action:
     """An applied value under which the job no longer runs is taken back at once, no statistics."""
-    newest = max(snapshot.memory.applications, key=lambda application: application.at_s, default=None)
+    newest = snapshot.memory.applications[-1] if snapshot.memory.applications else None
     if newest is None or newest.kind is not ApplicationKind.APPLIED or newest.knobs != snapshot.knobs:
         return Halt(sentence=unobservable.sentence, failed=True)
     experiment = next((e for e in snapshot.experiments if e.name == newest.experiment), None)

@@ -48,6 +48,8 @@ MIGRATIONS = (
 
 def connect(path: Path, exclusive: bool) -> sqlite3.Connection:
     """A connection whose file is ours and of a version we know; a writer creates it or lifts it to the newest."""
+    if exclusive and not path.exists():
+        head_path(path).unlink(missing_ok=True)  # whoever removed the ledger wants a new one
     mode = "rwc" if exclusive else "ro"
     connection = sqlite3.connect(f"file:{quote(str(path.resolve()))}?mode={mode}", uri=True, isolation_level=None)
     try:
@@ -68,6 +70,8 @@ def _check_version(path: Path, connection: sqlite3.Connection) -> None:
     """Refuse what is not ours or is newer than this program, before a byte is written."""
     version, application = _pragma(connection, "user_version"), _pragma(connection, "application_id")
     if version == 0 and application == 0 and not schema_of(connection):
+        if (noted := read_head(path)) is not None and noted[0] > 0:
+            raise LedgerCorruptError(describe_damage(path, f"it is empty, but {noted[0]} entries were written"))
         return
     if application != APPLICATION_ID or version < 1:
         raise LedgerCorruptError(f"{path} is a database, but no ledger (or its header is damaged); name another file")
@@ -156,6 +160,8 @@ def translate_errors(path: Path) -> Iterator[None]:
         if code == sqlite3.SQLITE_CONSTRAINT:
             raise LedgerConflictError(f"{path}: {error}") from error
         raise LedgerCorruptError(describe_damage(path, str(error))) from error
+    except UnicodeDecodeError as error:
+        raise LedgerCorruptError(describe_damage(path, "its text is not UTF-8")) from error
     except OSError as error:
         raise LedgerUnavailableError(f"{path}: {error.strerror}; nothing recorded was lost") from error
 

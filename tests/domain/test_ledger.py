@@ -1,0 +1,129 @@
+"""What is remembered: identities, settled questions, and the values in force."""
+
+from typing import Any
+
+import pytest
+
+from amdahl_loop.domain.ledger import (
+    Application,
+    ApplicationKind,
+    JobMemory,
+    effective_knobs,
+    family_of,
+    fingerprint_job,
+    newest_observation,
+)
+from amdahl_loop.domain.resources import TrainingJob, parse_training_job
+from amdahl_loop.domain.telemetry import WindowOutcome
+from builders import FINGERPRINT, UID, make_job, make_manifest, make_observation, make_window, with_knobs
+
+
+def job_with(**container: Any) -> TrainingJob:
+    """A job whose trainer container has other fields."""
+    manifest = make_manifest()
+    manifest["spec"]["template"]["spec"]["containers"][0] |= container
+    return parse_training_job(manifest)
+
+
+@pytest.mark.parametrize(
+    ("changed", "is_same"),
+    [
+        (job_with(), True),
+        (make_job({"dataloaderWorkers": 7}), True),
+        (make_job(tuning={"profile": "quick"}), True),
+        (job_with(image="example/trainer:2"), False),
+        (job_with(command=["python", "other.py"]), False),
+        (job_with(args=["--lr", "1"]), False),
+        (job_with(env=[{"name": "A", "value": "1"}]), False),
+        (make_job(replicas=2), False),
+    ],
+)
+def test_the_fingerprint_is_the_work_s_identity(changed: TrainingJob, is_same: bool) -> None:
+    """Image, command, environment and shape change it; knob values and tuning do not."""
+    assert (fingerprint_job(changed, "cpu") == fingerprint_job(make_job(), "cpu")) == is_same
+
+
+def test_device_and_local_code_are_part_of_the_fingerprint() -> None:
+    """Another device type, or other files under the same command, is other work."""
+    job = make_job()
+
+    assert len({fingerprint_job(job, "cpu"), fingerprint_job(job, "h200"), fingerprint_job(job, "cpu", "c0de")}) == 3
+
+
+@pytest.mark.parametrize(
+    ("changed", "is_kin"),
+    [
+        (job_with(image="example/trainer:2"), True),
+        (job_with(image="example/trainer@sha256:" + "0" * 64), True),
+        (job_with(args=["--lr=0.1"]), False),
+        (job_with(image="registry:5000/trainer:1"), False),
+        (job_with(command=["python", "other.py"]), False),
+    ],
+)
+def test_the_family_is_looser(changed: TrainingJob, is_kin: bool) -> None:
+    """Another tag is kin; another program or another set of options is not."""
+    assert (family_of(changed) == family_of(make_job())) == is_kin
+
+
+def test_options_values_do_not_part_a_family() -> None:
+    """The same options with other values are kin."""
+    assert family_of(job_with(args=["--lr=0.1"])) == family_of(job_with(args=["--lr=0.2"]))
+
+
+def applied(job: TrainingJob, workers: int, at_s: float = 1.0) -> Application:
+    """The application of a worker count."""
+    return Application(
+        job="pydocs",
+        job_uid=UID,
+        fingerprint=FINGERPRINT,
+        at_s=at_s,
+        kind=ApplicationKind.APPLIED,
+        experiment=f"e{workers}",
+        declared=job.spec.knobs,
+        knobs=with_knobs(job, dataloader_workers=workers),
+    )
+
+
+@pytest.mark.parametrize(
+    ("declared_now", "in_force"),
+    [(0, 2), (2, 2), (5, 5)],
+    ids=["the manifest was not written", "it was written", "its owner chose a third value"],
+)
+def test_the_overlay_holds_until_the_owner_speaks(declared_now: int, in_force: int) -> None:
+    """Old or applied value: the overlay holds. A third value is a new baseline."""
+    job = make_job({"dataloaderWorkers": 0})
+    now = make_job({"dataloaderWorkers": declared_now})
+
+    assert effective_knobs(now.spec.knobs, (applied(job, 2),)).dataloader_workers == in_force
+
+
+def test_the_last_application_counts() -> None:
+    """Applications are oldest first, even within one second."""
+    job = make_job({"dataloaderWorkers": 0})
+
+    assert effective_knobs(job.spec.knobs, (applied(job, 2), applied(job, 0))).dataloader_workers == 0
+
+
+@pytest.mark.parametrize(
+    ("outcome", "at_s", "is_found"),
+    [(WindowOutcome.OK, 5.0, True), (WindowOutcome.CRASH, 5.0, False), (WindowOutcome.CRASH, 15.0, True)],
+)
+def test_a_failed_observation_is_tried_again_by_the_next_loop(
+    outcome: WindowOutcome, at_s: float, is_found: bool
+) -> None:
+    """A measured observation keeps; one that failed counts only within the loop that made it."""
+    job = make_job()
+    memory = JobMemory(observations=(make_observation(job, make_window(outcome=outcome), at_s=at_s),))
+
+    found = newest_observation(memory, FINGERPRINT, job.spec.knobs, since_s=10.0)
+
+    assert (found is not None) == is_found
+
+
+def test_an_observation_of_other_work_or_values_is_not_this_one() -> None:
+    """Fingerprint and knob values must both match."""
+    job = make_job()
+    memory = JobMemory(observations=(make_observation(job, make_window()),))
+
+    assert newest_observation(memory, "0" * 16, job.spec.knobs) is None
+    assert newest_observation(memory, FINGERPRINT, with_knobs(job, dataloader_workers=3)) is None

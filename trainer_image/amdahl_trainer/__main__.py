@@ -1,4 +1,4 @@
-"""`python -m amdahl_trainer --config x.yaml [--section.key value ...]`: one process of a run. See `launch` for several."""
+"""`python -m amdahl_trainer --config x.yaml [--section.key value ...]`: one process; `launch` starts several."""
 
 from __future__ import annotations
 

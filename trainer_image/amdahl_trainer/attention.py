@@ -6,7 +6,6 @@ use a boolean mask, the one form of document mask whose backward pass works on C
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F  # noqa: N812 (the name every torch reader knows)
 from torch import Tensor
 

@@ -1,8 +1,8 @@
 """How does a run survive its end? Atomic checkpoints: a directory is either complete under its name or not there.
 
-`out_dir/checkpoints/step-00000050/` holds `state.pt` (tensors) and `meta.json` (step, data position, semantics, size and
-CRC-32 of the state). It is written under another name, forced to disk and renamed, so a kill at any instant leaves the
-previous checkpoint as the newest. State is replicated: rank 0 writes, every rank reads, on any number of ranks.
+`out_dir/checkpoints/step-00000050/` holds `state.pt` (tensors) and `meta.json` (step, data position, semantics, size
+and CRC-32 of the state). It is written under another name, forced to disk and renamed, so a kill at any instant leaves
+the previous checkpoint as the newest. State is replicated: rank 0 writes, every rank reads, on any number of ranks.
 """
 
 from __future__ import annotations
@@ -199,7 +199,8 @@ def find(config: Config) -> Path | None:
     if wanted == "none":
         return None
     if wanted == "auto":
-        return (complete(directory(config)) or [None])[-1]
+        found = complete(directory(config))
+        return found[-1] if found else None
     if not (Path(wanted) / "meta.json").is_file():
         raise CheckpointError(f"checkpoint.resume: {wanted} is no checkpoint directory (it has no meta.json)")
     return Path(wanted)

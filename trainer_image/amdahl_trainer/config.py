@@ -208,7 +208,8 @@ def check_batch(batch: Batch, world: int) -> int:
     if share % micro:
         raise ConfigError(
             f"batch.micro_batch is {micro}, which does not divide a rank's share of {share} sequences "
-            f"(batch.global_sequences {batch.global_sequences} over {world} ranks); nearest legal: {_nearest(micro, share)}"
+            f"(batch.global_sequences {batch.global_sequences} over {world} ranks); "
+            f"nearest legal: {_nearest(micro, share)}"
         )
     return micro
 
@@ -316,7 +317,7 @@ def _read_arguments(arguments: Sequence[str]) -> dict[str, Scalar]:
 
 def _convert(name: str, value: object, declared: dataclasses.Field[Any]) -> Scalar:
     """The value in the type of the key's default; text is parsed as the environment and command line give it."""
-    kind = type(declared.default)
+    kind: type = type(declared.default)
     wrong = ConfigError(f"{name} is {value!r}; it must be {_KIND_TEXT[kind]}")
     try:
         if kind is bool:

@@ -137,7 +137,7 @@ class CudaClock:
 
     def ready(self, wait: bool = False) -> Iterator[Reading]:
         """Readings of the steps that the device has finished."""
-        while self._closed and (wait or self._closed[0].end.query()):
+        while self._closed and (wait or _is_past(self._closed[0].end)):
             marks = self._closed.popleft()
             if wait:
                 marks.end.synchronize()
@@ -152,8 +152,15 @@ class CudaClock:
 
 
 def _new_marks() -> _Marks:
-    events = [torch.cuda.Event(enable_timing=True) for _ in range(5)]
-    return _Marks(*events, scalars=torch.empty(3, pin_memory=True))
+    return _Marks(_event(), _event(), _event(), _event(), _event(), torch.empty(3, pin_memory=True))
+
+
+def _event() -> torch.cuda.Event:
+    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]  # untyped in torch
+
+
+def _is_past(event: torch.cuda.Event) -> bool:
+    return bool(event.query())  # type: ignore[no-untyped-call]  # untyped in torch
 
 
 def _between_ns(earlier: torch.cuda.Event, later: torch.cuda.Event) -> int:

@@ -135,7 +135,7 @@ class Replica:
         """Around a micro-batch: gradients are exchanged in the last one's backward pass only."""
         if last or not isinstance(self.forward, DistributedDataParallel):
             return contextlib.nullcontext()
-        return self.forward.no_sync()  # type: ignore[no-any-return]  # untyped in torch
+        return self.forward.no_sync()
 
 
 def replicate(
@@ -145,11 +145,12 @@ def replicate(
     if place.world == 1:
         return Replica(model, model, 1)
     for weight in model.parameters():
-        weight.register_post_accumulate_grad_hook(lambda _: on_gradient())
+        watch: Callable[..., object] = weight.register_post_accumulate_grad_hook  # untyped in torch
+        watch(lambda _: on_gradient())
     wrapped = DistributedDataParallel(
         model,
         device_ids=None if device.type == "cpu" else [device.index],
-        bucket_cap_mb=bucket_mb,  # type: ignore[arg-type]  # a float is fine: it is multiplied by 1 MiB
+        bucket_cap_mb=bucket_mb,
         gradient_as_bucket_view=True,
         broadcast_buffers=False,  # the rotary tables are constants
     )

@@ -11,8 +11,8 @@ from typing import NoReturn
 
 import torch
 import torch.distributed as dist
-from amdahl_probe.emit import process_start_ns
 
+from amdahl_probe.emit import process_start_ns
 from amdahl_trainer import config as configs
 from amdahl_trainer.errors import Exit, TrainerError
 from amdahl_trainer.train import train

@@ -97,35 +97,39 @@ def apply(values: Mapping[str, object], knobs: Knobs, place: Place, *, has_gpu: 
 
 
 def _set(name: str, raw: object, knobs: Knobs, place: Place, has_gpu: bool) -> tuple[Knobs, Value]:
-    loader = knobs.loader
     match name:
         case "dataloaderWorkers":
             workers = _whole(raw, 0, MAX_WORKERS)
-            return replace(knobs, loader=replace(loader, workers=workers)), workers
+            return replace(knobs, loader=replace(knobs.loader, workers=workers)), workers
         case "prefetchFactor":
             factor = _whole(raw, 1, 1024)
-            return replace(knobs, loader=replace(loader, prefetch_factor=factor)), factor
+            return replace(knobs, loader=replace(knobs.loader, prefetch_factor=factor)), factor
         case "pinMemory":
             pin = _switch(raw)
             if pin and not has_gpu:
                 raise ValueError("there is no GPU to pin memory for")
-            return replace(knobs, loader=replace(loader, pin_memory=pin)), pin
+            return replace(knobs, loader=replace(knobs.loader, pin_memory=pin)), pin
         case "checkpointEverySteps":
             every = _whole(raw, 0, 1 << 40)
             return replace(knobs, checkpoint_every=every), every
         case "asyncCheckpoint":
             asynchronous = _switch(raw)
             return replace(knobs, async_checkpoint=asynchronous), asynchronous
+    return knobs, _compare(name, raw, place)
+
+
+def _compare(name: str, raw: object, place: Place) -> Value:
+    """A knob that a running process cannot change is applied if it says what already is."""
+    match name:
         case "persistentWorkers":
-            if _switch(raw):
-                return knobs, True
-            raise ValueError("workers always persist here: the loader has no epochs")
+            if not _switch(raw):
+                raise ValueError("workers always persist here: the loader has no epochs")
+            return True
         case "gpusPerReplica":
-            return knobs, _fixed(raw, place.local_world, "start with launch --nproc $(AMDAHL_GPUS_PER_REPLICA)")
+            return _fixed(raw, place.local_world, "start with launch --nproc $(AMDAHL_GPUS_PER_REPLICA)")
         case "replicas":
-            return knobs, _fixed(raw, place.world // place.local_world, "changes with the number of pods")
-        case _:
-            raise ValueError("there is no such knob")
+            return _fixed(raw, place.world // place.local_world, "it changes with the number of pods")
+    raise ValueError("there is no such knob")
 
 
 def _whole(raw: object, low: int, high: int) -> int:

@@ -15,9 +15,9 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
 import torch
+
 from amdahl_probe.emit import Batches
 from amdahl_probe.spans import Ledger
-
 from amdahl_trainer import ckpt, flops, knobs, optim
 from amdahl_trainer.ckpt import Checkpoints, Progress
 from amdahl_trainer.config import Config
@@ -152,7 +152,7 @@ class Engine:
                 with self._precision():
                     logits = parts.replica.forward(inputs, segments if parts.config.data.doc_mask else None)
                 share = loss_sum(logits, targets) / valid
-                (share * parts.replica.world).backward()  # DDP divides the sum over ranks by their number
+                torch.autograd.backward(share * parts.replica.world)  # DDP divides the sum over ranks by their number
             total += share.detach()
         return total
 
@@ -171,8 +171,8 @@ class Engine:
                 parts.reporter.line(step, reading, parts.config.run.max_steps)
             if reading.refused:
                 raise NonFiniteError(
-                    f"step {step.total}: loss {reading.loss}, gradient norm {reading.grad_norm}; the step was refused and "
-                    f"checkpoints are as they were (newest: step {self._last_saved}); lower optim.lr or look at the data"
+                    f"step {step.total}: loss {reading.loss}, gradient norm {reading.grad_norm}; the step was refused, "
+                    f"the newest checkpoint is of step {self._last_saved}; lower optim.lr or look at the data"
                 )
 
     def _between(self, news: str | None, agreed: Agreement) -> None:

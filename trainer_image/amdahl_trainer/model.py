@@ -112,7 +112,7 @@ class Llama(nn.Module):
         return self.head(self.norm(x))  # type: ignore[no-any-return]  # as above
 
     def _initialise(self, n_layers: int) -> None:
-        """GPT-2's rule: sd 0.02, and less where a block adds to the stream, so that depth does not raise its variance."""
+        """GPT-2's rule: sd 0.02, and less where a block adds to the stream, so depth does not raise its variance."""
         for name, weight in self.named_parameters():
             if weight.dim() == 2:
                 into_stream = name.endswith(("out.weight", "down.weight"))

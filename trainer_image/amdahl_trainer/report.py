@@ -10,7 +10,6 @@ from pathlib import Path
 from amdahl_probe import digests, metrics, trace
 from amdahl_probe.emit import Batches, Recorder, StepRecord
 from amdahl_probe.spans import PHASES, Ledger, Span, new_trace
-
 from amdahl_trainer import flops
 from amdahl_trainer.data.loader import Batch
 from amdahl_trainer.device import Reading, attribute
@@ -152,9 +151,8 @@ class _Console:
             for phase in PHASES
             if self._spent.get(phase, 0) >= 0.005 * wall_ns
         )
-        text = (
-            f"step {step.total:>6}/{last_step}  loss {reading.loss:7.4f}  grad {reading.grad_norm:6.2f}  "
-            f"lr {step.lr:.2e}  {wall_ns / self._steps / 1e6:7.1f} ms  {self._tokens / wall_ns * 1e6:6.1f}k tok/s  {shares}"
-        )
+        speed = f"{wall_ns / self._steps / 1e6:7.1f} ms  {self._tokens / wall_ns * 1e6:6.1f}k tok/s"
+        model = f"loss {reading.loss:7.4f}  grad {reading.grad_norm:6.2f}  lr {step.lr:.2e}"
+        text = f"step {step.total:>6}/{last_step}  {model}  {speed}  {shares}"
         self._spent, self._steps, self._tokens = {}, 0, 0
         return text

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import torch
 
-from amdahl_trainer import ckpt, config as configs, device as devices, dp, flops, knobs, optim
+from amdahl_trainer import ckpt, dp, flops, knobs, optim
+from amdahl_trainer import config as configs
+from amdahl_trainer import device as devices
 from amdahl_trainer.ckpt import Checkpoints, Progress
 from amdahl_trainer.config import Config
 from amdahl_trainer.data import rows
@@ -19,7 +21,7 @@ from amdahl_trainer.data.order import Order, Share
 from amdahl_trainer.dp import Peers, Place
 from amdahl_trainer.errors import ConfigError, Exit
 from amdahl_trainer.evaluate import bits_per_byte
-from amdahl_trainer.knobs import KnobFile, Knobs, Update, Window
+from amdahl_trainer.knobs import KnobFile, Knobs, Update
 from amdahl_trainer.loop import Engine, Parts
 from amdahl_trainer.model import Llama
 from amdahl_trainer.report import Reporter, Telemetry
@@ -33,6 +35,7 @@ class StopRequest:
         signal.signal(signal.SIGTERM, self._note)
 
     def __call__(self) -> bool:
+        """Whether it came."""
         return self.came
 
     def _note(self, *_: object) -> None:
@@ -66,12 +69,12 @@ def train(config: Config, environ: Mapping[str, str], begun_ns: int) -> Exit:
         why = "exit" if finished else "sigterm"
         reporter.say(f"{'finished' if finished else 'yielded'} at step {engine.progress.step}")
         engine.parts.loader.close()
-        return Exit.FINISHED if finished else Exit.YIELDED
     except BaseException as error:
         why = f"exception:{type(error).__name__}"
         raise
     finally:
         reporter.close(engine.steps if engine else 0, why)
+    return Exit.FINISHED if finished else Exit.YIELDED
 
 
 class _Startup:

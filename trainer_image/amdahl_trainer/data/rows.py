@@ -11,7 +11,6 @@ token of the corpus is thus a target once in an epoch.
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -11,6 +11,7 @@ import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
 from typing import Protocol
 
 BOS = 256
@@ -63,7 +64,7 @@ class BytePairs:
         """Merge until no rule fits, always the earliest learnt first."""
         tokens = list(word)
         while len(tokens) > 1:
-            rules = [self._merged.get(pair, _NO_RULE) for pair in zip(tokens, tokens[1:], strict=False)]
+            rules = [self._merged.get(pair, _NO_RULE) for pair in pairwise(tokens)]
             rule = min(rules)
             if rule == _NO_RULE:
                 break
@@ -105,7 +106,7 @@ def learn_merges(texts: Iterable[bytes], count: int) -> list[Pair]:
         merges.append(pair)
         for index in where.pop(pair):
             tokens, times = words[index]
-            for old in zip(tokens, tokens[1:], strict=False):
+            for old in pairwise(tokens):
                 seen[old] -= times
             merged = merge(tokens, pair, new)
             words[index] = (merged, times)
@@ -128,6 +129,6 @@ def merge(tokens: Sequence[int], pair: Pair, new: int) -> list[int]:
 def _count_pairs(
     seen: Counter[Pair], where: defaultdict[Pair, set[int]], index: int, tokens: Sequence[int], times: int
 ) -> None:
-    for pair in zip(tokens, tokens[1:], strict=False):
+    for pair in pairwise(tokens):
         seen[pair] += times
         where[pair].add(index)

@@ -19,3 +19,29 @@ $(STAMP): requirements.lock pyproject.toml
 	@$(PY) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
 	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
+
+demo: $(STAMP) ## tune the demo job on this machine: observe, try, refute, apply (about five minutes)
+	@echo "==> amdahl-loop run examples/pydocs/job.yaml (its own ledger under build/demo; your files stay as they are)"
+	@mkdir -p build/demo && rm -f build/demo/ledger.sqlite*
+	@.venv/bin/amdahl-loop run examples/pydocs/job.yaml --ledger build/demo/ledger.sqlite
+
+demo-verify: $(STAMP) ## measure the demo's claim from outside: five interleaved runs of both settings
+	@$(PY) benchmarks/demo_verify.py --ledger build/demo/ledger.sqlite
+
+test: $(STAMP) ## every test, with real processes (about ten minutes)
+	@$(PY) -m pytest -q
+
+check: $(STAMP) ## the fast inner loop: format, lint, types, layers, unit tests (under a minute)
+	@echo "==> ruff format, ruff check"; .venv/bin/ruff format --check -q . && .venv/bin/ruff check -q .
+	@echo "==> mypy"; .venv/bin/mypy
+	@echo "==> import contracts"; .venv/bin/lint-imports --no-cache | tail -1
+	@echo "==> unit tests"; $(PY) -m pytest -q -m "not slow" tests/domain tests/flow tests/contract
+
+bench: $(STAMP) ## scenarios and traps, truth against found (about two hours)
+	@$(PY) benchmarks/scenarios/run.py
+
+lock: ## renew requirements.lock (needs uv on PATH)
+	uv pip compile pyproject.toml --all-extras --generate-hashes --python-version 3.11 --python-platform x86_64-manylinux_2_28 --no-header --no-emit-index-url --no-emit-find-links --upgrade -q -o requirements.lock
+
+clean: ## remove what make created, the virtual environment included
+	rm -rf .venv build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -1,0 +1,88 @@
+"""What may be typed? Commands, their options, and the help text."""
+
+import argparse
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from amdahl_loop import __version__
+from amdahl_loop.cli.exits import MEANINGS
+from amdahl_loop.domain.resources import ProfileName
+
+STATE_HOME = ".local/state"
+"""Default of XDG_STATE_HOME: state that persists, is not worth a backup by default, and is no configuration."""
+
+
+def default_ledger(environment: Mapping[str, str]) -> Path:
+    """One ledger per user: the job's folder stays untouched, and what one job proved is known to its kin."""
+    home = environment.get("XDG_STATE_HOME", "")
+    base = Path(home) if Path(home).is_absolute() else Path(environment.get("HOME", "~")).expanduser() / STATE_HOME
+    return base / "amdahl-loop" / "ledger.sqlite"
+
+
+def build_parser(environment: Mapping[str, str] | None = None) -> argparse.ArgumentParser:
+    """The whole command line; `environment` decides where the default ledger lies."""
+    ledger = default_ledger(os.environ if environment is None else environment)
+    parser = argparse.ArgumentParser(
+        prog="amdahl-loop",
+        description="Training jobs that optimise themselves: account every device-second, try, refute, and only then "
+        "change.",
+        epilog="exit codes:\n" + "\n".join(f"  {code:<4} {text}" for code, text in MEANINGS.items()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"amdahl-loop {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    job, kept, output = _job_options(), _ledger_option(ledger), _output_option()
+
+    run = commands.add_parser("run", parents=[job, kept, output], help="observe, try, refute, and show what is proven")
+    run.add_argument("--write", action="store_true", help="write proven values into JOB.yaml; comments are kept")
+    run.add_argument(
+        "--train",
+        action="store_true",
+        help="then train on in the foreground with the values in force; the exit code is the training's own",
+    )
+    commands.add_parser(
+        "explain", parents=[job, kept, output], help="observe, say what holds the job back and what is worth trying"
+    )
+    commands.add_parser("ledger", parents=[kept, output], help="list every experiment, won or lost")
+
+    show = commands.add_parser("show", parents=[kept, output], help="show every window, vote and veto of one experiment")
+    show.add_argument("experiment", metavar="EXPERIMENT", help="its name, or a beginning of it that fits only one")
+    show.add_argument("--svg", metavar="FILE", type=Path, help="draw its blocks into FILE")
+
+    replay = commands.add_parser("replay", parents=[output], help="derive every recorded decision anew; starts nothing")
+    replay.add_argument("ledger", metavar="LEDGER", type=Path, nargs="?", default=ledger, help=f"default: {ledger}")
+
+    export = commands.add_parser("export", parents=[kept, output], help="write a ledger as JSON lines")
+    export.add_argument("file", metavar="FILE", type=Path, nargs="?", help="default: standard output")
+    merge = commands.add_parser("import", parents=[kept, output], help="add an exported ledger to this one")
+    merge.add_argument("file", metavar="FILE", type=Path)
+
+    trace = commands.add_parser("trace", parents=[job], help="record a short run as a Chrome trace, for Perfetto")
+    trace.add_argument("-o", metavar="FILE", dest="file", type=Path, help="default: <job>.trace.json in this folder")
+    return parser
+
+
+def _job_options() -> argparse.ArgumentParser:
+    parent = argparse.ArgumentParser(add_help=False)
+    parent.add_argument("manifest", metavar="JOB.yaml", type=Path, help="a TrainingJob manifest")
+    parent.add_argument(
+        "--profile",
+        type=ProfileName,
+        choices=list(ProfileName),
+        metavar="{" + ",".join(ProfileName) + "}",
+        help="how much evidence is bought; default: the manifest's tuning.profile",
+    )
+    return parent
+
+
+def _ledger_option(default: Path) -> argparse.ArgumentParser:
+    parent = argparse.ArgumentParser(add_help=False)
+    parent.add_argument("--ledger", metavar="PATH", type=Path, default=default, help=f"default: {default}")
+    return parent
+
+
+def _output_option() -> argparse.ArgumentParser:
+    parent = argparse.ArgumentParser(add_help=False)
+    parent.add_argument("-o", "--output", choices=("text", "json"), default="text", help="default: text")
+    return parent

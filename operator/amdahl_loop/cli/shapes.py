@@ -1,0 +1,238 @@
+"""What exactly does `-o json` print?
+
+One frozen shape per command: names are stable, keys may be added, none is renamed or removed. Shares and gains are
+fractions of one, times are seconds, and `bank` is in device-hours. docs/cli.md shows one real example of each.
+"""
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from amdahl_loop.domain.experiments import Source, VerdictWord
+from amdahl_loop.domain.resources import KnobValue
+
+
+class Shape(BaseModel):
+    """A printed value: field names are the JSON's own; `from`, `with` and `class` are Python's words, hence aliased."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", serialize_by_alias=True, validate_by_name=True)
+
+
+class ObservationShape(Shape):
+    """Where a job's time goes under one set of knob values; `phases` are shares of steady wall time."""
+
+    phases: dict[str, float]
+    step_s: float
+    samples_per_s: float
+    devices: int
+
+
+class CeilingShape(Shape):
+    """The most that one knob could win."""
+
+    removable_share: float
+    speedup: float
+    sentence: str
+
+
+class DiagnosisShape(Shape):
+    """What holds a job back; `ceilings` by knob."""
+
+    class_: str = Field(serialization_alias="class")
+    sentence: str
+    ceilings: dict[str, CeilingShape]
+
+
+class ChangeShape(Shape):
+    """One knob from a value to another; null where the script chose."""
+
+    knob: str
+    from_: KnobValue | None = Field(serialization_alias="from")
+    to: KnobValue
+
+
+class RefuteShape(Shape):
+    """One refute check: what it found, and what it had changed."""
+
+    agree: bool
+    effect: float
+    changed: list[str]
+
+
+class VetoShape(Shape):
+    """One guard: silent is the good case."""
+
+    name: str
+    silent: bool
+    sentence: str
+
+
+class ExperimentShape(ChangeShape):
+    """One experiment. `effect` is the share of cost saved, `interval` its 90 % interval; null while there is none."""
+
+    id: str
+    with_: list[ChangeShape] = Field(serialization_alias="with")
+    job: str
+    source: Source
+    verdict: VerdictWord | None
+    reason: str
+    sentence: str
+    effect: float | None
+    interval: tuple[float, float] | None
+    refutes: list[RefuteShape]
+    vetoes: list[VetoShape]
+    blocks: int
+    device_seconds: float
+
+
+class BankShape(Shape):
+    """Device-hours: credited over the work ahead, spent on experiments, and the difference; and what has accrued."""
+
+    gross: float
+    spent: float
+    net: float
+    basis: str
+
+
+class FinalShape(Shape):
+    """Knob values in force."""
+
+    knobs: dict[str, KnobValue]
+
+
+class ManifestShape(Shape):
+    """What the manifest would have to say, and whether it was written."""
+
+    path: str
+    diff: str
+    written: bool
+
+
+class RunShape(Shape):
+    """`run`: before, what was tried, after."""
+
+    job: str
+    reason: str
+    observation: ObservationShape | None
+    diagnosis: DiagnosisShape | None
+    experiments: list[ExperimentShape]
+    after: ObservationShape | None
+    final: FinalShape
+    bank: BankShape
+    manifest: ManifestShape
+    ledger: str
+    profile: str
+
+
+class IdeaShape(Shape):
+    """`explain`: one hypothesis and what the spend gate says of it."""
+
+    changes: list[ChangeShape]
+    source: Source
+    rationale: str
+    expected_gain: float
+    expected_bank: float
+    trial_device_hours: float
+    sentence: str
+    worth_trying: bool
+
+
+class RejectedShape(Shape):
+    """`explain`: a hypothesis that may not be tried."""
+
+    changes: list[ChangeShape]
+    reason: str
+
+
+class ExplainShape(Shape):
+    """`explain`: what was seen, what could be won, what would be tried."""
+
+    job: str
+    observation: ObservationShape
+    diagnosis: DiagnosisShape
+    next: str
+    ideas: list[IdeaShape]
+    rejected: list[RejectedShape]
+    settled: list[str]
+    ledger: str
+
+
+class LedgerShape(Shape):
+    """`ledger`: every experiment, oldest first."""
+
+    ledger: str
+    experiments: list[ExperimentShape]
+
+
+class WindowShape(Shape):
+    """`show`: one window as it was measured."""
+
+    arm: str
+    ran: str
+    outcome: str
+    why: str
+    steps: int
+    samples: int
+    devices: int
+    wall_s: float
+    device_s_per_sample: float | None
+    phases: dict[str, float]
+    seed: int
+    offset: int
+    offset_applied: bool
+    peak_mem_mib: int
+
+
+class BlockShape(Shape):
+    """`show`: one finished block; `effect` is the share of cost saved, null for a proof and where a window is missing."""
+
+    name: str
+    stage: str
+    check: int
+    order: str
+    node: str
+    started_at_s: float
+    device_seconds: float
+    valid: bool
+    effect: float | None
+    problem: str
+    windows: list[WindowShape]
+
+
+class ShowShape(Shape):
+    """`show`: everything that is known of one experiment."""
+
+    experiment: ExperimentShape
+    hypothesis: str
+    profile: str
+    objective: str
+    seed: int
+    floor: float | None
+    planned_blocks: int
+    runs: list[BlockShape]
+    svg: str | None
+
+
+class ReplayedShape(Shape):
+    """`replay`: one experiment (or a job's observations and applications) derived anew."""
+
+    id: str
+    decisions: int
+    agree: bool
+    difference: str
+
+
+class ReplayShape(Shape):
+    """`replay`: every recorded decision against what the loop decides today."""
+
+    ledger: str
+    agree: bool
+    decisions: int
+    first_difference: str
+    replayed: list[ReplayedShape]
+
+
+class TransferShape(Shape):
+    """`export` and `import`: how much moved."""
+
+    ledger: str
+    file: str
+    entries: int

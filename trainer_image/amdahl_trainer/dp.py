@@ -152,6 +152,5 @@ def replicate(
         device_ids=None if device.type == "cpu" else [device.index],
         bucket_cap_mb=bucket_mb,
         gradient_as_bucket_view=True,
-        broadcast_buffers=False,  # the rotary tables are constants
     )
     return Replica(wrapped, model, place.world)

@@ -15,6 +15,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
 from amdahl_probe.emit import Batches
 from amdahl_probe.spans import Ledger
@@ -111,7 +112,7 @@ class Engine:
     def _step(self, batch: Batch, agreed: Agreement) -> None:
         parts, config = self.parts, self.parts.config
         parts.clock.begin()
-        loss = self._accumulate(batch, agreed.valid)
+        loss = accumulate(parts.replica, batch, agreed.valid, parts.micro_batch, config)
         parts.clock.backward_done()
         with parts.ledger.span("comm"):
             loss = parts.peers.total(loss)
@@ -137,29 +138,6 @@ class Engine:
         self.steps += 1
         self._pending.append(step)
         self._read()
-
-    def _accumulate(self, batch: Batch, valid: int) -> torch.Tensor:
-        """Forward and backward over micro-batches. The rank's share of the loss, detached, on the device."""
-        parts = self.parts
-        total = torch.zeros((), device=parts.device)
-        size = parts.micro_batch
-        for first in range(0, len(batch.samples), size):
-            inputs, targets, segments = (
-                part[first : first + size].to(parts.device, non_blocking=True)
-                for part in (batch.inputs, batch.targets, batch.segments)
-            )
-            with parts.replica.sync(last=first + size >= len(batch.samples)):
-                with self._precision():
-                    logits = parts.replica.forward(inputs, segments if parts.config.data.doc_mask else None)
-                share = loss_sum(logits, targets) / valid
-                torch.autograd.backward(share * parts.replica.world)  # DDP divides the sum over ranks by their number
-            total += share.detach()
-        return total
-
-    def _precision(self) -> AbstractContextManager[None]:
-        if self.parts.config.precision.compute == "float32":
-            return contextlib.nullcontext()
-        return torch.autocast(self.parts.device.type, dtype=torch.bfloat16)
 
     def _read(self, wait: bool = False) -> None:
         """Write the records of steps whose reading has come."""
@@ -251,6 +229,42 @@ class Engine:
         self.progress = enter(window, self.progress, self.parts.loader, self.parts.config.run.seed)
         if window.offset is not None or window.seed is not None:
             self.parts.reporter.recorder.offset(self.seq, self.progress.position, window.seed, True)
+
+
+def accumulate(replica: Replica, batch: Batch, valid: int, micro_batch: int, config: Config) -> Tensor:
+    """Forward and backward of a rank's batch, micro-batch by micro-batch; gradients are those of the global mean.
+
+    Args:
+        replica: the model on this rank.
+        batch: the rank's rows.
+        valid: tokens of the step over all ranks, the one divisor of every loss.
+        micro_batch: rows of one forward pass; divides the rank's rows.
+        config: for document masks and number formats.
+
+    Returns:
+        The rank's share of the loss, a detached scalar on the device; the shares of all ranks sum to the loss.
+    """
+    device = next(replica.model.parameters()).device
+    total = torch.zeros((), device=device)
+    for first in range(0, len(batch.samples), micro_batch):
+        last = first + micro_batch >= len(batch.samples)
+        inputs, targets, segments = (
+            part[first : first + micro_batch].to(device, non_blocking=True)
+            for part in (batch.inputs, batch.targets, batch.segments)
+        )
+        with replica.sync(last):
+            with _precision(config.precision.compute, device):
+                logits = replica.forward(inputs, segments if config.data.doc_mask else None)
+            share = loss_sum(logits, targets) / valid
+            torch.autograd.backward(share * replica.world)  # DDP divides the sum over ranks by their number
+        total += share.detach()
+    return total
+
+
+def _precision(compute: str, device: torch.device) -> AbstractContextManager[object]:
+    if compute == "float32":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype=torch.bfloat16)
 
 
 def enter(window: Window, progress: Progress, loader: Loader, run_seed: int) -> Progress:

@@ -6,6 +6,7 @@ Shape letters: B rows, S tokens of a row, D width, H query heads, G key heads, V
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F  # noqa: N812 (the name every torch reader knows)
@@ -15,11 +16,15 @@ from amdahl_trainer.attention import attend, document_mask
 from amdahl_trainer.config import Model
 
 
-def rope_tables(seq_len: int, head: int, theta: float) -> tuple[Tensor, Tensor]:
-    """Cosines and sines of rotary position embedding (arXiv 2104.09864), each (seq, head / 2), float32."""
+@lru_cache(maxsize=8)
+def rope_tables(seq: int, head: int, theta: float, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of rotary position embedding (arXiv 2104.09864), each (seq, head / 2), float32.
+
+    Constants, so not buffers of the module: DDP and checkpoints would carry them about.
+    """
     frequencies = theta ** (-torch.arange(0, head, 2, dtype=torch.float64) / head)
-    angles = torch.arange(seq_len, dtype=torch.float64)[:, None] * frequencies
-    return angles.cos().float(), angles.sin().float()
+    angles = torch.arange(seq, dtype=torch.float64)[:, None] * frequencies
+    return angles.cos().float().to(device), angles.sin().float().to(device)
 
 
 def rotate(x_bhsd: Tensor, cos_sd: Tensor, sin_sd: Tensor) -> Tensor:
@@ -80,10 +85,7 @@ class Block(nn.Module):
 class Llama(nn.Module):
     """Tokens and their segments to logits."""
 
-    cos: Tensor
-    sin: Tensor
-
-    def __init__(self, config: Model, seq_len: int) -> None:
+    def __init__(self, config: Model) -> None:
         """Parameters are float32 and drawn from torch's default generator."""
         super().__init__()
         self.embedding = nn.Embedding(config.vocab_size, config.d_model)
@@ -92,9 +94,7 @@ class Llama(nn.Module):
         self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
         if config.tie_embeddings:
             self.head.weight = self.embedding.weight
-        cos, sin = rope_tables(seq_len, config.d_model // config.n_heads, config.rope_theta)
-        self.register_buffer("cos", cos, persistent=False)
-        self.register_buffer("sin", sin, persistent=False)
+        self._rope = (config.d_model // config.n_heads, config.rope_theta)
         self._initialise(config.n_layers)
 
     def forward(self, tokens_bs: Tensor, segments_bs: Tensor | None = None) -> Tensor:
@@ -105,10 +105,10 @@ class Llama(nn.Module):
             segments_bs: (B, S) segment numbers for document masks, see `attention.document_mask`; None is plain causal.
         """
         mask = None if segments_bs is None else document_mask(segments_bs)
-        seq = tokens_bs.shape[1]
+        cos, sin = rope_tables(tokens_bs.shape[1], *self._rope, tokens_bs.device)
         x = self.embedding(tokens_bs)
         for block in self.blocks:
-            x = block(x, self.cos[:seq], self.sin[:seq], mask)
+            x = block(x, cos, sin, mask)
         return self.head(self.norm(x))  # type: ignore[no-any-return]  # as above
 
     def _initialise(self, n_layers: int) -> None:

@@ -63,7 +63,7 @@ def train(config: Config, environ: Mapping[str, str], begun_ns: int) -> Exit:
     try:
         peers = dp.join(place, device, config.limits.comm_timeout_s)
         startup.end("rendezvous")
-        engine = _build(config, environ, place, device, peers, reporter, micro_batch, stop, startup)
+        engine = build(config, environ, place, device, peers, reporter, micro_batch, stop, startup)
         gc.disable()  # collected every gc_every steps instead, by all ranks at once
         finished = engine.run(lambda: _begin(reporter, startup, engine))
         why = "exit" if finished else "sigterm"
@@ -105,7 +105,7 @@ def _begin(reporter: Reporter, startup: _Startup, engine: Engine | None) -> None
     gc.freeze()  # what start-up made lives as long as the process
 
 
-def _build(
+def build(
     config: Config,
     environ: Mapping[str, str],
     place: Place,
@@ -121,7 +121,7 @@ def _build(
     corpora = _corpora(config, place, peers)
     startup.end("data")
     torch.manual_seed(config.run.seed)
-    model = Llama(config.model, config.data.seq_len).to(device)
+    model = Llama(config.model).to(device)
     optimizer = optim.build(model, config.optim)
     startup.end("model")
     progress = _resume(config, model, optimizer, place, peers, reporter)

@@ -10,18 +10,23 @@ import torch.nn.functional as F  # noqa: N812 (the name every torch reader knows
 from torch import Tensor
 
 
-def document_mask(segments_bs: Tensor) -> Tensor | None:
+def needs_mask(segments_bs: Tensor) -> bool:
+    """Whether any row holds more than one document; else the causal flag says it all, padding being last.
+
+    Reads the tensor, so it belongs before the copy to a GPU.
+    """
+    return int(segments_bs.max()) > 1
+
+
+def document_mask(segments_bs: Tensor) -> Tensor:
     """What each token may see, from the segment number of each slot of a row.
 
     Args:
         segments_bs: (batch, seq) integers; equal numbers in a row are one document, 0 is padding.
 
     Returns:
-        (batch, 1, seq, seq) bool, true where a query (third axis) sees a key (fourth), or None if every row is a
-        single segment, for which the causal flag alone says the same.
+        (batch, 1, seq, seq) bool, true where a query (third axis) sees a key (fourth).
     """
-    if bool((segments_bs == segments_bs[:, :1]).all()):
-        return None
     same = segments_bs[:, :, None] == segments_bs[:, None, :]
     return same.tril()[:, None]
 

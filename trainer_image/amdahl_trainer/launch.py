@@ -1,8 +1,8 @@
 """How do several ranks on one machine start and end as one job?
 
-`python -m amdahl_trainer.launch --nproc 2 -- --config x.yaml` starts one process a rank, forwards SIGTERM, and ends with
-one exit code: 0 if all finished, 75 if all yielded, else that of the first rank that failed, which is named; the others
-are ended. torchrun works as well, but reports 1 when every rank has yielded in good order.
+`python -m amdahl_trainer.launch --nproc 2 -- --config x.yaml` starts one process a rank, forwards SIGTERM, and ends
+with one exit code: 0 if all finished, 75 if all yielded, else that of the first rank that failed, which is named; the
+others are ended. torchrun works as well, but reports 1 when every rank has yielded in good order.
 
 This process stays thin: standard library only, no torch. With one rank it becomes that rank.
 """
@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parse(sys.argv[1:] if arguments is None else arguments)
     command = [sys.executable, "-m", "amdahl_trainer", *options.trainer]
     if options.nproc == 1:
-        os.execv(sys.executable, command)
+        os.execv(sys.executable, command)  # noqa: S606 (no shell is the point)
     return watch(start(command, options.nproc), options.grace_s)
 
 

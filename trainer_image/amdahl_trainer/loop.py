@@ -29,6 +29,7 @@ from amdahl_trainer.dp import Agreement, Peers, Place, Replica
 from amdahl_trainer.errors import NonFiniteError
 from amdahl_trainer.knobs import KnobFile, Knobs, Update, Window
 from amdahl_trainer.loss import loss_sum
+from amdahl_trainer.model import masked_segments
 from amdahl_trainer.report import Reporter, Step, describe
 
 
@@ -80,11 +81,13 @@ class Engine:
         """
         parts = self.parts
         parts.ledger.take()  # the first step begins when the first batch is asked for
+        parts.clock.ask()
         batch = parts.loader.next() if not self._is_finished() else None
         startup()
         while batch is not None:
             news = parts.knob_file.poll()
             parts.ledger.rest("compute")
+            parts.clock.begin()
             with parts.ledger.span("comm"):
                 agreed = parts.peers.agree(batch.valid, parts.wants_stop(), news is not None)
             if agreed.stop:
@@ -111,7 +114,6 @@ class Engine:
 
     def _step(self, batch: Batch, agreed: Agreement) -> None:
         parts, config = self.parts, self.parts.config
-        parts.clock.begin()
         loss = accumulate(parts.replica, batch, agreed.valid, parts.micro_batch, config)
         parts.clock.backward_done()
         with parts.ledger.span("comm"):
@@ -204,19 +206,27 @@ class Engine:
         if written is not None:
             self.parts.reporter.recorder.durable(written.block_ns, True, written.step, written.total_ns)
 
-    def apply(self, text: str) -> None:
-        """Take a knob file's content into force: all ranks at this boundary, always with a new loader."""
+    def apply(self, text: str) -> bool:
+        """Take a knob file's content into force: all ranks at this boundary, always with a new loader.
+
+        False if the content is malformed, which is reported and changes nothing.
+        """
         parts, recorder = self.parts, self.parts.reporter.recorder
         update = knobs.parse(text)
         if isinstance(update, str):
             parts.reporter.say(f"knob file left alone: {update}")
             recorder.knob(self.seq, {}, {"file": update})
-            return
+            return False
         outcome = knobs.apply(update.values, self.knobs, parts.place, has_gpu=parts.device.type == "cuda")
         self.knobs, self.seq = outcome.knobs, update.seq
         recorder.knob(self.seq, outcome.applied, outcome.ignored)
         self.enter_window(update)
-        parts.loader.open(self.progress.position, self.knobs.loader, parts.loader.order)
+        self.open_loader()
+        return True
+
+    def open_loader(self) -> None:
+        """Start the loader anew at the present position, with the knobs in force."""
+        self.parts.loader.open(self.progress.position, self.knobs.loader)
 
     def enter_window(self, update: Update) -> None:
         """In a trial, go to the window's place in the data; an ordinary run never moves."""
@@ -248,13 +258,12 @@ def accumulate(replica: Replica, batch: Batch, valid: int, micro_batch: int, con
     total = torch.zeros((), device=device)
     for first in range(0, len(batch.samples), micro_batch):
         last = first + micro_batch >= len(batch.samples)
-        inputs, targets, segments = (
-            part[first : first + micro_batch].to(device, non_blocking=True)
-            for part in (batch.inputs, batch.targets, batch.segments)
-        )
+        rows = slice(first, first + micro_batch)
+        inputs, targets = (part[rows].to(device, non_blocking=True) for part in (batch.inputs, batch.targets))
+        segments = masked_segments(batch.segments[rows], config.data.doc_mask, device)
         with replica.sync(last):
             with _precision(config.precision.compute, device):
-                logits = replica.forward(inputs, segments if config.data.doc_mask else None)
+                logits = replica.forward(inputs, segments)
             share = loss_sum(logits, targets) / valid
             torch.autograd.backward(share * replica.world)  # DDP divides the sum over ranks by their number
         total += share.detach()

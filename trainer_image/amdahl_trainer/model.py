@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 (the name every torch reader knows)
 from torch import Tensor, nn
 
-from amdahl_trainer.attention import attend, document_mask
+from amdahl_trainer.attention import attend, document_mask, needs_mask
 from amdahl_trainer.config import Model
 
 
@@ -31,6 +31,13 @@ def rotate(x_bhsd: Tensor, cos_sd: Tensor, sin_sd: Tensor) -> Tensor:
     """Turn each (first half, second half) pair of a head by its position's angle."""
     first, second = x_bhsd.chunk(2, dim=-1)
     return torch.cat((first * cos_sd - second * sin_sd, second * cos_sd + first * sin_sd), dim=-1).type_as(x_bhsd)
+
+
+def masked_segments(segments_bs: Tensor, doc_mask: bool, device: torch.device) -> Tensor | None:
+    """What `Llama` takes as segments: None where documents need no mask, else a copy on the device."""
+    if not doc_mask or not needs_mask(segments_bs):
+        return None
+    return segments_bs.to(device, non_blocking=True)
 
 
 class Attention(nn.Module):

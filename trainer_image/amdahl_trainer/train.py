@@ -5,10 +5,12 @@ from __future__ import annotations
 import gc
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from amdahl_trainer import ckpt, dp, flops, knobs, optim
 from amdahl_trainer import config as configs
@@ -27,6 +29,18 @@ from amdahl_trainer.model import Llama
 from amdahl_trainer.report import Reporter, Telemetry
 
 
+@dataclass(frozen=True)
+class Job:
+    """What a process was told, and who the others are."""
+
+    config: Config
+    environ: Mapping[str, str]
+    place: Place
+    device: torch.device
+    peers: Peers
+    reporter: Reporter
+
+
 class StopRequest:
     """Remembers SIGTERM until the ranks next agree."""
 
@@ -42,43 +56,8 @@ class StopRequest:
         self.came = True
 
 
-def train(config: Config, environ: Mapping[str, str], begun_ns: int) -> Exit:
-    """Run to the end or to SIGTERM. `begun_ns` is when the process started, nanoseconds of CLOCK_MONOTONIC.
-
-    Raises:
-        TrainerError: any expected failure, with its exit code.
-    """
-    stop = StopRequest()
-    startup = _Startup(begun_ns)
-    place = Place.from_environ(environ)
-    micro_batch = configs.check_batch(config.batch, place.world)
-    if config.run.torch_threads:
-        torch.set_num_threads(config.run.torch_threads)
-    device = devices.choose(place.local_rank)
-    knob_path = environ.get("AMDAHL_KNOBS_FILE")
-    reporter = Reporter(Telemetry.from_environ(environ), place, devices.name(device), begun_ns, live=bool(knob_path))
-    why = "exit"
-    engine: Engine | None = None
-    startup.end("import")
-    try:
-        peers = dp.join(place, device, config.limits.comm_timeout_s)
-        startup.end("rendezvous")
-        engine = build(config, environ, place, device, peers, reporter, micro_batch, stop, startup)
-        gc.disable()  # collected every gc_every steps instead, by all ranks at once
-        finished = engine.run(lambda: _begin(reporter, startup, engine))
-        why = "exit" if finished else "sigterm"
-        reporter.say(f"{'finished' if finished else 'yielded'} at step {engine.progress.step}")
-        engine.parts.loader.close()
-    except BaseException as error:
-        why = f"exception:{type(error).__name__}"
-        raise
-    finally:
-        reporter.close(engine.steps if engine else 0, why)
-    return Exit.FINISHED if finished else Exit.YIELDED
-
-
-class _Startup:
-    """The parts of the time before the first batch."""
+class Startup:
+    """The parts of the time from the start of the process to the first batch."""
 
     def __init__(self, begun_ns: int) -> None:
         self.begun_ns = self._mark_ns = begun_ns
@@ -96,83 +75,103 @@ class _Startup:
         return self._mark_ns - self.begun_ns
 
 
-def _begin(reporter: Reporter, startup: _Startup, engine: Engine | None) -> None:
-    assert engine is not None, "the engine calls this"
-    startup.end("data")
-    reporter.recorder.startup(startup.total_ns, startup.parts)
-    engine.parts.clock.ask()  # the first batch is in hand: its wait was startup
-    gc.collect()
-    gc.freeze()  # what start-up made lives as long as the process
+def train(config: Config, environ: Mapping[str, str], begun_ns: int) -> Exit:
+    """Run to the end or to SIGTERM. `begun_ns` is when the process started, nanoseconds of CLOCK_MONOTONIC.
+
+    Raises:
+        TrainerError: any expected failure, with its exit code.
+    """
+    wants_stop = StopRequest()
+    startup = Startup(begun_ns)
+    place = Place.from_environ(environ)
+    configs.check_batch(config.batch, place.world)  # before anyone waits for anyone
+    if config.run.torch_threads:
+        torch.set_num_threads(config.run.torch_threads)
+    device = devices.choose(place.local_rank)
+    is_live = bool(environ.get("AMDAHL_KNOBS_FILE"))
+    reporter = Reporter(Telemetry.from_environ(environ), place, devices.name(device), begun_ns, live=is_live)
+    startup.end("import")
+    steps, why = 0, "exit"
+    try:
+        peers = dp.join(place, device, config.limits.comm_timeout_s)
+        startup.end("rendezvous")
+        engine = build(Job(config, environ, place, device, peers, reporter), startup, wants_stop)
+        try:
+            is_finished = _run(engine, startup)
+        finally:
+            steps = engine.steps
+        why = "exit" if is_finished else "sigterm"
+    except BaseException as error:
+        why = f"exception:{type(error).__name__}"
+        raise
+    finally:
+        reporter.close(steps, why)
+    return Exit.FINISHED if is_finished else Exit.YIELDED
 
 
-def build(
-    config: Config,
-    environ: Mapping[str, str],
-    place: Place,
-    device: torch.device,
-    peers: Peers,
-    reporter: Reporter,
-    micro_batch: int,
-    stop: StopRequest,
-    startup: _Startup,
-) -> Engine:
+def _run(engine: Engine, startup: Startup) -> bool:
+    parts = engine.parts
+
+    def begin() -> None:
+        startup.end("data")
+        parts.reporter.recorder.startup(startup.total_ns, startup.parts)
+        gc.collect()
+        gc.freeze()  # what start-up made lives as long as the process
+
+    gc.disable()  # collected every run.gc_every steps instead, by all ranks at once
+    try:
+        is_finished = engine.run(begin)
+    finally:
+        parts.loader.close()
+    parts.reporter.say(f"{'finished' if is_finished else 'yielded'} at step {engine.progress.step}")
+    return is_finished
+
+
+def build(job: Job, startup: Startup, wants_stop: Callable[[], bool]) -> Engine:
+    """Make everything a run needs, resumed and with the knobs that are in force, its loader open.
+
+    Raises:
+        TrainerError: data, checkpoint or directories are not as they must be.
+    """
+    config, place, device = job.config, job.place, job.device
     if place.rank == 0:
-        _announce(config, reporter)
-    corpora = _corpora(config, place, peers)
+        _announce(config, job.reporter)
+    corpora = _ensure_corpora(job)
     startup.end("data")
     torch.manual_seed(config.run.seed)
     model = Llama(config.model).to(device)
     optimizer = optim.build(model, config.optim)
     startup.end("model")
-    progress = _resume(config, model, optimizer, place, peers, reporter)
-    clock = devices.clock(device)
-    replica = dp.replicate(model, place, device, config.parallel.bucket_mb, clock.gradient)
+    progress = _resume(job, model, optimizer)
     startup.end("restore")
-    outcome = knobs.apply(knobs.from_environ(environ), Knobs.from_config(config), place, has_gpu=device.type == "cuda")
-    reporter.recorder.knob(0, outcome.applied, outcome.ignored)
-    loader = Loader(
-        corpora.train,
-        Order(len(corpora.train), config.run.seed),
-        Share(place.rank, place.world, config.batch.global_sequences),
-        outcome.knobs.loader,
+    clock = devices.clock(device)
+    outcome = knobs.apply(
+        knobs.from_environ(job.environ), Knobs.from_config(config), place, has_gpu=device.type == "cuda"
     )
+    job.reporter.recorder.knob(0, outcome.applied, outcome.ignored)
     parts = Parts(
         config=config,
         place=place,
         device=device,
-        peers=peers,
-        replica=replica,
+        peers=job.peers,
+        replica=dp.replicate(model, place, device, config.parallel.bucket_mb, clock.gradient),
         optimizer=optimizer,
-        loader=loader,
+        loader=_new_loader(corpora, config, place, outcome.knobs),
         checkpoints=Checkpoints(config, place.world) if place.rank == 0 else None,
         clock=clock,
-        ledger=reporter.new_ledger(startup.begun_ns),
-        reporter=reporter,
-        micro_batch=micro_batch,
+        ledger=job.reporter.new_ledger(startup.begun_ns),
+        reporter=job.reporter,
+        micro_batch=configs.check_batch(config.batch, place.world),
         cost=flops.per_token(config.model, config.data.seq_len, corpora.train.mean_document),
         peak=flops.peak_flops(devices.name(device), config.precision.compute),
-        evaluate=lambda: bits_per_byte(
-            model,
-            corpora,
-            place,
-            peers,
-            sequences=config.eval.sequences,
-            rows_at_once=micro_batch,
-            doc_mask=config.data.doc_mask,
-        ),
-        wants_stop=stop,
-        knob_file=KnobFile(environ.get("AMDAHL_KNOBS_FILE") if place.rank == 0 else None),
-        is_trial=environ.get("AMDAHL_TRIAL") == "1",
+        evaluate=lambda: bits_per_byte(model, corpora, place, job.peers, config),
+        wants_stop=wants_stop,
+        knob_file=KnobFile(job.environ.get("AMDAHL_KNOBS_FILE") if place.rank == 0 else None),
+        is_trial=job.environ.get("AMDAHL_TRIAL") == "1",
     )
+    startup.end("model")
     engine = Engine(parts, progress, outcome.knobs, seq=0)
-    window = knobs.window_from_environ(environ)
-    if window is not None:
-        engine.enter_window(Update(0, {}, window))
-    first = peers.broadcast(parts.knob_file.poll())
-    if first is not None:
-        engine.apply(first)
-    else:
-        loader.open(engine.progress.position)
+    _enter_data(engine, job)
     return engine
 
 
@@ -187,29 +186,39 @@ def _announce(config: Config, reporter: Reporter) -> None:
     reporter.say(text)
 
 
-def _corpora(config: Config, place: Place, peers: Peers) -> rows.Corpora:
+def _ensure_corpora(job: Job) -> rows.Corpora:
     """Built by one process of each machine; the others find it built."""
-    if place.local_rank == 0:
-        corpora = rows.ensure(config)
-        peers.barrier()
+    if job.place.local_rank == 0:
+        corpora = rows.ensure(job.config)
+        job.peers.barrier()
         return corpora
-    peers.barrier()
-    return rows.ensure(config)
+    job.peers.barrier()
+    return rows.ensure(job.config)
 
 
-def _resume(
-    config: Config,
-    model: torch.nn.Module,
-    optimizer: torch.optim.Optimizer,
-    place: Place,
-    peers: Peers,
-    reporter: Reporter,
-) -> Progress:
-    found = ckpt.find(config) if place.rank == 0 else None
-    path = peers.broadcast(None if found is None else str(found))
+def _new_loader(corpora: rows.Corpora, config: Config, place: Place, settings: Knobs) -> Loader:
+    order = Order(len(corpora.train), config.run.seed)
+    share = Share(place.rank, place.world, config.batch.global_sequences)
+    return Loader(corpora.train, order, share, settings.loader)
+
+
+def _resume(job: Job, model: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
+    """Rank 0 chooses the checkpoint, all load it."""
+    found = ckpt.find(job.config) if job.place.rank == 0 else None
+    path = job.peers.broadcast(None if found is None else str(found))
     if path is None:
         return Progress()
-    state, progress = ckpt.read(Path(path), config)
-    ckpt.restore(state, model, optimizer, place.rank)
-    reporter.say(f"resumed {path}: step {progress.step}, {progress.position} samples consumed")
+    state, progress = ckpt.read(Path(path), job.config)
+    ckpt.restore(state, model, optimizer, job.place.rank)
+    job.reporter.say(f"resumed {path}: step {progress.step}, {progress.position} samples consumed")
     return progress
+
+
+def _enter_data(engine: Engine, job: Job) -> None:
+    """Open the loader where the run, or the trial's first window, begins."""
+    window = knobs.window_from_environ(job.environ)
+    if window is not None:
+        engine.enter_window(Update(0, {}, window))
+    update = job.peers.broadcast(engine.parts.knob_file.poll())
+    if update is None or not engine.apply(update):
+        engine.open_loader()

@@ -70,11 +70,10 @@ class Loader:
         self.position = 0
         self._batches: Iterator[Batch] | None = None
 
-    def open(self, position: int, settings: Settings | None = None, order: Order | None = None) -> None:
-        """Go to a position, with other settings or another order if given. Workers are started anew."""
+    def open(self, position: int, settings: Settings | None = None) -> None:
+        """Go to a position, with other settings if given, in the present order. Workers are started anew."""
         self.close()
         self.settings = settings or self.settings
-        self.order = order or self.order
         self.position = position
         self._batches = self._start()
 

@@ -73,7 +73,7 @@ class Supervisor:
         self._environ = dict(environ)
         self._termination_log = self._environ.pop("AMDAHL_TERMINATION_LOG", None)
         self._deadline_s = time.monotonic() + plan.deadline_s
-        self._block = Block(plan.run, "running", None, plan.is_live, _count_cpus())
+        self._block = Block(plan.run, "running", None, False, _count_cpus())
         self._session: Optional[Session] = None
         self._seq = 0
         self._launches = 0
@@ -261,7 +261,10 @@ class Supervisor:
             startup_ms=session.startup_ms,
             mem_mib=session.launch.peak_bytes >> 20 or None,
         )
-        self._block = self._block._replace(entries=(*self._block.entries, entry))
+        says_live = any(log.start is not None and log.start.live for log in session.logs.values())
+        self._block = self._block._replace(
+            entries=(*self._block.entries, entry), is_live=self._block.is_live or says_live
+        )
 
     def _end_session(self, grace_s: float) -> None:
         session, self._session = self._session, None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import struct
 import zlib
-from statistics import median
+from statistics import median_low
 from typing import Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Union
 
 from amdahl_probe.plan import Window
@@ -283,7 +283,7 @@ def _compare_clocks(part: Sequence[Step], log: RankLog) -> Optional[int]:
 def _find_slowest(walls: Mapping[int, int], comms: Mapping[int, int], wall_ns: int) -> Optional[Tuple[int, int]]:
     busy = {rank: walls[rank] - comms[rank] for rank in walls}
     slowest = max(busy, key=lambda rank: (busy[rank], -rank))
-    return slowest, round((busy[slowest] - median(busy.values())) * 1000 / max(1, wall_ns))
+    return slowest, round((busy[slowest] - median_low(busy.values())) * 1000 / max(1, wall_ns))
 
 
 def _mean(values: Sequence[int]) -> float:

@@ -66,7 +66,7 @@ def describe(batch: Batch) -> digests.BatchDigest:
 class Reporter:
     """Records, metrics and console of one rank."""
 
-    def __init__(self, telemetry: Telemetry, place: Place, device_name: str, begun_ns: int, *, live: bool) -> None:
+    def __init__(self, telemetry: Telemetry, place: Place, device_name: str, begun_ns: int) -> None:
         """Open the record file and the port. Raises ConfigError if that cannot be done."""
         self.trace: deque[Span] | None = None
         self._telemetry = telemetry
@@ -81,7 +81,7 @@ class Reporter:
                 f"telemetry: {error}; check AMDAHL_TELEMETRY_DIR {telemetry.directory} and AMDAHL_METRICS_PORT "
                 f"{telemetry.port}"
             ) from error
-        self.recorder.start(device_name, live, "trainer", begun_ns)
+        self.recorder.start(device_name, True, "trainer", begun_ns)  # this trainer switches knobs live
         self._console = _Console()
 
     def new_ledger(self, begun_ns: int) -> Ledger:

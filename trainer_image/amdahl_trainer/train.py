@@ -88,8 +88,7 @@ def train(config: Config, environ: Mapping[str, str], begun_ns: int) -> Exit:
     if config.run.torch_threads:
         torch.set_num_threads(config.run.torch_threads)
     device = devices.choose(place.local_rank)
-    is_live = bool(environ.get("AMDAHL_KNOBS_FILE"))
-    reporter = Reporter(Telemetry.from_environ(environ), place, devices.name(device), begun_ns, live=is_live)
+    reporter = Reporter(Telemetry.from_environ(environ), place, devices.name(device), begun_ns)
     startup.end("import")
     steps, why = 0, "exit"
     try:

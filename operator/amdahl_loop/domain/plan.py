@@ -21,9 +21,11 @@ from amdahl_loop.domain.ledger import (
 )
 from amdahl_loop.domain.phases import Breakdown, Unobservable, account
 from amdahl_loop.domain.profiles import PROFILES
-from amdahl_loop.domain.proposals import Rejected, Worth, propose, screen, transfer_wins, weigh
+from amdahl_loop.domain.proposals import propose, transfer_wins
 from amdahl_loop.domain.resources import Frozen, Knobs, Mode, TrainingJob
 from amdahl_loop.domain.runs import RunRequest, block_request, observation_request
+from amdahl_loop.domain.screening import Rejected, screen
+from amdahl_loop.domain.spending import Worth, weigh
 
 OBSERVATION_SEED = 1
 

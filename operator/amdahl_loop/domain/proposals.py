@@ -1,51 +1,23 @@
-"""What is worth trying, is it allowed, and does it repay its cost?
+"""What is worth trying?
 
-Rules turn a diagnosis into typed hypotheses; proposals from anywhere (rules, past wins, Claude) pass one screen that
-keeps what is legal and says why the rest is not; the spend gate lets an experiment start only if its expected bank is
-positive. Numbers decide later; here nothing is believed, only ordered.
+Rules turn a diagnosis into typed hypotheses, and past wins of the family become hypotheses elsewhere. Nothing here is
+believed: every proposal still passes the screen and the spend gate, and then numbers decide.
 """
 
 import math
 from collections.abc import Iterable, Sequence
 
 from amdahl_loop.domain.diagnosis import NOTABLE_SHARE, CadenceWaste, Diagnosis, is_cpu_job, workers_needed
-from amdahl_loop.domain.experiments import Change, Constants, Experiment, Hypothesis, Source, VerdictWord
-from amdahl_loop.domain.knobs import CATALOGUE, is_tunable, legal_range, make_change
+from amdahl_loop.domain.experiments import Change, Experiment, Hypothesis, Source, VerdictWord
+from amdahl_loop.domain.knobs import is_tunable, legal_range, make_change
 from amdahl_loop.domain.phases import Breakdown
-from amdahl_loop.domain.resources import Frozen, KnobName, KnobValue, Objective, TrainingJob
+from amdahl_loop.domain.resources import KnobName, Objective, TrainingJob
 from amdahl_loop.domain.telemetry import Phase
 
 JITTER_CV = 0.3
 """From this coefficient of variation of a batch's loading time on, queue depth matters (research, mission 5)."""
 NEAR_BEST = 1.02
 """Of several worker counts predicted within 2 % of the best, the fewest is proposed."""
-DEFAULT_HIT_RATE = 0.5
-"""Prior chance that a rule's hypothesis wins: one imagined win in two, corrected by the ledger."""
-BLOCKS_OF_A_NULL = 4
-"""A hypothesis without gain is expected to close at the first look."""
-
-
-class Rejected(Frozen):
-    """A proposal that may not be tried, and why."""
-
-    hypothesis: Hypothesis
-    reason: str
-
-
-class Screened(Frozen):
-    """Proposals that may be tried, and those that may not."""
-
-    kept: tuple[Hypothesis, ...]
-    rejected: tuple[Rejected, ...]
-
-
-class Worth(Frozen):
-    """What an experiment is expected to bring: device-hours credited less device-hours spent."""
-
-    hypothesis: Hypothesis
-    expected_bank_h: float
-    trial_h: float
-    sentence: str
 
 
 def propose(
@@ -253,102 +225,3 @@ def transfer_wins(family: Iterable[Experiment], job: TrainingJob) -> tuple[Hypot
 def _target(hypothesis: Hypothesis) -> str:
     """What a hypothesis changes to, whatever it started from."""
     return ";".join(f"{change.knob}>{change.after}" for change in hypothesis.changes)
-
-
-def screen(proposals: Iterable[Hypothesis], job: TrainingJob, cpus: int) -> Screened:
-    """Typed, bounded, the owner's to allow: the same screen for rules, past wins and Claude."""
-    kept: list[Hypothesis] = []
-    rejected: list[Rejected] = []
-    for hypothesis in proposals:
-        reason = next((r for change in hypothesis.changes if (r := _refuse(change, job, cpus))), None)
-        if reason is None and any(other.key == hypothesis.key for other in kept):
-            reason = "proposed already"
-        if reason is None:
-            kept.append(hypothesis)
-        else:
-            rejected.append(Rejected(hypothesis=hypothesis, reason=reason))
-    return Screened(kept=tuple(kept), rejected=tuple(rejected))
-
-
-def _refuse(change: Change, job: TrainingJob, cpus: int) -> str | None:
-    """Why one change may not be tried, None when it may."""
-    knob = change.knob
-    if knob not in CATALOGUE:
-        return f"{knob} is never offered"
-    if knob in job.spec.tuning.pin:
-        return f"{knob} is pinned by its owner"
-    present = job.spec.knobs.get(knob)
-    if present is None:
-        return f"{knob} is not declared under spec.knobs"
-    if change.before != present:
-        return f"{knob} is {present} now, not {change.before}"
-    if change.after == present:
-        return f"{knob} is {present} already"
-    return _refuse_value(knob, change.after, job, cpus)
-
-
-def _refuse_value(knob: KnobName, value: KnobValue, job: TrainingJob, cpus: int) -> str | None:
-    spec = CATALOGUE[knob]
-    if spec.switch != isinstance(value, bool):
-        return f"{knob} takes {'true or false' if spec.switch else 'a whole number'}, not {value!r}"
-    least, most = legal_range(job, knob, cpus)
-    if not spec.switch and not least <= value <= most:
-        return f"{knob} {value} is outside [{least}, {most}]"
-    return None
-
-
-def weigh(
-    hypotheses: Iterable[Hypothesis],
-    breakdown: Breakdown,
-    job: TrainingJob,
-    constants: Constants,
-    past: Iterable[Experiment],
-) -> tuple[Worth, ...]:
-    """The spend gate's arithmetic for each hypothesis, most expected bank first, past wins before all others."""
-    history = tuple(past)
-    worths = [_weigh_one(hypothesis, breakdown, job, constants, history) for hypothesis in hypotheses]
-    return tuple(sorted(worths, key=lambda w: (w.hypothesis.source is not Source.PRIOR, -w.expected_bank_h)))
-
-
-def _weigh_one(
-    hypothesis: Hypothesis, breakdown: Breakdown, job: TrainingJob, constants: Constants, past: Sequence[Experiment]
-) -> Worth:
-    ahead_h, origin = job.expected_device_hours
-    rate = hit_rate(hypothesis.knob, past)
-    won_h, null_h = trial_device_hours(hypothesis, breakdown, constants)
-    trial_h = rate * won_h + (1 - rate) * null_h
-    bank_h = ahead_h * hypothesis.expected_gain * rate - trial_h
-    return Worth(
-        hypothesis=hypothesis,
-        expected_bank_h=bank_h,
-        trial_h=trial_h,
-        sentence=(
-            f"{'; '.join(str(change) for change in hypothesis.changes)}: {ahead_h:g} device-hours ahead ({origin}) "
-            f"x {hypothesis.expected_gain:.0%} gain x {rate:.0%} hit rate - {trial_h:.2g} for the trial "
-            f"= {bank_h:.2g} device-hours"
-        ),
-    )
-
-
-def hit_rate(knob: KnobName, past: Iterable[Experiment]) -> float:
-    """Share of closed experiments on this knob that won, with one imagined win in two trials as prior."""
-    closed = [e.verdict.word for e in past if e.verdict is not None and e.plan.hypothesis.knob is knob]
-    return (2 * DEFAULT_HIT_RATE + closed.count(VerdictWord.WON)) / (2 + len(closed))
-
-
-def trial_device_hours(hypothesis: Hypothesis, breakdown: Breakdown, constants: Constants) -> tuple[float, float]:
-    """Device-hours of an experiment that wins, and of one that closes at the first look."""
-    live = breakdown.live and all(CATALOGUE[change.knob].is_live for change in hypothesis.changes)
-    step_s, launch_s = breakdown.step_s, breakdown.startup_s
-    window_s = max(constants.window_s, constants.min_steps * step_s)
-    if live:
-        block_s = launch_s + constants.launch_warmup_s + 3 * constants.switch_warmup_s + 4 * window_s
-    else:
-        block_s = 4 * (launch_s + constants.launch_warmup_s + window_s)
-    soak_s = constants.soak_blocks * 4 * (launch_s + constants.soak_warmup_s + constants.soak_window_s)
-    proof_s = 2 * (launch_s + constants.proof_steps * step_s)
-    checking = constants.checks * constants.blocks_per_check + constants.null_blocks
-    processes = [int(c.after) for c in hypothesis.changes if c.knob is KnobName.GPUS_PER_REPLICA]
-    devices = max(breakdown.devices, *processes, 1)
-    null_s = proof_s + BLOCKS_OF_A_NULL * block_s
-    return devices * (null_s + checking * block_s + soak_s) / 3600, devices * null_s / 3600

@@ -1,0 +1,67 @@
+"""Which proposals may be tried at all?
+
+One screen for proposals from anywhere (rules, past wins, Claude): typed, bounded, declared by the job, not pinned. What
+is refused is kept with its reason.
+"""
+
+from collections.abc import Iterable
+
+from amdahl_loop.domain.experiments import Change, Hypothesis
+from amdahl_loop.domain.knobs import CATALOGUE, legal_range
+from amdahl_loop.domain.resources import Frozen, KnobName, KnobValue, TrainingJob
+
+
+class Rejected(Frozen):
+    """A proposal that may not be tried, and why."""
+
+    hypothesis: Hypothesis
+    reason: str
+
+
+class Screened(Frozen):
+    """Proposals that may be tried, and those that may not."""
+
+    kept: tuple[Hypothesis, ...]
+    rejected: tuple[Rejected, ...]
+
+
+def screen(proposals: Iterable[Hypothesis], job: TrainingJob, cpus: int) -> Screened:
+    """Typed, bounded, the owner's to allow: the same screen for rules, past wins and Claude."""
+    kept: list[Hypothesis] = []
+    rejected: list[Rejected] = []
+    for hypothesis in proposals:
+        reason = next((r for change in hypothesis.changes if (r := _refuse(change, job, cpus))), None)
+        if reason is None and any(other.key == hypothesis.key for other in kept):
+            reason = "proposed already"
+        if reason is None:
+            kept.append(hypothesis)
+        else:
+            rejected.append(Rejected(hypothesis=hypothesis, reason=reason))
+    return Screened(kept=tuple(kept), rejected=tuple(rejected))
+
+
+def _refuse(change: Change, job: TrainingJob, cpus: int) -> str | None:
+    """Why one change may not be tried, None when it may."""
+    knob = change.knob
+    if knob not in CATALOGUE:
+        return f"{knob} is never offered"
+    if knob in job.spec.tuning.pin:
+        return f"{knob} is pinned by its owner"
+    present = job.spec.knobs.get(knob)
+    if present is None:
+        return f"{knob} is not declared under spec.knobs"
+    if change.before != present:
+        return f"{knob} is {present} now, not {change.before}"
+    if change.after == present:
+        return f"{knob} is {present} already"
+    return _refuse_value(knob, change.after, job, cpus)
+
+
+def _refuse_value(knob: KnobName, value: KnobValue, job: TrainingJob, cpus: int) -> str | None:
+    spec = CATALOGUE[knob]
+    if spec.switch != isinstance(value, bool):
+        return f"{knob} takes {'true or false' if spec.switch else 'a whole number'}, not {value!r}"
+    least, most = legal_range(job, knob, cpus)
+    if not spec.switch and not least <= value <= most:
+        return f"{knob} {value} is outside [{least}, {most}]"
+    return None

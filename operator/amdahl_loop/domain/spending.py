@@ -1,0 +1,83 @@
+"""Does an experiment repay its cost?
+
+The spend gate: device-hours ahead x expected gain x hit rate, less what the trial is expected to hold. An experiment
+starts only if that is positive, and the sentence says where every number came from (design, section 7).
+"""
+
+from collections.abc import Iterable, Sequence
+
+from amdahl_loop.domain.experiments import Constants, Experiment, Hypothesis, Source, VerdictWord
+from amdahl_loop.domain.knobs import CATALOGUE
+from amdahl_loop.domain.phases import Breakdown
+from amdahl_loop.domain.resources import Frozen, KnobName, TrainingJob
+
+DEFAULT_HIT_RATE = 0.5
+"""Prior chance that a rule's hypothesis wins: one imagined win in two, corrected by the ledger."""
+BLOCKS_OF_A_NULL = 4
+"""A hypothesis without gain is expected to close at the first look."""
+
+
+class Worth(Frozen):
+    """What an experiment is expected to bring: device-hours credited less device-hours spent."""
+
+    hypothesis: Hypothesis
+    expected_bank_h: float
+    trial_h: float
+    sentence: str
+
+
+def weigh(
+    hypotheses: Iterable[Hypothesis],
+    breakdown: Breakdown,
+    job: TrainingJob,
+    constants: Constants,
+    past: Iterable[Experiment],
+) -> tuple[Worth, ...]:
+    """The spend gate's arithmetic for each hypothesis, most expected bank first, past wins before all others."""
+    history = tuple(past)
+    worths = [_weigh_one(hypothesis, breakdown, job, constants, history) for hypothesis in hypotheses]
+    return tuple(sorted(worths, key=lambda w: (w.hypothesis.source is not Source.PRIOR, -w.expected_bank_h)))
+
+
+def _weigh_one(
+    hypothesis: Hypothesis, breakdown: Breakdown, job: TrainingJob, constants: Constants, past: Sequence[Experiment]
+) -> Worth:
+    ahead_h, origin = job.expected_device_hours
+    rate = hit_rate(hypothesis.knob, past)
+    won_h, null_h = trial_device_hours(hypothesis, breakdown, constants)
+    trial_h = rate * won_h + (1 - rate) * null_h
+    bank_h = ahead_h * hypothesis.expected_gain * rate - trial_h
+    return Worth(
+        hypothesis=hypothesis,
+        expected_bank_h=bank_h,
+        trial_h=trial_h,
+        sentence=(
+            f"{'; '.join(str(change) for change in hypothesis.changes)}: {ahead_h:g} device-hours ahead ({origin}) "
+            f"x {hypothesis.expected_gain:.0%} gain x {rate:.0%} hit rate - {trial_h:.2g} for the trial "
+            f"= {bank_h:.2g} device-hours"
+        ),
+    )
+
+
+def hit_rate(knob: KnobName, past: Iterable[Experiment]) -> float:
+    """Share of closed experiments on this knob that won, with one imagined win in two trials as prior."""
+    closed = [e.verdict.word for e in past if e.verdict is not None and e.plan.hypothesis.knob is knob]
+    return (2 * DEFAULT_HIT_RATE + closed.count(VerdictWord.WON)) / (2 + len(closed))
+
+
+def trial_device_hours(hypothesis: Hypothesis, breakdown: Breakdown, constants: Constants) -> tuple[float, float]:
+    """Device-hours of an experiment that wins, and of one that closes at the first look."""
+    live = breakdown.live and all(CATALOGUE[change.knob].is_live for change in hypothesis.changes)
+    step_s, launch_s = breakdown.step_s, breakdown.startup_s
+    window_s = max(constants.window_s, constants.min_steps * step_s)
+    if live:
+        block_s = launch_s + constants.launch_warmup_s + 3 * constants.switch_warmup_s + 4 * window_s
+    else:
+        block_s = 4 * (launch_s + constants.launch_warmup_s + window_s)
+    soak_s = constants.soak_blocks * 4 * (launch_s + constants.soak_warmup_s + constants.soak_window_s)
+    proof_s = 2 * (launch_s + constants.proof_steps * step_s)
+    checking = constants.checks * constants.blocks_per_check + constants.null_blocks
+    processes = [int(c.after) for c in hypothesis.changes if c.knob is KnobName.GPUS_PER_REPLICA]
+    devices = max(breakdown.devices, *processes, 1)
+    null_s = proof_s + BLOCKS_OF_A_NULL * block_s
+    return devices * (null_s + checking * block_s + soak_s) / 3600, devices * null_s / 3600

@@ -6,18 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from amdahl_loop import __version__
+from amdahl_loop.adapters.local.runner import default_state_dir
 from amdahl_loop.cli.exits import MEANINGS
 from amdahl_loop.domain.resources import ProfileName
 
-STATE_HOME = ".local/state"
-"""Default of XDG_STATE_HOME: state that persists, is not worth a backup by default, and is no configuration."""
-
 
 def default_ledger(environment: Mapping[str, str]) -> Path:
-    """One ledger per user: the job's folder stays untouched, and what one job proved is known to its kin."""
-    home = environment.get("XDG_STATE_HOME", "")
-    base = Path(home) if Path(home).is_absolute() else Path(environment.get("HOME", "~")).expanduser() / STATE_HOME
-    return base / "amdahl-loop" / "ledger.sqlite"
+    """One ledger per user, so that what one job proved is known to its kin."""
+    return default_state_dir(environment) / "ledger.sqlite"
 
 
 def build_parser(environment: Mapping[str, str] | None = None) -> argparse.ArgumentParser:
@@ -46,7 +42,7 @@ def build_parser(environment: Mapping[str, str] | None = None) -> argparse.Argum
     )
     commands.add_parser("ledger", parents=[kept, output], help="list every experiment, won or lost")
 
-    show = commands.add_parser("show", parents=[kept, output], help="show every window, vote and veto of one experiment")
+    show = commands.add_parser("show", parents=[kept, output], help="show every window, vote and veto of an experiment")
     show.add_argument("experiment", metavar="EXPERIMENT", help="its name, or a beginning of it that fits only one")
     show.add_argument("--svg", metavar="FILE", type=Path, help="draw its blocks into FILE")
 

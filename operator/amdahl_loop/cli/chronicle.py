@@ -69,9 +69,11 @@ class Chronicle:
                 rationale = action.plan.hypothesis.rationale
                 return [f"trying {changes_of(action.plan.hypothesis)}: {rationale}", f"  {action.worth.sentence}"]
             case Launch() | Challenge() if isinstance(tick.run, Running) and self._once(f"run {action.request.run}"):
-                return [f"  {block_title(action.experiment.plan, action.spec)} ({action.spec.order}): {action.sentence}"]
+                title = block_title(action.experiment.plan, action.spec)
+                return [f"  {title} ({action.spec.order}): {action.sentence}"]
             case Judge():
-                return [f"{action.verdict.word}: {changes_of(action.experiment.plan.hypothesis)}: {action.verdict.sentence}"]
+                question = changes_of(action.experiment.plan.hypothesis)
+                return [f"{action.verdict.word}: {question}: {action.verdict.sentence}"]
             case Apply():
                 return [f"in force: {_knobs(action.knobs)}"]
             case Rollback():

@@ -5,6 +5,9 @@ that work would disturb the very trial it waits for.
 """
 
 import asyncio
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
 from amdahl_loop.domain.plan import Action, Challenge, Launch, Observe
@@ -16,9 +19,11 @@ from amdahl_loop.reconcile import Identity, Ports, Tick, tick
 POLL_S = 0.25
 """A run's end is noticed within this; a tenth of the shortest window."""
 
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
 
 class Watch(Protocol):
-    """Who follows the loop: a live view, a log, or nobody."""
+    """Who follows the loop: a live view, or a log."""
 
     def ticked(self, latest: Tick) -> None:
         """One pass is over."""
@@ -27,24 +32,24 @@ class Watch(Protocol):
         """The run of the latest pass, a moment later."""
 
 
-async def drive(
-    job: TrainingJob, identity: Identity, ports: Ports, watch: Watch, stop: asyncio.Event
-) -> Tick:
-    """Tick until the loop halts, or until `stop` is set: then the run in progress is stopped and will be run anew."""
+async def drive(job: TrainingJob, identity: Identity, ports: Ports, watch: Watch, stop: asyncio.Event) -> Tick:
+    """Tick until the loop halts or `stop` is set; then nothing that the runner started is left."""
     since_s = ports.clock()
-    latest: Tick | None = None
+    is_first = True
     try:
         while True:
             latest = await tick(job, identity, ports, since_s)
             watch.ticked(latest)
             if latest.is_over or stop.is_set():
                 return latest
-            if latest.is_waiting:
-                await _wait(request_of(latest.action), ports.runner, watch, stop)
+            request = request_of(latest.action)
+            if is_first:  # a loop that was killed may have left runs; only the one that was just adopted is wanted
+                await ports.runner.sweep(keep=[request.run] if request else [])
+                is_first = False
+            if request is not None and latest.is_waiting:
+                await _wait(request, ports.runner, watch, stop)
     finally:
-        request = request_of(latest.action) if latest and latest.is_waiting else None
-        if request is not None:
-            await ports.runner.stop(request.run)
+        await ports.runner.sweep(keep=())
 
 
 def request_of(action: Action) -> RunRequest | None:
@@ -52,9 +57,9 @@ def request_of(action: Action) -> RunRequest | None:
     return action.request if isinstance(action, Observe | Launch | Challenge) else None
 
 
-async def _wait(request: RunRequest | None, runner: Runner, watch: Watch, stop: asyncio.Event) -> None:
+async def _wait(request: RunRequest, runner: Runner, watch: Watch, stop: asyncio.Event) -> None:
     """Look at the run until it is no longer running or the loop is told to stop."""
-    while request is not None and not stop.is_set():
+    while not stop.is_set():
         state = await runner.find(request.run)
         watch.polled(state)
         if not isinstance(state, Running):
@@ -63,3 +68,22 @@ async def _wait(request: RunRequest | None, runner: Runner, watch: Watch, stop: 
             await asyncio.wait_for(stop.wait(), POLL_S)
         except TimeoutError:
             continue
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[asyncio.Event]:
+    """The first stop signal sets the event; a second one cancels the task: what still runs dies with this process."""
+    stop, loop, task = asyncio.Event(), asyncio.get_running_loop(), asyncio.current_task()
+
+    def receive() -> None:
+        if stop.is_set() and task is not None:
+            task.cancel()
+        stop.set()
+
+    for number in STOP_SIGNALS:
+        loop.add_signal_handler(number, receive)
+    try:
+        yield stop
+    finally:
+        for number in STOP_SIGNALS:
+            loop.remove_signal_handler(number)

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import IntEnum
 
+from amdahl_loop.adapters.local.runner import RunnerUnavailableError, RunRefusedError
 from amdahl_loop.adapters.sqlite import LedgerError
 from amdahl_loop.domain.resources import ManifestError
 
@@ -56,6 +57,8 @@ def explained() -> Iterator[None]:
     except LedgerError as error:
         code = Exit.ENVIRONMENT if _is_machine(error.__cause__) else Exit.LEDGER
         raise Stop(code, str(error)) from error
+    except (RunRefusedError, RunnerUnavailableError) as error:
+        raise Stop(Exit.ENVIRONMENT, str(error)) from error
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         raise Stop(Exit.ENVIRONMENT, f"{where}{error.strerror or error}; mend it and run again") from error

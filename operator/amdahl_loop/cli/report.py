@@ -24,7 +24,7 @@ from amdahl_loop.cli.shapes import (
 )
 from amdahl_loop.domain.diagnosis import Diagnosis, diagnose, weigh_cadence
 from amdahl_loop.domain.evidence import read_block, run_arm, sift
-from amdahl_loop.domain.experiments import Change, Experiment, Stage
+from amdahl_loop.domain.experiments import Change, Experiment, Stage, VerdictWord
 from amdahl_loop.domain.ledger import Observation
 from amdahl_loop.domain.phases import Breakdown, Unobservable, account
 from amdahl_loop.domain.plan import Review, Snapshot
@@ -37,9 +37,9 @@ DIGITS = 6
 
 def starting_knobs(snapshot: Snapshot) -> Knobs:
     """Values before the loop changed any: what the manifest said when the newest overlay in force was applied."""
-    newest = max(snapshot.memory.applications, key=lambda application: application.at_s, default=None)
-    declared = snapshot.job.spec.knobs
-    return newest.declared if newest and declared in (newest.declared, newest.knobs) else declared
+    declared, applications = snapshot.job.spec.knobs, snapshot.memory.applications
+    is_overlaid = bool(applications) and declared in (applications[-1].declared, applications[-1].knobs)
+    return applications[-1].declared if is_overlaid else declared
 
 
 def first_observation(snapshot: Snapshot) -> Observation | None:
@@ -69,10 +69,8 @@ def diagnosis_of(snapshot: Snapshot, breakdown: Breakdown) -> Diagnosis:
     return diagnose(breakdown, job, weigh_cadence(breakdown, job))
 
 
-def shape_observation(breakdown: Breakdown | None) -> ObservationShape | None:
+def shape_observation(breakdown: Breakdown) -> ObservationShape:
     """Printed form of a breakdown."""
-    if breakdown is None:
-        return None
     return ObservationShape(
         phases={phase.value: _round(breakdown.shares[phase]) for phase in PHASES},
         step_s=_round(breakdown.step_s),
@@ -135,6 +133,23 @@ def shape_experiment(experiment: Experiment) -> ExperimentShape:
 def shape_final(knobs: Knobs) -> FinalShape:
     """Printed form of the values in force."""
     return FinalShape(knobs={knob.value: value for knob, value in knobs.declared().items()})
+
+
+def shape_bank(snapshot: Snapshot) -> BankShape:
+    """Printed form of the bank: what the wins in force are worth over the hours ahead, less every trial's cost."""
+    ahead_h, origin = snapshot.job.expected_device_hours
+    spent_h = snapshot.spent_h
+    gross_h = sum(
+        ahead_h * -math.expm1(-e.verdict.effect)
+        for e in own_experiments(snapshot)
+        if e.verdict and e.verdict.word is VerdictWord.WON and e.verdict.effect is not None
+    )
+    return BankShape(
+        gross=_round(gross_h),
+        spent=_round(spent_h),
+        net=_round(gross_h - spent_h),
+        basis=f"projected over {ahead_h:g} device-hours ahead ({origin})",
+    )
 
 
 def shape_ideas(review: Review) -> list[IdeaShape]:

@@ -54,10 +54,12 @@ def _title(snapshot: Snapshot, elapsed_s: float) -> RenderableType:
 
 def _show_observation(snapshot: Snapshot) -> list[RenderableType]:
     breakdown = breakdown_of(snapshot, snapshot.observation)
-    shaped = shape_observation(breakdown)
-    if breakdown is None or shaped is None:
+    if breakdown is None:
         return []
-    return [PhaseBar(shaped.phases), show_diagnosis(shape_diagnosis(diagnosis_of(snapshot, breakdown)))]
+    return [
+        PhaseBar(shape_observation(breakdown).phases),
+        show_diagnosis(shape_diagnosis(diagnosis_of(snapshot, breakdown))),
+    ]
 
 
 def _show_closed(experiment: Experiment) -> RenderableType:
@@ -71,7 +73,8 @@ def _show_open(
 ) -> list[RenderableType]:
     plan = action.experiment.plan
     expected = percent(plan.hypothesis.expected_gain)
-    what = Text.assemble((changes_of(plan.hypothesis), "bold"), f"  expected to save {expected} ({plan.hypothesis.source})")
+    hope = f"  expected to save {expected} ({plan.hypothesis.source})"
+    what = Text.assemble((changes_of(plan.hypothesis), "bold"), hope)
     block = f"{block_title(plan, action.spec)}  {action.spec.order}  {_position(action.request, state)}"
     left_s = estimate_left_s(action.experiment, action.request, running_s, _startup_s(snapshot))
     return [

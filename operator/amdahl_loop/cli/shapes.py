@@ -182,7 +182,7 @@ class WindowShape(Shape):
 
 
 class BlockShape(Shape):
-    """`show`: one finished block; `effect` is the share of cost saved, null for a proof and where a window is missing."""
+    """`show`: one finished block; `effect` is the share of cost saved, null for proofs and missing windows."""
 
     name: str
     stage: str
@@ -226,6 +226,7 @@ class ReplayShape(Shape):
     ledger: str
     agree: bool
     decisions: int
+    not_derived: list[str]
     first_difference: str
     replayed: list[ReplayedShape]
 

@@ -8,6 +8,7 @@ from rich.live import Live
 
 from amdahl_loop.cli.chronicle import Chronicle
 from amdahl_loop.cli.scene import draw
+from amdahl_loop.cli.session import World
 from amdahl_loop.domain.runs import RunState
 from amdahl_loop.ports import Clock
 from amdahl_loop.reconcile import Tick
@@ -19,9 +20,8 @@ REDRAW_S = 1.0
 class LineWatch:
     """One line an event, with the time of day; for logs and CI."""
 
-    def __init__(self, console: Console, clock: Clock) -> None:
+    def __init__(self, console: Console) -> None:
         self._console = console
-        self._clock = clock
         self._chronicle = Chronicle()
 
     def __enter__(self) -> Self:
@@ -73,3 +73,9 @@ class LiveWatch:
         if self._latest is not None:
             view = draw(self._latest, state, now - self._began_s, now - self._submitted_s)
             self._live.update(view, refresh=True)
+
+
+def open_watch(output: str, world: World) -> LineWatch | LiveWatch:
+    """A live view where a person looks on, else a log; on standard error where standard output is for JSON alone."""
+    console = world.console(is_error=output == "json")
+    return LiveWatch(console, world.clock) if console.is_terminal and output == "text" else LineWatch(console)

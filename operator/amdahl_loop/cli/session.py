@@ -1,0 +1,115 @@
+"""What does a command hold while it works on a job: the manifest, the ledger with its lock, and the runner.
+
+`World` is what lies outside the program, injected so that tests decide the time, the machine and the terminal.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TextIO
+
+from rich.console import Console
+
+from amdahl_loop.adapters.code import digest_program
+from amdahl_loop.adapters.local.machine import read_machine
+from amdahl_loop.adapters.local.requests import working_dir
+from amdahl_loop.adapters.local.runner import LocalRunner, default_state_dir
+from amdahl_loop.adapters.manifests import Manifest, read_manifest
+from amdahl_loop.adapters.sqlite import SqliteLedger
+from amdahl_loop.domain.experiments import hash_text
+from amdahl_loop.domain.ledger import family_of, fingerprint_job
+from amdahl_loop.domain.plan import Snapshot
+from amdahl_loop.domain.resources import ProfileName, TrainingJob
+from amdahl_loop.ports import Clock, Runner
+from amdahl_loop.reconcile import Identity, Ports
+
+
+def start_local_runner(state_folder: Path, folder: Path, scope: str) -> Runner:
+    """Processes of this machine."""
+    return LocalRunner(state_folder, folder, scope)
+
+
+def local_device_type() -> str:
+    """GPUs by name, else the processors."""
+    return read_machine().device_type
+
+
+@dataclass(frozen=True, kw_only=True)
+class World:
+    """Everything outside the program that a command touches."""
+
+    make_runner: Callable[[Path, Path, str], Runner] = start_local_runner
+    """A runner: its state folder, the manifest's folder, and the scope that names its loop."""
+    device_type: Callable[[], str] = local_device_type
+    """What this machine trains on, for the fingerprint."""
+    clock: Clock = time.time
+    environment: Mapping[str, str] = field(default_factory=lambda: os.environ)
+    stdout: TextIO = field(default_factory=lambda: sys.stdout)
+    stderr: TextIO = field(default_factory=lambda: sys.stderr)
+
+    def console(self, is_error: bool = False) -> Console:
+        """A console on standard output, or on standard error."""
+        return Console(file=self.stderr if is_error else self.stdout, highlight=False, soft_wrap=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Session:
+    """One command's hold on one job."""
+
+    manifest: Manifest
+    job: TrainingJob
+    identity: Identity
+    ledger: SqliteLedger
+    ports: Ports
+
+    async def snapshot(self) -> Snapshot:
+        """What the ledger knows of the job now."""
+        identity = self.identity
+        return Snapshot(
+            job=self.job,
+            job_uid=identity.job_uid,
+            fingerprint=identity.fingerprint,
+            family=identity.family,
+            memory=await self.ledger.recall(identity.job_uid, identity.fingerprint, identity.family),
+            now_s=self.ports.clock(),
+        )
+
+
+@contextmanager
+def open_session(path: Path, profile: ProfileName | None, ledger_path: Path, world: World) -> Iterator[Session]:
+    """Read the manifest, lock the ledger, build the runner; the lock is let go at the end."""
+    manifest = read_manifest(path)
+    job = with_profile(manifest.job, profile)
+    with SqliteLedger.open(ledger_path) as ledger:
+        scope = f"loop-{hash_text(str(ledger_path.resolve()))[:12]}"
+        runner = world.make_runner(default_state_dir(world.environment), manifest.path.parent, scope)
+        yield Session(
+            manifest=manifest,
+            job=job,
+            identity=identify(manifest, world.device_type()),
+            ledger=ledger,
+            ports=Ports(runner=runner, ledger=ledger, clock=world.clock),
+        )
+
+
+def identify(manifest: Manifest, device_type: str) -> Identity:
+    """The job's uid, the fingerprint of its work on this machine, and its family."""
+    job = manifest.job
+    code = digest_program(job, working_dir(job.spec.template.trainer, manifest.path.parent))
+    return Identity(
+        job_uid=job.metadata.uid,
+        fingerprint=fingerprint_job(job, device_type, code),
+        family=family_of(job),
+    )
+
+
+def with_profile(job: TrainingJob, profile: ProfileName | None) -> TrainingJob:
+    """The job under another profile than its manifest's, where one is asked for."""
+    if profile is None:
+        return job
+    tuning = job.spec.tuning.model_copy(update={"profile": profile})
+    return job.model_copy(update={"spec": job.spec.model_copy(update={"tuning": tuning})})

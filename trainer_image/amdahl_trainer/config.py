@@ -167,8 +167,8 @@ class Config:
 
     def __post_init__(self) -> None:
         """Check each key's bounds and the keys that must fit one another."""
-        for name, declared, value in _walk(self):
-            low, choices = declared.metadata["low"], declared.metadata["choices"]
+        for name, leaf, value in _walk(self):
+            low, choices = leaf.metadata["low"], leaf.metadata["choices"]
             if choices and value not in choices:
                 raise ConfigError(f"{name} is {value!r}; choose one of {', '.join(choices)}{_guess(value, choices)}")
             if not choices and not isinstance(value, str) and not value >= low:  # `not >=` refuses NaN as well
@@ -231,7 +231,7 @@ def build(values: Mapping[str, Scalar]) -> Config:
     sections: dict[str, dict[str, Scalar]] = {}
     for name, value in values.items():
         section, _, leaf = _known(name, "configuration").partition(".")
-        sections.setdefault(section, {})[leaf] = _convert(name, value, _DECLARED[name])
+        sections.setdefault(section, {})[leaf] = _convert(name, value, declared(name))
     default = Config()
     changed = {name: dataclasses.replace(getattr(default, name), **leaves) for name, leaves in sections.items()}
     return dataclasses.replace(default, **changed)
@@ -249,7 +249,7 @@ def to_yaml(config: Config) -> str:
 
 def semantics(config: Config) -> dict[str, Scalar]:
     """The keys that change what is trained, resolved."""
-    kept = {name: value for name, declared, value in _walk(config) if declared.metadata["maths"]}
+    kept = {name: value for name, leaf, value in _walk(config) if leaf.metadata["maths"]}
     return kept | {"optim.decay_steps": config.decay_steps}
 
 
@@ -272,6 +272,11 @@ def _declared() -> dict[str, dataclasses.Field[Any]]:
 
 
 _DECLARED = _declared()
+
+
+def declared(name: str) -> dataclasses.Field[Any]:
+    """How a key is declared: its default, and its text, bounds and whether it changes the mathematics as metadata."""
+    return _DECLARED[name]
 
 
 def _known(name: str, where: str) -> str:
@@ -315,9 +320,9 @@ def _read_arguments(arguments: Sequence[str]) -> dict[str, Scalar]:
     return values
 
 
-def _convert(name: str, value: object, declared: dataclasses.Field[Any]) -> Scalar:
+def _convert(name: str, value: object, leaf: dataclasses.Field[Any]) -> Scalar:
     """The value in the type of the key's default; text is parsed as the environment and command line give it."""
-    kind: type = type(declared.default)
+    kind: type = type(leaf.default)
     wrong = ConfigError(f"{name} is {value!r}; it must be {_KIND_TEXT[kind]}")
     try:
         if kind is bool:

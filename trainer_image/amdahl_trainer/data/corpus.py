@@ -10,6 +10,7 @@ import ast
 import hashlib
 import json
 import platform
+import re
 import sysconfig
 import unicodedata
 import warnings
@@ -98,12 +99,11 @@ def split_sections(text: bytes, limit: int) -> list[bytes]:
     """Cut at blank lines into sections of at most `limit` bytes; together they are the text."""
     sections: list[bytes] = []
     section = b""
-    for paragraph in text.split(b"\n\n"):
-        joined = section + b"\n\n" + paragraph if section else paragraph
-        if section and len(joined) > limit:
-            sections.append(section + b"\n\n")
-            joined = paragraph
-        section = joined
+    for paragraph in re.split(rb"(?<=\n\n)", text):
+        if section and len(section) + len(paragraph) > limit:
+            sections.append(section)
+            section = b""
+        section += paragraph
     return [*sections, section] if section else sections
 
 

@@ -6,6 +6,7 @@ with it, so the trainer knows what a worker costs without asking. A loader never
 
 from __future__ import annotations
 
+import multiprocessing
 import signal
 import time
 from collections.abc import Iterator, Sequence
@@ -99,6 +100,10 @@ class Loader:
     def close(self) -> None:
         """Stop the workers. Batches they had ready are dropped and made again after `open`."""
         self._batches = None  # the iterator's finaliser joins its workers
+
+    def worker_pids(self) -> list[int]:
+        """The loader processes of this rank that run now."""
+        return [child.pid for child in multiprocessing.active_children() if child.pid is not None]
 
     def _start(self) -> Iterator[Batch]:
         workers = self.settings.workers

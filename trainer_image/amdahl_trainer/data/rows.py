@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -24,11 +24,12 @@ from amdahl_trainer.config import Config
 from amdahl_trainer.data import corpus as corpora
 from amdahl_trainer.data.cache import build_once
 from amdahl_trainer.data.pack import best_fit
-from amdahl_trainer.data.tokens import BOS, FIRST_MERGE, BytePairs, Bytes, Tokenizer, learn_merges
+from amdahl_trainer.data.tokens import BOS, FIRST_MERGE, BytePairs, Bytes, Remembering, Tokenizer, learn_merges
 from amdahl_trainer.errors import DataError
 from amdahl_trainer.loss import IGNORED
 
 Split = Literal["train", "held_out"]
+SPLITS: tuple[Split, Split] = ("train", "held_out")
 
 
 class Row(NamedTuple):
@@ -104,13 +105,13 @@ def ensure(config: Config) -> Corpora:
     corpus = corpora.ensure(cache)
     stem = f"{data.corpus}-{corpus.sha256[:8]}-{data.tokenizer}{config.model.vocab_size}-n{data.max_documents}"
     tokenizer = _tokenizer(cache / f"{stem}.merges", corpus, config)
-    plan = build_once(cache / f"{stem}-s{data.seq_len}.plan", lambda home: _plan(home, corpus, tokenizer, config))
-    train, held_out = (_open(plan, split, corpus, tokenizer, data.seq_len) for split in ("train", "held_out"))
+    once = Remembering(tokenizer)  # building reads each document many times
+    plan = build_once(cache / f"{stem}-s{data.seq_len}.plan", lambda home: _plan(home, corpus, once, config))
+    train, held_out = (_open(plan, split, corpus, tokenizer, data.seq_len) for split in SPLITS)
     if data.tokenize == "cached":
-        tokens = build_once(cache / f"{stem}-s{data.seq_len}.tokens", lambda home: _write_tokens(home, train, held_out))
-        train, held_out = (
-            _with_tokens(rows, tokens, split) for rows, split in ((train, "train"), (held_out, "held_out"))
-        )
+        slow = replace(train, tokenizer=once), replace(held_out, tokenizer=once)
+        tokens = build_once(cache / f"{stem}-s{data.seq_len}.tokens", lambda home: _write_tokens(home, *slow))
+        train, held_out = _with_tokens(train, tokens, "train"), _with_tokens(held_out, tokens, "held_out")
     sizes = np.zeros(config.model.vocab_size, dtype=np.int64)
     known = tokenizer.token_bytes()
     sizes[: len(known)] = known
@@ -136,7 +137,7 @@ def _documents(corpus: corpora.Corpus, config: Config, *, held_out: bool) -> lis
 
 
 def _plan(home: Path, corpus: corpora.Corpus, tokenizer: Tokenizer, config: Config) -> None:
-    for split in ("train", "held_out"):
+    for split in SPLITS:
         documents = _documents(corpus, config, held_out=split == "held_out")
         if not documents:
             raise DataError(f"data.max_documents {config.data.max_documents} leaves no {split} documents; raise it")
@@ -168,7 +169,7 @@ def _write_tokens(home: Path, train: Rows, held_out: Rows) -> None:
 
 def _with_tokens(rows: Rows, home: Path, split: str) -> Rows:
     cached: npt.NDArray[np.uint16] = np.load(home / f"{split}.npy", mmap_mode="r")
-    return Rows(rows.corpus, rows.tokenizer, rows.seq_len, rows.pieces, rows.starts, cached)
+    return replace(rows, cached=cached)
 
 
 __all__ = ["Corpora", "Row", "Rows", "Split", "cut", "ensure"]

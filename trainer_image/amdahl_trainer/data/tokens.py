@@ -77,6 +77,24 @@ class BytePairs:
         return self._bytes
 
 
+class Remembering:
+    """Another tokenizer's tokens, each text encoded once and kept."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._kept: dict[bytes, list[int]] = {}
+
+    def encode(self, text: bytes) -> list[int]:
+        """Tokens of `text`."""
+        if text not in self._kept:
+            self._kept[text] = self._tokenizer.encode(text)
+        return self._kept[text]
+
+    def token_bytes(self) -> list[int]:
+        """The other's."""
+        return self._tokenizer.token_bytes()
+
+
 _NO_RULE = 1 << 30
 
 

@@ -9,6 +9,9 @@ from __future__ import annotations
 
 from typing import Any, List, NamedTuple, Optional, Tuple
 
+#: (from, to, ns): time to be charged to another phase.
+Move = Tuple[str, str, int]
+
 
 class Wait(NamedTuple):
     """A stretch of the host's time charged to `phase`; the device says how much of it is really that phase."""
@@ -59,8 +62,8 @@ class Late:
         """The sum of the losses whose gradients made up the step (micro-batches divide by their number first)."""
         return sum(float(loss) for loss in self.losses) if self.losses else None
 
-    def read_moves(self) -> List[Tuple[str, str, int]]:
-        """(from, to, ns): waits during which the device was still computing, and tails during which it was not."""
+    def read_moves(self) -> List[Move]:
+        """Waits during which the device was still computing, and tails during which it was not."""
         waits = [(wait.phase, "compute", wait.host_ns - _between_ns(wait.begin, wait.end)) for wait in self.waits]
         tails = [("compute", tail.phase, _between_ns(tail.begin, tail.end)) for tail in self.tails]
         return [move for move in waits + tails if move[2] > 0]

@@ -21,12 +21,14 @@ import weakref
 from collections import deque
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Callable, Deque, Dict, List, Mapping, NamedTuple, Optional, Tuple, TypeVar
+from typing import Any, Callable, Deque, Dict, List, Mapping, Optional, Tuple, TypeVar
 
-from amdahl_probe import device, digests, emit, knobs, metrics, spans, trace, trial
+from amdahl_probe import device, digests, emit, metrics, spans, trace, trial
 from amdahl_probe.digests import BatchDigest
-from amdahl_probe.emit import Batches, Recorder, StepRecord
+from amdahl_probe.draft import Draft
+from amdahl_probe.emit import Recorder
 from amdahl_probe.hook import ImportWatcher
+from amdahl_probe.settings import Settings
 from amdahl_probe.spans import Ledger
 
 Result = TypeVar("Result")
@@ -36,61 +38,6 @@ MAX_LATE_STEPS = 8
 
 #: A loader that is not (yet) known to feed the training may give this many batches before it counts as evaluation.
 MAX_PROVISIONAL = 4
-
-
-class Settings(NamedTuple):
-    """What the process was told (telemetry contract, section 1)."""
-
-    directory: Optional[str]
-    port: Optional[int]
-    host: str
-    run: str
-    trial: bool
-    seed: Optional[int]
-    offset: Optional[int]
-    trace: bool
-    knobs: knobs.LoaderKnobs
-
-    @property
-    def is_recording(self) -> bool:
-        """Whether anybody will read what is measured; without, only knobs and trial settings are placed."""
-        return self.directory is not None or self.port is not None
-
-    @classmethod
-    def from_env(cls, env: Mapping[str, str]) -> Settings:
-        """Read the environment. Raises ValueError naming the variable."""
-        in_trial = env.get("AMDAHL_TRIAL") == "1"
-        return cls(
-            directory=env.get("AMDAHL_TELEMETRY_DIR") or None,
-            port=_integer(env, "AMDAHL_METRICS_PORT"),
-            host=env.get("AMDAHL_METRICS_HOST") or "127.0.0.1",
-            run=env.get("AMDAHL_RUN_ID") or "local",
-            trial=in_trial,
-            seed=_integer(env, "AMDAHL_SEED") if in_trial else None,
-            offset=_integer(env, "AMDAHL_DATA_OFFSET") if in_trial else None,
-            trace=bool(env.get("AMDAHL_TRACE")),
-            knobs=knobs.parse(env),
-        )
-
-
-class Draft:
-    """A step in the making, and afterwards while it waits for the device."""
-
-    def __init__(self) -> None:
-        self.batches: List[BatchDigest] = []
-        self.loader = Batches()
-        self.late = device.Late()
-        self.tags: List[str] = []
-        self.moves: List[Tuple[str, str, int]] = []
-        self.index = self.end_ns = 0
-        self.phases: Dict[str, int] = {}
-
-
-class Saves:
-    """The files of one checkpoint: writes with no batch between them are one save."""
-
-    def __init__(self) -> None:
-        self.block_ns = self.end_ns = self.step = 0
 
 
 def guarded(method: Callable[..., Result]) -> Callable[..., Optional[Result]]:
@@ -136,11 +83,11 @@ class Probe:
         self._step = 0
         self._draft = Draft()
         self._late: Deque[Draft] = deque()
-        self._saves: Optional[Saves] = None
+        self._save: Optional[Tuple[int, int, int]] = None
         self._compiled = 0
         self._is_seeded = False
         self._provisional: List[BatchDigest] = []
-        self._provisional_begin_ns = self._provisional_wait_ns = 0
+        self._evaluated_ns = self._provisional_wait_ns = 0
 
     # -- becoming a rank -------------------------------------------------------------------------------------------
 
@@ -225,7 +172,7 @@ class Probe:
             return self.ledger.push("startup")
         if not is_training:
             if self.ledger.bottom != "eval":
-                self._provisional_begin_ns, self._provisional_wait_ns = time.monotonic_ns(), 0
+                self._evaluated_ns, self._provisional_wait_ns = self.ledger.spent("eval"), 0
             self.ledger.rest("eval")
             return self.ledger.push("eval")
         self._end_evaluation()
@@ -324,7 +271,8 @@ class Probe:
         """What looked like evaluation was training on a loader not met before: charge its time anew."""
         self._draft.batches += self._provisional
         self._provisional.clear()
-        took_ns = time.monotonic_ns() - self._provisional_begin_ns
+        self.ledger.rest("compute")
+        took_ns = self.ledger.spent("eval") - self._evaluated_ns
         self.move("eval", "input", self._provisional_wait_ns)
         self.move("eval", "compute", took_ns - self._provisional_wait_ns)
 
@@ -340,52 +288,30 @@ class Probe:
         self._end_startup()
         self._flush_save()
         draft, self._draft = self._draft, Draft()
-        draft.phases = self.ledger.take()
-        draft.index, draft.end_ns = self._step, self.ledger.mark_ns
-        self._step += 1
-        self._tag(draft)
+        phases = self.ledger.take()
         self.ledger.rest("other")
+        if self._has_compiled() or self._step == 0:
+            draft.tags.append("warmup")
+        draft.close(self._step, self.ledger.mark_ns, phases)
+        self._step += 1
         self._late.append(draft)
         while self._late and (self._late[0].late.has_arrived() or len(self._late) > MAX_LATE_STEPS):
             self._emit(self._late.popleft())
 
-    def _tag(self, draft: Draft) -> None:
-        tags = [name for name, phase in (("ckpt", "checkpoint"), ("eval", "eval")) if draft.phases.get(phase)]
+    def _has_compiled(self) -> bool:
+        """Whether torch's compiler has made new code since the last step."""
         dynamo: Any = sys.modules.get("torch._dynamo.utils")
-        compiled = dynamo.counters["frames"]["ok"] if dynamo is not None and hasattr(dynamo, "counters") else 0
-        if draft.index == 0 or compiled != self._compiled:
-            tags.append("warmup")
-        self._compiled = compiled
-        draft.tags = tags + draft.tags
+        compiled = dynamo.counters["frames"]["ok"] if hasattr(dynamo, "counters") else 0
+        before, self._compiled = self._compiled, compiled
+        return bool(compiled != before)
 
     def _collected(self, moment: str, info: Mapping[str, int]) -> None:
         if moment == "start" and info.get("generation") == 2 and "gc" not in self._draft.tags:
             self._draft.tags.append("gc")
 
     def _emit(self, draft: Draft) -> None:
-        is_known = draft.late.has_arrived()
-        moves = draft.moves + (draft.late.read_moves() if is_known else [])
-        for source, target, ns in moves:
-            moved = max(0, min(ns, draft.phases.get(source, 0)))
-            draft.phases[source] = draft.phases.get(source, 0) - moved
-            draft.phases[target] = draft.phases.get(target, 0) + moved
-        work = digests.combine(draft.batches)
         assert self._recorder is not None
-        self._recorder.step(
-            StepRecord(
-                step=draft.index,
-                end_ns=draft.end_ns,
-                phases=draft.phases,
-                samples=work.samples,
-                elements=work.elements,
-                sig=digests.to_hex(work.sig),
-                shape=digests.to_hex(work.shape),
-                ids=digests.to_hex(work.ids),
-                loss=draft.late.read_loss() if is_known else None,
-                loader=draft.loader,
-                tags=draft.tags,
-            )
-        )
+        self._recorder.step(draft.to_record())
 
     # -- checkpoints, collectives, the end -------------------------------------------------------------------------
 
@@ -410,9 +336,8 @@ class Probe:
             self._recorder.save(0, True, step)
             self._recorder.durable(0, True, step, block_ns)
             return
-        self._saves = saves = self._saves or Saves()
-        saves.block_ns += block_ns
-        saves.end_ns, saves.step = time.monotonic_ns(), self._step
+        before_ns = self._save[0] if self._save is not None else 0
+        self._save = (before_ns + block_ns, self._step, time.monotonic_ns())
 
     @guarded
     def count_async_save(self, block_ns: int) -> Optional[Callable[[int], None]]:
@@ -424,10 +349,12 @@ class Probe:
         return lambda total_ns: recorder.durable(block_ns, True, step, total_ns)
 
     def _flush_save(self) -> None:
-        saves, self._saves = self._saves, None
-        if saves is not None and self._recorder is not None:
-            self._recorder.save(saves.block_ns, False, saves.step, saves.end_ns)
-            self._recorder.durable(saves.block_ns, False, saves.step, saves.block_ns, saves.end_ns)
+        """Files written with no step in between are one checkpoint."""
+        if self._save is not None and self._recorder is not None:
+            block_ns, step, end_ns = self._save
+            self._save = None
+            self._recorder.save(block_ns, False, step, end_ns)
+            self._recorder.durable(block_ns, False, step, block_ns, end_ns)
 
     def disable(self, why: str) -> None:
         """Turn the probe off, say so once, and never raise."""
@@ -487,11 +414,3 @@ def _leave_untraced(_: ModuleType) -> None:
         trace_rules.add("amdahl_probe")
     except Exception:  # an older torch: it breaks the graph at our functions, which is correct and slower
         return
-
-
-def _integer(env: Mapping[str, str], name: str) -> Optional[int]:
-    text = env.get(name, "").strip()
-    try:
-        return int(text) if text else None
-    except ValueError:
-        raise ValueError(f"{name}={text!r}: give a whole number") from None

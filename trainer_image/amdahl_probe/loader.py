@@ -1,93 +1,25 @@
 """How does the script get its batches? Patches on torch's DataLoader: waits, fetch times, sample ids, knobs, offset.
 
 The patches sit on the base classes, so subclasses with an `__iter__` of their own (accelerate, Lightning) are seen too.
-Batches pass through untouched. Workers time their fetches and send 16 bytes a batch through a named pipe, which works
-for forked and spawned workers alike and drops what does not fit; it never blocks them.
+Batches pass through untouched; what workers have to say goes another way (`fetches`).
 """
 
 from __future__ import annotations
 
 # ruff: noqa: SLF001, N807 (torch offers no public hooks here; these names have stood since 1.2)
-import errno
 import functools
 import inspect
-import os
-import shutil
-import struct
-import tempfile
 import time
 import weakref
-from collections import deque
-from pathlib import Path
-from typing import Any, Callable, Deque, Dict, List, Optional, Tuple
+from typing import Any, Callable, Dict, List, Optional, Tuple
 
 from amdahl_probe import device, knobs, trial
+from amdahl_probe.fetches import FetchTimes
 from amdahl_probe.instrument import Probe, guarded
 
-#: Names the pipe to the loader's workers, which may be new interpreters.
-PIPE_VARIABLE = "AMDAHL_LOADER_PIPE"
 
-#: One fetch in the pipe: the iterator's base seed (which names it) and nanoseconds. Far below PIPE_BUF, so atomic.
-FETCH = struct.Struct("<qq")
-
-
-class FetchTimes:
-    """How long each fetch took, told by workers to the training process."""
-
-    def __init__(self) -> None:
-        self.last_ns: Optional[int] = None
-        self._read_end: Optional[int] = None
-        self._write_end: Optional[int] = None
-        self._pid = 0
-        self._told: Dict[int, Deque[int]] = {}
-
-    def listen(self) -> None:
-        """In the training process: open the pipe, once, before workers start. Raises OSError."""
-        if self._pid == os.getpid():
-            return
-        self.forget()
-        self._pid = os.getpid()
-        path = Path(tempfile.mkdtemp(prefix="amdahl-"), "fetches")
-        os.mkfifo(path, 0o600)
-        self._read_end = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        os.environ[PIPE_VARIABLE] = str(path)
-        weakref.finalize(self, _remove, path, os.getpid())
-
-    def tell(self, base_seed: int, took_ns: int) -> None:
-        """In a worker: send one fetch, or drop it."""
-        if self._pid != os.getpid():
-            self.forget()
-            self._pid = os.getpid()
-            path = os.environ.get(PIPE_VARIABLE)
-            self._write_end = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC) if path else None
-        if self._write_end is not None:
-            try:
-                os.write(self._write_end, FETCH.pack(base_seed, took_ns))
-            except OSError as error:
-                if error.errno not in (errno.EAGAIN, errno.EPIPE):
-                    raise
-
-    def take(self, base_seed: int) -> Optional[int]:
-        """The oldest fetch of this iterator not yet taken, nanoseconds."""
-        while self._read_end is not None:
-            try:
-                told = os.read(self._read_end, FETCH.size * 256)
-            except BlockingIOError:
-                break
-            for seed, took_ns in FETCH.iter_unpack(told[: len(told) // FETCH.size * FETCH.size]):
-                self._told.setdefault(seed, deque(maxlen=4096)).append(took_ns)
-            if len(told) < FETCH.size * 256:
-                break
-        mine = self._told.get(base_seed)
-        return mine.popleft() if mine else None
-
-    def forget(self) -> None:
-        """Close what a parent process had open."""
-        for end in (self._read_end, self._write_end):
-            if end is not None:
-                os.close(end)
-        self._read_end = self._write_end = None
-        self._told.clear()
+class Source:
+    """Stands for a loader: an object of its own, since `for batch in DataLoader(...)` drops the loader at once."""
 
 
 class Loaders:
@@ -97,8 +29,9 @@ class Loaders:
         self.probe = probe
         self.torch = torch
         self.fetches = FetchTimes()
-        self._training: "weakref.WeakSet[Any]" = weakref.WeakSet()
-        self._candidates: "weakref.WeakSet[Any]" = weakref.WeakSet()
+        self._sources: "weakref.WeakKeyDictionary[Any, Source]" = weakref.WeakKeyDictionary()
+        self._training: "weakref.WeakSet[Source]" = weakref.WeakSet()
+        self._candidates: "weakref.WeakSet[Source]" = weakref.WeakSet()
         self._knows_training = False
         self._reported: List[Tuple[Any, Any]] = []
         self._is_discarded = False
@@ -107,22 +40,29 @@ class Loaders:
     def note_backward(self) -> None:
         """Loaders that gave batches since the last backward pass feed the training."""
         self._knows_training = True
-        for loader in list(self._candidates):
-            self._training.add(loader)
+        for source in list(self._candidates):
+            self._training.add(source)
         self._candidates.clear()
 
-    def is_training(self, loader: Any) -> bool:
-        """Whether a batch of this loader is for training.
+    def find_source(self, loader: Any) -> Source:
+        """The identity of a loader, which its iterators keep when it is gone."""
+        source = self._sources.get(loader)
+        if source is None:
+            source = self._sources[loader] = Source()
+        return source
+
+    def is_training(self, source: Source) -> bool:
+        """Whether a batch of this source is for training.
 
         Without gradients it is not; before the first backward pass every other one is; afterwards those of loaders
         that a backward pass has followed are.
         """
         if not self.torch.is_grad_enabled():
             return False
-        if loader is None or loader in self._training:
+        if source in self._training:
             self._candidates.clear()
             return True
-        self._candidates.add(loader)
+        self._candidates.add(source)
         return not self._knows_training
 
     def place_knobs(self, given: Dict[str, Any]) -> Dict[str, Any]:
@@ -140,7 +80,7 @@ class Loaders:
     @guarded
     def follow(self, iterator: Any, loader: Any) -> None:
         """Put a recording, and in a trial rotated, sampler under an iterator."""
-        iterator._amdahl_loader = weakref.ref(loader)
+        iterator._amdahl_source = self.find_source(loader)
         iterator._amdahl_seen = None
         if iterator._dataset_kind != 0:  # iterable data has no ids, and its sampler yields nothing
             return
@@ -170,7 +110,7 @@ class Loaders:
                 self.fetches.listen()
             except OSError:  # no place for a pipe: fetch times stay unknown
                 self.fetches.forget()
-        return self.probe.enter_input(self.is_training(loader))
+        return self.probe.enter_input(self.is_training(self.find_source(loader)))
 
     @guarded
     def ask(self, iterator: Any) -> Optional[Request]:
@@ -215,8 +155,7 @@ class Request:
 
     def __init__(self, loaders: Loaders, iterator: Any) -> None:
         self.probe, self.loaders, self.iterator = loaders.probe, loaders, iterator
-        loader = getattr(iterator, "_amdahl_loader", lambda: None)()
-        self.is_training = loaders.is_training(loader)
+        self.is_training = loaders.is_training(iterator._amdahl_source)
         if self.is_training:
             self.probe.ask_first()
         self._event = device.record_event(loaders.torch) if device.is_used(loaders.torch) else None
@@ -343,8 +282,3 @@ def _patch_fetch(loaders: Loaders, fetcher_class: Any) -> None:
         return data
 
     fetcher_class.fetch = fetch
-
-
-def _remove(path: Path, pid: int) -> None:
-    if os.getpid() == pid:
-        shutil.rmtree(path.parent, ignore_errors=True)

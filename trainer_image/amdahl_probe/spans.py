@@ -104,6 +104,11 @@ class Ledger:
         self.mark_ns = now
         return {phase: spent[phase] for phase in PHASES if phase in spent} if spent else {self._stack[-1]: 0}
 
+    def spent(self, phase: str) -> int:
+        """Nanoseconds of `phase` in this lap until now."""
+        self._count()
+        return self._spent.get(phase, 0)
+
     def adopt(self) -> None:
         """Make the calling thread the one that counts."""
         self._owner = threading.get_ident()

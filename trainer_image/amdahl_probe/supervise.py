@@ -56,6 +56,7 @@ class Session:
         self.tail = tail
         self.seq = 0
         self.startup_ms: Optional[int] = None
+        self.steps = 0
         self.heard_s = time.monotonic()
         self.heard_ticks = 0
 
@@ -181,8 +182,7 @@ class Supervisor:
             ended = session.launch.poll()
             now_s = time.monotonic()
             if session.tail.poll():
-                session.heard_s, session.heard_ticks = now_s, session.launch.cpu_ticks
-                self._note_startup(session)
+                self._note_progress(session, now_s)
                 outcome = windows.measure(window, session.logs, self._expect_ranks(session), session.seq)
             if isinstance(outcome, Numbers):
                 return Result("ok", numbers=outcome)
@@ -194,7 +194,7 @@ class Supervisor:
             if held_bytes is not None and held_bytes > self._plan.mem_bytes:
                 session.launch.kill()
                 return Result("oom", -9, f"{held_bytes >> 20} MiB held, {self._plan.mem_bytes >> 20} allowed")
-            lost = self._judge_silence(session, now_s, begun_s, outcome.waits_for_ranks)
+            lost = self._judge_silence(session, now_s, begun_s)
             if lost is not None:
                 return lost
             time.sleep(POLL_S)
@@ -205,7 +205,12 @@ class Supervisor:
         if time.monotonic() > self._deadline_s:
             raise Stopped(f"deadline of {self._plan.deadline_s:g} s passed")
 
-    def _note_startup(self, session: Session) -> None:
+    def _note_progress(self, session: Session, now_s: float) -> None:
+        """Progress is a step of the slowest rank: the others cannot go on without it for long."""
+        ranks = self._expect_ranks(session)
+        steps = min((len(log.steps) for log in session.logs.values()), default=0) if len(session.logs) >= ranks else 0
+        if steps > session.steps:
+            session.steps, session.heard_s, session.heard_ticks = steps, now_s, session.launch.cpu_ticks
         if session.startup_ms is None:
             known = [log.first_batch_ns for log in session.logs.values() if log.first_batch_ns is not None]
             if known and len(known) == len(session.logs):
@@ -227,7 +232,7 @@ class Supervisor:
             return Result("oom", ended.code, f"ended after {steps} steps")
         return Result("crash", ended.code, ended.why or f"ended after {steps} steps")
 
-    def _judge_silence(self, session: Session, now_s: float, begun_s: float, waits_for_ranks: bool) -> Optional[Result]:
+    def _judge_silence(self, session: Session, now_s: float, begun_s: float) -> Optional[Result]:
         """Nothing new for too long: which word fits?"""
         logs = session.logs
         disabled = _find_disabled(logs)
@@ -235,17 +240,22 @@ class Supervisor:
             return Result("no_report", why=disabled)
         if self._plan.is_live and any(log.start is not None and not log.start.live for log in logs.values()):
             return Result("no_report", why="the process does not switch knobs live; plan it as relaunch")
-        has_steps = any(step.seq == session.seq for log in logs.values() for step in log.steps[-1:])
+        reached = [len(log.steps) for log in logs.values() if any(step.seq == session.seq for step in log.steps[-1:])]
+        has_steps = session.steps > 0 and len(reached) == len(logs)
         limit_s = self._plan.step_timeout_s if has_steps else self._plan.startup_timeout_s
         quiet_s = now_s - max(session.heard_s, begun_s) if has_steps else now_s - begun_s
         if quiet_s <= limit_s:
             return None
-        if waits_for_ranks:
-            return Result("void", why=f"{len(logs)} of {self._expect_ranks(session)} ranks reported")
+        if reached and (len(reached) < self._expect_ranks(session) or max(reached) - min(reached) > 1):
+            return Result(
+                "void", why=f"{len(logs)} of {self._expect_ranks(session)} ranks reported, steps {reached[:8]}"
+            )
+        if not logs:
+            return Result("no_report", why=f"no record in {quiet_s:.0f} s")
         used_s = (session.launch.cpu_ticks - session.heard_ticks) / os.sysconf("SC_CLK_TCK")
         if used_s < IDLE_SHARE * quiet_s:
             return Result("hang", why=f"no step and no work for {quiet_s:.0f} s")
-        return Result("no_steps" if logs and not has_steps else "no_report", why=f"no step for {quiet_s:.0f} s")
+        return Result("no_report" if has_steps else "no_steps", why=f"no step for {quiet_s:.0f} s")
 
     # -- what is kept ----------------------------------------------------------------------------------------------
 

@@ -30,7 +30,7 @@ from amdahl_loop.domain.discovery import (
 from amdahl_loop.domain.evidence import Evidence, Sifted, sift
 from amdahl_loop.domain.experiments import BlockSpec, Stage, VerdictWord, Veto, VetoName, Vote
 from amdahl_loop.domain.refute import Check
-from amdahl_loop.domain.stats import Estimate, estimate, pooled_sd
+from amdahl_loop.domain.stats import Estimate, estimate, mean, pooled_sd
 
 
 def challenge(case: Case, claim: Claim) -> Assessment:
@@ -44,6 +44,9 @@ def challenge(case: Case, claim: Claim) -> Assessment:
             return settled
         claim = settled
     votes = _cast_votes(case, claim, checks)
+    doubt = _find_doubt(case, claim, checks, votes)
+    if doubt:
+        return doubt
     guards: list[Veto] = []
     for stage in (Stage.SOAK, Stage.NULL):
         guard = _run_guard(case, claim, checks, votes, stage)
@@ -177,25 +180,38 @@ def _run_guard(
     return said
 
 
+def _find_doubt(case: Case, claim: Claim, checks: Sequence[Check], votes: Sequence[Vote]) -> Closed | None:
+    """Doubts that need all blocks at once: asked when the votes are in, and again with the soak's blocks.
+
+    Replacing void blocks hides a variant's bad launches, so the mean that keeps them must pass the checks' own bar.
+    """
+    constants, found = case.plan.constants, _refute_estimate(case, claim, checks)
+    challenged = (*(block for check in checks for block in check.blocks.blocks), *case.finished(Stage.SOAK))
+    everything = sift((*claim.discovery.blocks, *challenged), constants)
+    unsteady = judge_steadiness(everything, constants)
+    if unsteady:
+        veto, text = vetoes.loud(VetoName.HARM, unsteady), f"vetoed by harm: {unsteady}"
+        return close(case, VerdictWord.VETOED, "unsteady", text, found=found, claim=claim, votes=votes, vetoes=(veto,))
+    least = refute.agreement_bar(claim.effect, claim.floor, constants)
+    for what, effect in (
+        ("the checks' mean", found.mean),
+        ("the mean with the variant's spoilt blocks", mean([block.effect for block in everything.kept])),
+    ):
+        if effect < least:
+            text = f"refuted: {what} is {percent(effect)}, {percent(least)} is needed"
+            return close(case, VerdictWord.REFUTED, "mean_too_low", text, found=found, claim=claim, votes=votes)
+    return None
+
+
 def _conclude(
     case: Case, claim: Claim, checks: Sequence[Check], votes: Sequence[Vote], guards: Sequence[Veto]
 ) -> Closed:
-    """Every check has voted and every veto with blocks of its own is silent: the standing guards, and the win."""
-    constants, used = case.plan.constants, _used_blocks(checks)
-    found = _refute_estimate(case, claim, checks)
-    everything = sift((*claim.discovery.blocks, *(b for check in checks for b in check.blocks.blocks)), constants)
-    unsteady = judge_steadiness(everything, constants)
-    if unsteady:
-        veto = vetoes.loud(VetoName.HARM, unsteady)
-        text = f"vetoed by harm: {unsteady}"
-        return close(case, VerdictWord.VETOED, "unsteady", text, found=found, claim=claim, votes=votes, vetoes=(veto,))
-    ended = stop_for_guards(case, claim, used)
+    """Every check has voted and every veto with blocks of its own is silent: the last doubts, or the win."""
+    used = _used_blocks(checks)
+    ended = _find_doubt(case, claim, checks, votes) or stop_for_guards(case, claim, used)
     if ended:
         return ended
-    least = claim.floor * constants.agree_share
-    if found.mean < least:
-        text = f"refuted: the checks' mean is {percent(found.mean)}, {percent(least)} is needed"
-        return close(case, VerdictWord.REFUTED, "mean_too_low", text, found=found, claim=claim, votes=votes)
+    found = _refute_estimate(case, claim, checks)
     silent = (*claim.proof, *guards, *standing_vetoes(case.plan, found.mean, used), vetoes.describe_meter(case.scored))
     agreed, nodes = sum(vote.agree for vote in votes), _count_nodes(case)
     where = f"on {nodes} nodes" if nodes > 1 else "on this node"

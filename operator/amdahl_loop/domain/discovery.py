@@ -127,19 +127,25 @@ def _stop_for_voids(case: Case, sifted: Sifted) -> Closed | None:
 
 
 def _take_look(case: Case, sifted: Sifted, look: int, proof: tuple[Veto, ...]) -> Claim | Closed | None:
-    """One look: a claim, the end, or None to go on."""
+    """One look: a claim, the end, or None to go on.
+
+    `NoGain` is said only where the mean itself is below the profile's floor: above it, but below what the noise allows,
+    more blocks may show that the noise was overrated.
+    """
     constants = case.plan.constants
     used = sifted.valid[: constants.looks[look]]
     ended = stop_for_setting(case, used)
     if ended:
-        return ended
+        # One neighbour's visit can spoil a first look; a noisy machine is still noisy at the second.
+        is_passing = look == 0 and ended.verdict.reason == "too_noisy"
+        return None if is_passing else ended
     found, floor = estimate([block.effect for block in used]), effective_floor(constants, used)
     interval = found.interval(INTERVAL_LEVEL)
     sentence = f"{describe(found.mean, interval)} over {len(used)} blocks, floor {percent(floor)}"
     if found.lower(constants.alphas[look]) > 0 and found.mean >= floor:
         claim = Claim(found.mean, interval, floor, sifted, proof)
         return _check_candidate(case, claim, used)
-    if found.upper(constants.futility_alpha) < floor:
+    if found.upper(constants.futility_alpha) < floor and found.mean < constants.floor:
         return close(case, VerdictWord.NO_GAIN, "below_floor", f"no gain: {sentence}", found=found, floor=floor)
     if look == len(constants.looks) - 1:
         text = f"undecided after the last look: {sentence}"

@@ -93,7 +93,7 @@ class Constants(Frozen):
     void_gate: float = 0.04
     void_factor: float = 3.0
     spare_share: float = 0.5
-    steady_alpha: float = 0.05
+    steady_alpha: float = 0.13
     with_void_share: float = 2 / 3
     checks: int
     blocks_per_check: int

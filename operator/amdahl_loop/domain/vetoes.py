@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from amdahl_loop.domain import cadence
 from amdahl_loop.domain.evidence import Evidence, Sifted, clock_tolerance_ppk, run_arm
 from amdahl_loop.domain.experiments import Constants, Plan, Stage, Veto, VetoName, arm_knobs, judged_by
-from amdahl_loop.domain.stats import Estimate, mean
+from amdahl_loop.domain.stats import Estimate, mean, pair_sd
 from amdahl_loop.domain.telemetry import Arm, Window
 
 WORK_TOLERANCE = 0.02
@@ -31,10 +31,15 @@ MEMORY_FACTOR = 2.0
 MEMORY_SLACK_MIB = 4096
 """Without a known limit: twice the memory and 4 GiB more. Loader workers alone cost a few hundred MiB each."""
 
-SOAK_ALPHA = 0.05
+SOAK_FIRST_ALPHA = 0.01
+SOAK_PASS_ALPHA = 0.10
+SOAK_FAIL_ALPHA = 0.02
+"""One block passes only where it is very clear and never fails: a neighbour may have come. The bar is 0.4 of the claim."""
+
 NULL_LEVEL = 0.95
-NULL_EARLY_LEVEL = 0.99
-"""A veto before the last null block needs more than the final one, because it is looked at repeatedly."""
+NULL_EARLY_LEVEL = 0.999
+NULL_EARLY_BLOCKS = 4
+"""A veto before the last null block needs more than the final one: it is looked at after every block."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,19 +103,22 @@ def judge_soak(
 ) -> Veto | Unclear | None:
     """Soak: after a long warm-up the variant must still show a share of the claim. None asks for another block.
 
-    It stops early where the outcome is clear at 95 %. Blocks that only the variant spoilt are kept.
+    It stops early where the outcome is clear at the larger of the pooled spread and the soak's own: its windows lie
+    further apart, so more drift lies between them. A variant that spoils soak blocks is found by its unsteadiness.
     """
-    effects = [block.effect for block in blocks.kept]
+    effects = [block.effect for block in blocks.valid]
     is_last = len(blocks.blocks) >= planned
     if is_last and not effects:
         effects = [block.effect for block in blocks.measured]
     if not effects:
         return Unclear("no_soak", "no soak block could be measured") if is_last else None
-    bar, found = constants.soak_share * claim, _estimate(effects, spread)
+    own_sd = pair_sd([block.gap(arm) for block in blocks.measured for arm in Arm])
+    bar, found = constants.soak_share * claim, _estimate(effects, (max(spread[0], own_sd), spread[1]))
     sentence = f"soak found {found.mean:+.3f} over {len(effects)} blocks, {bar:.3f} is needed"
-    if found.lower(SOAK_ALPHA) >= bar or (is_last and found.mean >= bar):
+    is_first = len(effects) == 1 and not is_last
+    if found.lower(SOAK_FIRST_ALPHA if is_first else SOAK_PASS_ALPHA) >= bar or (is_last and found.mean >= bar):
         return Veto(name=VetoName.SOAK, silent=True, sentence=sentence)
-    if found.upper(SOAK_ALPHA) < bar or is_last:
+    if is_last or (not is_first and found.upper(SOAK_FAIL_ALPHA) < bar):
         return loud(VetoName.SOAK, sentence)
     return None
 
@@ -137,7 +145,8 @@ def judge_null(
     )
     bar = max(floor / 2, claim / 4)
     level = NULL_LEVEL if is_last else NULL_EARLY_LEVEL
-    if abs(bias.mean) > bar and _excludes_zero(bias.interval(level)):
+    may_veto = is_last or len(effects) >= NULL_EARLY_BLOCKS
+    if may_veto and abs(bias.mean) > bar and _excludes_zero(bias.interval(level)):
         return loud(VetoName.NULL, sentence)
     if high < claim / 2 and abs(bias.mean) <= bar:
         return Veto(name=VetoName.NULL, silent=True, sentence=sentence)

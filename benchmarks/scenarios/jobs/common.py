@@ -160,7 +160,3 @@ def settle() -> None:
 def wait_for_storage(seconds: float) -> None:
     """Stands for the latency of remote storage: the process waits, no core works."""
     time.sleep(seconds)
-
-
-if __name__ == "__main__":
-    write_records()

@@ -56,6 +56,5 @@ def be_modest(_worker: int) -> None:
 
 if __name__ == "__main__":
     settle()
-    write_shards()
     loader = DataLoader(Shards(), batch_size=BATCH, num_workers=8, worker_init_fn=be_modest)
     train(loader, parse_steps())

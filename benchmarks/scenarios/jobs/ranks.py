@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
-GLOBAL_BATCH = 48
+GLOBAL_BATCH = 96
 LONG = 2
 """How many times longer the last rank's documents are, with `--uneven`."""
 
@@ -44,7 +44,7 @@ def run(rank: int, world: int, steps: int, uneven: bool) -> None:
     sampler = DistributedSampler(data, world, rank, shuffle=True)
     loader = DataLoader(data, batch_size=GLOBAL_BATCH // world, sampler=sampler)
     times = LONG if uneven and rank == world - 1 else 1
-    inner = Net(width=320, repeat=24)
+    inner = Net(width=256, repeat=24)
     model: nn.Module = Longer(inner, times) if uneven else inner
     train(loader, steps, DistributedDataParallel(model), speaks=rank == 0)
 

@@ -72,12 +72,10 @@ class Keeper:
             kill_all(lambda: find_descendants(os.getpid()))
         if ended is None:
             return self._leave_no_trace()
-        why = ended.why or self._describe_full_disk()
+        full = self._describe_full_disk()
         self._remove_scratch()
-        held_s = time.monotonic() - begun_s
-        return self._write(
-            RESULT_FILE, {"started_at_s": started_at_s, "held_s": held_s, "code": ended.code, "why": why}
-        )
+        result = {"started_at_s": started_at_s, "held_s": time.monotonic() - begun_s} | ended._asdict() | {"full": full}
+        return self._write(RESULT_FILE, result)
 
     def _is_told_to_stop(self, number: int) -> bool:
         """A signal other than a child's end, or the loop is gone (its death may have come before we asked for word)."""

@@ -66,7 +66,7 @@ def unshare(flags: int) -> None:
 
 
 def mount(source: str, target: str, kind: str = "", flags: int = 0, options: str = "") -> None:
-    """Mount a file system, or a folder at another place; see mount(2)."""
+    """Mount a file system, or (MS_BIND) a folder at another place."""
     words = [os.fsencode(word) for word in (source, target, kind)]
     _check(_libc.mount(*words, ctypes.c_ulong(flags), os.fsencode(options)), f"mount {kind or 'bind'} on {target}")
 

@@ -36,9 +36,12 @@ NOT_FOUND = 127
 
 _OCTAL = re.compile(r"\\([0-7]{3})")
 _PSEUDO = frozenset(
-    "autofs binfmt_misc bpf cgroup cgroup2 configfs debugfs devpts devtmpfs efivarfs fusectl hugetlbfs mqueue nsfs "
-    "proc pstore securityfs sysfs tracefs".split()
+    (
+        *("autofs", "binfmt_misc", "bpf", "cgroup", "cgroup2", "configfs", "debugfs", "devpts", "devtmpfs", "efivarfs"),
+        *("fusectl", "hugetlbfs", "mqueue", "nsfs", "proc", "pstore", "securityfs", "sysfs", "tracefs"),
+    )
 )
+"""File systems without files of anybody's: put back as they are."""
 
 
 class View(NamedTuple):

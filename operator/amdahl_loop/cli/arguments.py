@@ -10,6 +10,9 @@ from amdahl_loop.adapters.local.runner import default_state_dir
 from amdahl_loop.cli.exits import MEANINGS
 from amdahl_loop.domain.resources import ProfileName
 
+MAX_TRACE_S = 600
+"""The probe keeps the newest 200,000 spans: about this long at ten steps a second."""
+
 
 def default_ledger(environment: Mapping[str, str]) -> Path:
     """One ledger per user, so that what one job proved is known to its kin."""
@@ -55,8 +58,18 @@ def build_parser(environment: Mapping[str, str] | None = None) -> argparse.Argum
     merge.add_argument("file", metavar="FILE", type=Path)
 
     trace = commands.add_parser("trace", parents=[job], help="record a short run as a Chrome trace, for Perfetto")
+    trace.add_argument(
+        "--seconds", metavar="S", type=_seconds, default=20, help="length, start-up included; default: 20"
+    )
     trace.add_argument("-o", metavar="FILE", dest="file", type=Path, help="default: <job>.trace.json in this folder")
     return parser
+
+
+def _seconds(text: str) -> int:
+    """A length that a trace can have; argparse turns the error into a usage message."""
+    if not text.isdecimal() or not 1 <= int(text) <= MAX_TRACE_S:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of seconds from 1 to {MAX_TRACE_S}")
+    return int(text)
 
 
 def _job_options() -> argparse.ArgumentParser:

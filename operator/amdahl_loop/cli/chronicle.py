@@ -4,7 +4,7 @@ Derived from successive ticks: a fact is told when the ledger first shows it, so
 """
 
 from amdahl_loop.cli.report import breakdown_of, diagnosis_of, saving
-from amdahl_loop.cli.words import block_title, changes_of, clean, percent, signed, step_time
+from amdahl_loop.cli.words import block_title, changes_of, clean, percent, saved, step_time
 from amdahl_loop.domain.evidence import read_block
 from amdahl_loop.domain.experiments import BlockRecord, Plan, Stage
 from amdahl_loop.domain.ledger import Observation
@@ -89,7 +89,7 @@ def _block_key(experiment: str, record: BlockRecord) -> str:
 def _finding(plan: Plan, record: BlockRecord) -> str:
     evidence = read_block(plan, record)
     if evidence.is_measured:
-        return f"saves {signed(saving(evidence.effect))}"
+        return saved(saving(evidence.effect))
     if record.spec.stage is Stage.PROOF and not evidence.problem:
         return "ran"
     return f"not measured: {evidence.problem or 'no report'}"

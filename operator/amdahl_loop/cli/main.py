@@ -6,7 +6,7 @@ import sys
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 
-from amdahl_loop.cli import explain, ledger, run
+from amdahl_loop.cli import explain, ledger, run, trace
 from amdahl_loop.cli.arguments import build_parser
 from amdahl_loop.cli.exits import Exit, Stop, explained
 from amdahl_loop.cli.output import note
@@ -20,6 +20,7 @@ COMMANDS: Mapping[str, Callable[[Namespace, World], int]] = {
     "replay": ledger.replay_ledger,
     "export": ledger.export_ledger,
     "import": ledger.import_ledger,
+    "trace": trace.trace,
 }
 
 

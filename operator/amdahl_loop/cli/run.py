@@ -21,6 +21,7 @@ from amdahl_loop.cli.report import (
 from amdahl_loop.cli.screens import show_run
 from amdahl_loop.cli.session import Session, World, open_session
 from amdahl_loop.cli.shapes import ManifestShape, RunShape
+from amdahl_loop.cli.train import prepare
 from amdahl_loop.cli.watch import open_watch
 from amdahl_loop.domain.plan import Halt, Snapshot
 from amdahl_loop.reconcile import Tick
@@ -37,8 +38,10 @@ def run(arguments: argparse.Namespace, world: World) -> int:
         note(_how_to_resume(arguments, snapshot), world)
         return Exit.INTERRUPTED
     if halt.failed:
-        note(halt.sentence, world)
+        note(f"amdahl-loop: {halt.sentence}", world)
         return Exit.NOT_OBSERVED
+    if arguments.train:
+        world.train(prepare(snapshot.present, session.manifest.path.parent, world.environment))
     return Exit.DONE
 
 

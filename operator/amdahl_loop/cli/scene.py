@@ -15,19 +15,21 @@ from amdahl_loop.cli.report import (
     breakdown_of,
     diagnosis_of,
     own_experiments,
-    saving,
+    shape_bank,
+    shape_blocks,
     shape_diagnosis,
     shape_experiment,
     shape_observation,
 )
 from amdahl_loop.cli.screens import changes_text, show_diagnosis, verdict_text
-from amdahl_loop.cli.words import block_title, changes_of, clean, device_hours, duration, percent, signed
-from amdahl_loop.domain.evidence import read_block
+from amdahl_loop.cli.words import block_title, changes_of, clean, device_hours, duration, percent, saved, signed
 from amdahl_loop.domain.experiments import Experiment, Stage
 from amdahl_loop.domain.plan import Challenge, Launch, Observe, Snapshot
 from amdahl_loop.domain.runs import Running, RunRequest, RunState
 from amdahl_loop.domain.stats import mean
 from amdahl_loop.reconcile import Tick
+
+BAR_CELLS = 24
 
 
 def draw(tick: Tick, state: RunState | None, elapsed_s: float, running_s: float) -> RenderableType:
@@ -40,15 +42,14 @@ def draw(tick: Tick, state: RunState | None, elapsed_s: float, running_s: float)
     if isinstance(action, Launch | Challenge):
         parts += [Text(), *_show_open(action, state, running_s, snapshot)]
     elif isinstance(action, Observe):
-        what = Text.assemble(("Observing", "bold"), f"  {_position(action.request, state)}")
-        parts += [Text(), what, _progress(action.request, state)]
-    parts += [Text(), _show_spending(snapshot)]
+        parts += [Text(), Text("Observing", "bold"), _show_windows(action.request, state)]
+    parts += [Text(), _show_bank(snapshot)]
     return Group(*parts)
 
 
 def _title(snapshot: Snapshot, elapsed_s: float) -> RenderableType:
     tuning = snapshot.job.spec.tuning
-    title = f"{snapshot.job.metadata.name}  {tuning.profile}, {tuning.objective}  {duration(elapsed_s)}"
+    title = f"{snapshot.job.metadata.name}: {tuning.profile}, {tuning.objective}, {duration(elapsed_s)}"
     return Rule(Text(title, "bold"), align="left", style="dim")
 
 
@@ -64,7 +65,7 @@ def _show_observation(snapshot: Snapshot) -> list[RenderableType]:
 
 def _show_closed(experiment: Experiment) -> RenderableType:
     shaped = shape_experiment(experiment)
-    figures = f"  saves {signed(shaped.effect)}" if shaped.effect is not None else ""
+    figures = f"  {saved(shaped.effect)}" if shaped.effect is not None else ""
     return Text.assemble(verdict_text(shaped.verdict), f"  {changes_text(shaped)}{figures}")
 
 
@@ -75,48 +76,43 @@ def _show_open(
     expected = percent(plan.hypothesis.expected_gain)
     hope = f"  expected to save {expected} ({plan.hypothesis.source})"
     what = Text.assemble((changes_of(plan.hypothesis), "bold"), hope)
-    block = f"{block_title(plan, action.spec)}  {action.spec.order}  {_position(action.request, state)}"
+    block = f"{block_title(plan, action.spec)}, {action.spec.order}"
     left_s = estimate_left_s(action.experiment, action.request, running_s, _startup_s(snapshot))
     return [
         what,
         Text(block),
-        _progress(action.request, state),
+        _show_windows(action.request, state),
         *_show_effects(action.experiment),
         Text(f"{clean(action.sentence)}; about {duration(left_s)} left if it wins", "dim"),
     ]
 
 
 def _show_effects(experiment: Experiment) -> list[RenderableType]:
-    """What each finished block found, by stage."""
+    """What each finished block found, by stage; blocks that do not count are in brackets."""
     found: dict[str, list[str]] = {}
-    for record in experiment.blocks:
-        evidence = read_block(experiment.plan, record)
-        if record.spec.stage is not Stage.PROOF:
-            told = signed(saving(evidence.effect)) if evidence.is_measured else "void"
-            found.setdefault(record.spec.stage.value, []).append(told)
+    for block in shape_blocks(experiment):
+        if block.stage != Stage.PROOF:
+            told = signed(block.effect) if block.effect is not None else "missing"
+            found.setdefault(block.stage, []).append(told if block.valid else f"({told})")
     return [Text(f"{stage:<10}{'  '.join(effects)}") for stage, effects in found.items()]
 
 
-def _position(request: RunRequest, state: RunState | None) -> str:
-    """`window 2 of 4 (B)`, once the supervisor has said so."""
+def _show_windows(request: RunRequest, state: RunState | None) -> RenderableType:
+    """A bar of finished windows, and which one is measured now once the supervisor has said so."""
     report = state.report if isinstance(state, Running) else None
-    if report is None or report.running_arm is None or report.running_index is None:
-        return "starting"
-    return f"window {report.running_index + 1} of {len(request.windows)} ({report.running_arm})"
+    told, done = "starting", 0
+    if report is not None and report.running_arm is not None and report.running_index is not None:
+        told = f"window {report.running_index + 1} of {len(request.windows)} (arm {report.running_arm})"
+        done = report.running_index
+    row = Table.grid(padding=(0, 2))
+    row.add_row(ProgressBar(total=len(request.windows), completed=done, width=BAR_CELLS), Text(told))
+    return row
 
 
-def _progress(request: RunRequest, state: RunState | None) -> RenderableType:
-    report = state.report if isinstance(state, Running) else None
-    done = len([w for w in report.windows if w.index != report.running_index]) if report else 0
-    bar = Table.grid(expand=True)
-    bar.add_column(ratio=1)
-    bar.add_row(ProgressBar(total=len(request.windows), completed=done))
-    return bar
-
-
-def _show_spending(snapshot: Snapshot) -> RenderableType:
-    budget = snapshot.job.spec.tuning.budget.device_hours
-    return Text(f"spent {device_hours(snapshot.spent_h)} of {budget} device-hours", "dim")
+def _show_bank(snapshot: Snapshot) -> RenderableType:
+    bank, budget = shape_bank(snapshot), snapshot.job.spec.tuning.budget.device_hours
+    told = f"bank: gross {device_hours(bank.gross)}, spent {device_hours(bank.spent)} (of at most {budget}), "
+    return Text(f"{told}net {device_hours(bank.net)} device-hours", "dim")
 
 
 def _startup_s(snapshot: Snapshot) -> float:

@@ -18,7 +18,7 @@ from amdahl_loop.cli.shapes import (
     ObservationShape,
     RunShape,
 )
-from amdahl_loop.cli.words import clean, device_hours, signed, step_time
+from amdahl_loop.cli.words import clean, device_hours, saved, signed, step_time
 from amdahl_loop.domain.experiments import VerdictWord
 
 VERDICT_STYLES = {
@@ -50,7 +50,7 @@ def show_experiment(experiment: ExperimentShape) -> RenderableType:
     figures = [f"{sum(vote.agree for vote in experiment.refutes)}/{len(experiment.refutes)} checks agree"]
     figures = figures if experiment.refutes else []
     if experiment.effect is not None:
-        figures.insert(0, f"saves {signed(experiment.effect)}{_interval(experiment.interval)}")
+        figures.insert(0, f"{saved(experiment.effect)}{_interval(experiment.interval)}")
     figures.append(f"{experiment.blocks} blocks, {device_hours(experiment.device_seconds / 3600)} device-hours")
     head = Text.assemble(verdict_text(experiment.verdict), "  ", (changes_text(experiment), "bold"))
     body = Text.assemble(clean(experiment.sentence) or "still open", "\n", ("; ".join(figures), "dim"), "\n")
@@ -65,7 +65,8 @@ def verdict_text(word: VerdictWord | None) -> Text:
 
 def changes_text(experiment: ExperimentShape) -> str:
     """Every change of an experiment on one line."""
-    return list_changes([experiment, *experiment.with_])
+    first = ChangeShape(knob=experiment.knob, from_=experiment.from_, to=experiment.to)
+    return list_changes([first, *experiment.with_])
 
 
 def list_changes(changes: Sequence[ChangeShape]) -> str:

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from amdahl_loop.cli.screens import changes_text, heading, show_experiment, verdict_text
 from amdahl_loop.cli.shapes import BlockShape, ExperimentShape, ReplayShape, ShowShape
-from amdahl_loop.cli.words import clean, device_hours, percent, signed
+from amdahl_loop.cli.words import clean, device_hours, percent, saved, signed
 
 
 def show_ledger(experiments: Sequence[ExperimentShape]) -> RenderableType:
@@ -49,7 +49,7 @@ def show_show(shown: ShowShape) -> RenderableType:
         parts.append(heading("Votes"))
     for number, vote in enumerate(experiment.refutes, start=1):
         word = Text("agrees  ", "green") if vote.agree else Text("objects ", "red")
-        told = f"check {number} saves {signed(vote.effect)}, changed {', '.join(vote.changed)}"
+        told = f"check {number} {saved(vote.effect)}, changed {', '.join(vote.changed)}"
         parts.append(Text.assemble(word, told))
     if experiment.vetoes:
         parts.append(heading("Vetoes"))
@@ -60,7 +60,7 @@ def show_show(shown: ShowShape) -> RenderableType:
 
 
 def _show_block(block: BlockShape) -> RenderableType:
-    effect = f"saves {signed(block.effect)}" if block.effect is not None else ""
+    effect = saved(block.effect) if block.effect is not None else ""
     state = Text() if block.valid else Text(f"  void{': ' if block.problem else ''}{clean(block.problem)}", "yellow")
     head = Text.assemble((f"{block.name:<6}", "bold"), f"{block.stage:<10}{block.order:<6}{effect}", state)
     rows = Table.grid(padding=(0, 2))

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TextIO
+from typing import NoReturn, TextIO
 
 from rich.console import Console
 
@@ -20,17 +20,13 @@ from amdahl_loop.adapters.local.requests import working_dir
 from amdahl_loop.adapters.local.runner import LocalRunner, default_state_dir
 from amdahl_loop.adapters.manifests import Manifest, read_manifest
 from amdahl_loop.adapters.sqlite import SqliteLedger
+from amdahl_loop.cli.train import Launch, become
 from amdahl_loop.domain.experiments import hash_text
 from amdahl_loop.domain.ledger import family_of, fingerprint_job
 from amdahl_loop.domain.plan import Snapshot
 from amdahl_loop.domain.resources import ProfileName, TrainingJob
 from amdahl_loop.ports import Clock, Runner
 from amdahl_loop.reconcile import Identity, Ports
-
-
-def start_local_runner(state_folder: Path, folder: Path, scope: str) -> Runner:
-    """Processes of this machine."""
-    return LocalRunner(state_folder, folder, scope)
 
 
 def local_device_type() -> str:
@@ -42,8 +38,10 @@ def local_device_type() -> str:
 class World:
     """Everything outside the program that a command touches."""
 
-    make_runner: Callable[[Path, Path, str], Runner] = start_local_runner
-    """A runner: its state folder, the manifest's folder, and the scope that names its loop."""
+    make_runner: Callable[[Path, Path, str], Runner] = LocalRunner
+    """A runner of a state folder, a manifest's folder, and the scope that names its loop."""
+    train: Callable[[Launch], NoReturn] = become
+    """Trains on; does not return."""
     device_type: Callable[[], str] = local_device_type
     """What this machine trains on, for the fingerprint."""
     clock: Clock = time.time

@@ -65,10 +65,13 @@ class VetoShape(Shape):
     sentence: str
 
 
-class ExperimentShape(ChangeShape):
+class ExperimentShape(Shape):
     """One experiment. `effect` is the share of cost saved, `interval` its 90 % interval; null while there is none."""
 
     id: str
+    knob: str
+    from_: KnobValue | None = Field(serialization_alias="from")
+    to: KnobValue
     with_: list[ChangeShape] = Field(serialization_alias="with")
     job: str
     source: Source

@@ -9,7 +9,7 @@ from html import escape
 
 from amdahl_loop.cli.report import saving
 from amdahl_loop.cli.shapes import BlockShape, ShowShape
-from amdahl_loop.cli.words import clean, signed
+from amdahl_loop.cli.words import clean, saved
 
 WIDTH, HEIGHT = 720, 320
 LEFT, RIGHT, TOP, BOTTOM = 64, 16, 64, 56
@@ -85,7 +85,7 @@ def _title(shown: ShowShape) -> str:
     experiment = shown.experiment
     change = f"{experiment.knob} {experiment.from_} → {experiment.to}"
     word = experiment.verdict or "open"
-    effect = f", saves {signed(experiment.effect)}" if experiment.effect is not None else ""
+    effect = f", {saved(experiment.effect)}" if experiment.effect is not None else ""
     head = _text(16, 24, f"{change}: {word}{effect}", "", "start", "font-weight:600;font-size:15px")
     return head + "\n" + _text(16, 44, f"share of cost saved, by block · {experiment.id}", "dim")
 
@@ -112,7 +112,7 @@ def _draw_marks(blocks: Sequence[BlockShape], scale: _Scale) -> list[str]:
     for number, block in enumerate(blocks):
         x = round(LEFT + (number + 0.5) * pitch, 1)
         parts.append(_text(x, HEIGHT - BOTTOM + 18, block.name, "dim", "middle", "font-size:11px"))
-        told = f"{block.name}: {signed(block.effect) if block.effect is not None else block.problem or 'not measured'}"
+        told = f"{block.name}: {saved(block.effect) if block.effect is not None else block.problem or 'not measured'}"
         title = f"<title>{escape(clean(told + ('' if block.valid else ' (void)')))}</title>"
         if block.effect is None:
             parts.append(f"<g>{title}{_text(x, HEIGHT - BOTTOM - 4, 'x', '', 'middle')}</g>")

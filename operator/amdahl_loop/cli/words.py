@@ -20,6 +20,11 @@ def signed(share: float) -> str:
     return ("+" if share >= 0 else "") + percent(share)
 
 
+def saved(share: float) -> str:
+    """A saving in words: `saves 38 %`, or `costs 4.0 % more`."""
+    return f"saves {percent(share)}" if share >= 0 else f"costs {percent(-share)} more"
+
+
 def duration(seconds: float) -> str:
     """`8 s`, `3 min`, `1 h 20 min`: as exact as an estimate deserves."""
     if seconds < 90:
@@ -35,7 +40,7 @@ def step_time(seconds: float) -> str:
 
 def device_hours(hours: float) -> str:
     """Device-hours with as many digits as they need: trials cost thousandths, banks hold tens."""
-    return f"{hours:.3g}" if abs(hours) < 100 else f"{hours:.0f}"
+    return f"{hours:.2g}" if abs(hours) < 10 else f"{hours:.3g}" if abs(hours) < 1000 else f"{hours:.0f}"
 
 
 def changes_of(hypothesis: Hypothesis) -> str:

@@ -53,10 +53,10 @@ class Found:
         return tuple(tried for tried in self.experiments if tried.verdict == "Won")
 
 
-def prepare(work: Path) -> None:
-    """Copy the jobs into the work folder and write their data: trials must find them there and never make them."""
+def prepare(work: Path, *data: str) -> None:
+    """Copy the jobs into the work folder and write their data (named, else all): trials must find it there."""
     shutil.copytree(JOBS, work, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__", "*.yaml"))
-    subprocess.run([sys.executable, "prepare.py"], cwd=work, check=True, env=environment())
+    subprocess.run([sys.executable, "prepare.py", *data], cwd=work, check=True, env=environment())
 
 
 def environment() -> dict[str, str]:

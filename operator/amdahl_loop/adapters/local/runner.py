@@ -2,7 +2,7 @@
 
 Each run has a folder named after it, its only trace. See `keeper` for how a run is ended whatever happens, and `view`
 for what it may write to. Layout of the state folder: `machine.lock` (runs take turns), `probe/` (the probe as a zip),
-`<scope>/<run>/`.
+`<scope>/<run>/`, `logs/<scope>/<run>/` (what the windows of the newest runs printed).
 """
 
 import asyncio
@@ -52,6 +52,7 @@ KEEPER_SLACK_S = 2 * STOP_S
 POLL_S = 0.02
 
 _RUN_NAME = re.compile(r"[a-z0-9][-a-z0-9.]{0,99}")
+_RESERVED = ("logs", "probe")
 
 
 class RunRefusedError(Exception):
@@ -84,6 +85,7 @@ class LocalRunner:
         self._state_dir = state_dir.resolve()
         self._base_dir = base_dir.resolve()
         self._runs_dir = self._state_dir / _check_name(scope)
+        self.logs_dir = self._state_dir / "logs" / scope
         self._clock = clock
         self._environ = environ
         self._sandbox = Sandbox(self._state_dir, self._base_dir, environ)
@@ -145,6 +147,7 @@ class LocalRunner:
                 await asyncio.sleep(POLL_S)
         if run_dir.exists():
             await asyncio.to_thread(self._kill_strays, run)
+            self._traces(run).keep_logs(self.logs_dir)
             await asyncio.to_thread(remove_tree, short_tmp(run_dir))
             await asyncio.to_thread(remove_tree, run_dir)
         self._keepers.pop(run, None)
@@ -257,6 +260,6 @@ def default_state_dir(environ: Mapping[str, str] = os.environ) -> Path:
 
 
 def _check_name(name: str) -> str:
-    if not _RUN_NAME.fullmatch(name):
+    if not _RUN_NAME.fullmatch(name) or name in _RESERVED:
         raise ValueError(f"name {name!r}: give lower-case letters, digits, '-' and '.', at most 100")
     return name

@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from amdahl_loop.adapters.local.keeper import RESULT_FILE, RUN_FILE
-from amdahl_loop.adapters.local.processes import ProcessId
+from amdahl_loop.adapters.local.processes import ProcessId, remove_tree
 from amdahl_loop.domain.runs import Finished
 from amdahl_loop.domain.telemetry import MAX_SUMMARY_BYTES
+
+KEPT_LOGS = 20
+"""Runs whose output is kept; the supervisor bounds each window's to one MiB."""
 
 
 class Kept(NamedTuple):
@@ -72,6 +75,18 @@ class Traces:
             started_at_s=result["started_at_s"],
             held_device_s=self.devices * result["held_s"],
         )
+
+    def keep_logs(self, logs_dir: Path) -> None:
+        """Move what the windows printed to `logs_dir/<run>`, and forget all but the newest runs' logs."""
+        logs = sorted(self.block_dir.glob("window-*.log"))
+        with contextlib.suppress(OSError):  # a full disk: the logs are lost, the end of the run is not
+            target = logs_dir / self.run_dir.name
+            target.mkdir(parents=True, exist_ok=True)
+            for log in logs:
+                log.replace(target / log.name)
+            runs = sorted(logs_dir.iterdir(), key=lambda path: path.stat().st_mtime)
+            for old in runs[:-KEPT_LOGS]:
+                remove_tree(old)
 
     def read_summary(self) -> str:
         """What the supervisor left, at most one byte more than is allowed; the training could have written it too."""

@@ -98,9 +98,11 @@ class _Overlay:
         self._view = view
         self._essential = (*view.essential, *view.scratch_paths)
         self._layers = 0
+        self._storage = Path(view.scratch)
         self._options = ""
 
     def enter(self) -> None:
+        """Leave the machine's own view of the files for good."""
         view = self._view
         linux.unshare(linux.CLONE_NEWNS)
         self._options = ",userxattr" if _in_user_namespace() else ",redirect_dir=on"
@@ -114,6 +116,7 @@ class _Overlay:
         with contextlib.suppress(OSError):  # a container's /proc may be read-only for good
             linux.set_read_only("/proc", read_only=False)
         reports = [(path, os.open(path, os.O_PATH)) for path in view.reports]
+        self._find_storage()
         self._cover_all()
         for path, opened in reports:
             linux.mount(f"/proc/self/fd/{opened}", path, flags=linux.MS_BIND)
@@ -121,6 +124,22 @@ class _Overlay:
             linux.mount("shm", "/dev/shm", "tmpfs", 0, "mode=1777")  # noqa: S108 - see above
         empty = self._new_layer()
         linux.mount(str(empty), view.scratch, flags=linux.MS_BIND)  # the layers themselves are nobody's to see
+
+    def _find_storage(self) -> None:
+        """Use memory for the layers where the scratch folder's own file system cannot hold them (overlayfs, NFS)."""
+        lower, upper, work = (self._new_layer() for _ in range(3))
+        try:
+            self._mount_overlay(str(lower), str(lower), upper, work)
+        except OSError:
+            linux.mount("amdahl-view", self._view.scratch, "tmpfs", 0, "mode=0755")
+        self._storage = Path(
+            f"/proc/self/fd/{os.open(self._view.scratch, os.O_PATH)}"
+        )  # whatever covers its path later
+
+    def _mount_overlay(self, lower: str, point: str, upper: Path, work: Path) -> None:
+        layers = [os.open(path, os.O_PATH) for path in (upper, work)]
+        options = f"lowerdir={lower},upperdir=/proc/self/fd/{layers[0]},workdir=/proc/self/fd/{layers[1]}"
+        linux.mount("amdahl-view", point, "overlay", 0, options + self._options)
 
     def _cover_all(self) -> None:
         """Cover folders from the root down; one that lies in a covered folder is covered with it."""
@@ -154,10 +173,8 @@ class _Overlay:
         with contextlib.suppress(PermissionError):  # not ours to give away; then it is not ours to write to either
             os.chown(upper, status.st_uid, status.st_gid)
         upper.chmod(stat.S_IMODE(status.st_mode))
-        layers = [os.open(path, os.O_PATH) for path in (upper, work)]
-        options = f"lowerdir={lower.path},upperdir=/proc/self/fd/{layers[0]},workdir=/proc/self/fd/{layers[1]}"
         try:
-            linux.mount("amdahl-view", folder, "overlay", 0, options + self._options)
+            self._mount_overlay(lower.path, folder, upper, work)
         except OSError:
             if essential:
                 copy = self._new_layer()
@@ -171,7 +188,7 @@ class _Overlay:
 
     def _new_layer(self) -> Path:
         self._layers += 1
-        layer = Path(self._view.scratch) / str(self._layers)
+        layer = self._storage / str(self._layers)
         layer.mkdir()
         return layer
 

@@ -437,7 +437,7 @@ async def run():
     kind = runner._choose_view(job).kind
     try:
         await runner.submit(job, t.make_request())
-    except t.RunRefusedError as error:
+    except (t.RunRefusedError, t.RunnerUnavailableError) as error:
         return print(json.dumps([kind, "refused", str(error)]))
     state = await t.wait_for_end(runner, "pydocs-d0")
     await runner.stop("pydocs-d0")
@@ -541,6 +541,36 @@ class TestLesserMachines:
         assert words in failure
         assert (summary == "refused") is not isolated
         assert (scratch / "mine").read_text() == "mine"
+
+
+def small_disk(mebibytes: int) -> list[str]:
+    """Followed by the folder that is to be a disk of this size."""
+    script = f'mount -t tmpfs -o size={mebibytes}m amdahl-test "$0" && exec "$@"'
+    return ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script]
+
+
+class TestFullDisks:
+    def test_too_little_space_to_begin_with(self, tmp_path: Path, base: Path) -> None:
+        """Nothing is started; the message names the folder and the fix."""
+        state = tmp_path / "state"
+        state.mkdir()
+        with start_loop([*small_disk(20), str(state)], state, base, "") as loop:
+            assert loop.stdout is not None
+            _, word, message = json.loads(loop.stdout.read())
+        assert word == "refused"
+        assert f"{state}: less than 256 MiB are free; free some space" in message
+
+    def test_a_disk_that_fills_up_is_not_the_arm_s_fault(self, tmp_path: Path, base: Path) -> None:
+        """The crash that follows is not reported as one: the run has failed for want of space, and says so."""
+        state = tmp_path / "state"
+        state.mkdir()
+        deed = "f = open('fill', 'wb')\nwhile True: f.write(bytes(2**20))"
+        with start_loop([*small_disk(300), str(state)], state, base, deed) as loop:
+            assert loop.stdout is not None
+            kind, summary, failure = json.loads(loop.stdout.read())
+        assert (kind, summary) == ("overlay", "")
+        assert "MiB are free at" in failure
+        assert not (base / "fill").exists()
 
 
 BOUND = """

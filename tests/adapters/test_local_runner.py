@@ -505,6 +505,23 @@ class TestLesserMachines:
         assert [leak for leak in LEAKS if Path(leak).expanduser().exists()] == []
         assert find_processes(token) == []
 
+    def test_volumes_inside_the_folder_are_seen_and_safe(self, tmp_path: Path, base: Path) -> None:
+        """Another file system mounted below the job's folder is copy-on-write too, not an empty folder."""
+        volume = base / "data" / "inner"
+        script = 'mount -t tmpfs v "$0" && echo precious > "$0/file" && "$@" && cat "$0/file"'
+        prefix = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script, str(volume)]
+        deed = (
+            "f = open('data/inner/file', 'r+'); assert f.read() == 'precious\\n'; f.write('spoilt'); f.close(); "
+            "open('data/inner/new', 'w').write('x')"
+        )
+        with start_loop(prefix, tmp_path / "state", base, deed) as loop:
+            assert loop.stdout is not None
+            told, after = loop.stdout.read().splitlines()
+        kind, summary, failure = json.loads(told)
+        assert kind == "overlay"
+        assert outcomes(Finished(summary=summary, started_at_s=0, held_device_s=0)) == ["ok", "ok"], failure
+        assert after == "precious"
+
     @pytest.mark.parametrize("victim", ["loop", "keeper"])
     def test_without_namespaces_whoever_dies_nothing_is_left(
         self, tmp_path: Path, base: Path, token: str, victim: str

@@ -17,4 +17,5 @@ def emit(result: Shape, text: RenderableType, output: str, world: World) -> None
 
 def note(message: str, world: World) -> None:
     """Tell people something beside the result, on standard error."""
-    world.console(is_error=True).print(Text(message), soft_wrap=True)
+    console = world.console(is_error=True)
+    console.print(Text(message), soft_wrap=not console.is_terminal)

@@ -22,9 +22,10 @@ from amdahl_loop.cli.shapes import (
     VetoShape,
     WindowShape,
 )
+from amdahl_loop.domain.bank import balance
 from amdahl_loop.domain.diagnosis import Diagnosis, diagnose, weigh_cadence
 from amdahl_loop.domain.evidence import read_block, run_arm, sift
-from amdahl_loop.domain.experiments import Change, Experiment, Stage, VerdictWord
+from amdahl_loop.domain.experiments import Change, Experiment, Stage
 from amdahl_loop.domain.ledger import Observation
 from amdahl_loop.domain.phases import Breakdown, Unobservable, account
 from amdahl_loop.domain.plan import Review, Snapshot
@@ -136,18 +137,15 @@ def shape_final(knobs: Knobs) -> FinalShape:
 
 
 def shape_bank(snapshot: Snapshot) -> BankShape:
-    """Printed form of the bank: what the wins in force are worth over the hours ahead, less every trial's cost."""
+    """Printed form of the bank: what the wins are worth over the hours ahead, less every trial's cost, losses too."""
     ahead_h, origin = snapshot.job.expected_device_hours
-    spent_h = snapshot.spent_h
-    gross_h = sum(
-        ahead_h * -math.expm1(-e.verdict.effect)
-        for e in own_experiments(snapshot)
-        if e.verdict and e.verdict.word is VerdictWord.WON and e.verdict.effect is not None
-    )
+    bank = balance(snapshot.experiments, snapshot.memory.applications, ahead_h)
     return BankShape(
-        gross=_round(gross_h),
-        spent=_round(spent_h),
-        net=_round(gross_h - spent_h),
+        gross=_round(bank.projected.expected_h),
+        spent=_round(bank.spent_h),
+        net=_round(bank.projected_net_h),
+        at_least=_round(bank.headline_h),
+        accrued=_round(bank.accrued.expected_h),
         basis=f"projected over {ahead_h:g} device-hours ahead ({origin})",
     )
 

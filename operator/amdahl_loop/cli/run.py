@@ -23,6 +23,7 @@ from amdahl_loop.cli.session import Session, World, open_session
 from amdahl_loop.cli.shapes import ManifestShape, RunShape
 from amdahl_loop.cli.train import prepare
 from amdahl_loop.cli.watch import open_watch
+from amdahl_loop.cli.words import counted
 from amdahl_loop.domain.plan import Halt, Snapshot
 from amdahl_loop.reconcile import Tick
 
@@ -32,10 +33,10 @@ def run(arguments: argparse.Namespace, world: World) -> int:
     with open_session(arguments.manifest, arguments.profile, arguments.ledger, world) as session:
         latest, snapshot = asyncio.run(_loop(session, arguments.output, world))
         halt = latest.action if isinstance(latest.action, Halt) else None
-        shape = describe(session, snapshot, halt, is_written=arguments.write and halt is not None)
+        reason = halt.sentence if halt else _how_to_resume(arguments, snapshot)
+        shape = describe(session, snapshot, reason, is_written=arguments.write and halt is not None)
     emit(shape, show_run(shape), arguments.output, world)
     if halt is None:
-        note(_how_to_resume(arguments, snapshot), world)
         return Exit.INTERRUPTED
     if halt.failed:
         note(f"amdahl-loop: {halt.sentence}", world)
@@ -51,7 +52,7 @@ async def _loop(session: Session, output: str, world: World) -> tuple[Tick, Snap
         return latest, await session.snapshot()
 
 
-def describe(session: Session, snapshot: Snapshot, halt: Halt | None, is_written: bool) -> RunShape:
+def describe(session: Session, snapshot: Snapshot, reason: str, is_written: bool) -> RunShape:
     """The result of a run from what the ledger knows; writes the manifest where that was asked for."""
     first, last = breakdown_of(snapshot, first_observation(snapshot)), breakdown_of(snapshot, snapshot.observation)
     manifest = session.manifest
@@ -63,7 +64,7 @@ def describe(session: Session, snapshot: Snapshot, halt: Halt | None, is_written
         write_manifest(manifest, text)
     return RunShape(
         job=snapshot.job.metadata.name,
-        reason=halt.sentence if halt else "Interrupted; everything finished is kept.",
+        reason=reason,
         observation=shape_observation(first) if first else None,
         diagnosis=shape_diagnosis(diagnosis_of(snapshot, first)) if first else None,
         experiments=[shape_experiment(experiment) for experiment in own_experiments(snapshot)],
@@ -80,10 +81,8 @@ def describe(session: Session, snapshot: Snapshot, halt: Halt | None, is_written
 
 def _how_to_resume(arguments: argparse.Namespace, snapshot: Snapshot) -> str:
     experiments = own_experiments(snapshot)
-    blocks = sum(len(experiment.blocks) for experiment in experiments)
+    kept = f"{counted(len(experiments), 'experiment')} with "
+    kept += counted(sum(len(experiment.blocks) for experiment in experiments), "block")
     profile = f" --profile {arguments.profile}" if arguments.profile else ""
     again = f"amdahl-loop run {arguments.manifest}{profile} --ledger {arguments.ledger}"
-    return (
-        f"Interrupted. {len(experiments)} experiments with {blocks} blocks are kept in {arguments.ledger}; only the "
-        f"block in progress is lost.\nGo on with: {again}"
-    )
+    return f"Interrupted; {kept} kept, only the block in progress is lost. Go on with: {again}"

@@ -14,6 +14,7 @@ from amdahl_loop.cli.bars import PhaseBar
 from amdahl_loop.cli.report import (
     breakdown_of,
     diagnosis_of,
+    first_observation,
     own_experiments,
     shape_bank,
     shape_blocks,
@@ -54,7 +55,8 @@ def _title(snapshot: Snapshot, elapsed_s: float) -> RenderableType:
 
 
 def _show_observation(snapshot: Snapshot) -> list[RenderableType]:
-    breakdown = breakdown_of(snapshot, snapshot.observation)
+    """Phases and class under the values in force, or the first ones until those are observed."""
+    breakdown = breakdown_of(snapshot, snapshot.observation or first_observation(snapshot))
     if breakdown is None:
         return []
     return [

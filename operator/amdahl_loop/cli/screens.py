@@ -1,6 +1,7 @@
 """What does the end of `run` look like, and what do all screens share? Rich renderables; nothing here decides."""
 
 from collections.abc import Sequence
+from pathlib import PurePath
 
 from rich.console import Group, RenderableType
 from rich.padding import Padding
@@ -18,7 +19,7 @@ from amdahl_loop.cli.shapes import (
     ObservationShape,
     RunShape,
 )
-from amdahl_loop.cli.words import clean, device_hours, saved, signed, step_time
+from amdahl_loop.cli.words import clean, counted, device_hours, saved, signed, step_time
 from amdahl_loop.domain.experiments import VerdictWord
 
 VERDICT_STYLES = {
@@ -39,7 +40,8 @@ def show_run(run: RunShape) -> RenderableType:
     if run.observation is not None:
         parts += [heading("Before and after"), _show_change(run.observation, run.after)]
     if run.manifest.diff or run.manifest.written:
-        title = f"{run.manifest.path} (written)" if run.manifest.written else f"{run.manifest.path} (not written)"
+        name = PurePath(run.manifest.path).name
+        title = f"{name}, written" if run.manifest.written else f"{name}, not written (--write does)"
         parts += [heading(title), show_diff(run.manifest.diff)]
     parts += [heading("Bank"), _show_bank(run.bank), Text(), Text(clean(run.reason))]
     return Group(*parts)
@@ -51,7 +53,9 @@ def show_experiment(experiment: ExperimentShape) -> RenderableType:
     figures = figures if experiment.refutes else []
     if experiment.effect is not None:
         figures.insert(0, f"{saved(experiment.effect)}{_interval(experiment.interval)}")
-    figures.append(f"{experiment.blocks} blocks, {device_hours(experiment.device_seconds / 3600)} device-hours")
+    figures.append(
+        f"{counted(experiment.blocks, 'block')}, {device_hours(experiment.device_seconds / 3600)} device-hours"
+    )
     head = Text.assemble(verdict_text(experiment.verdict), "  ", (changes_text(experiment), "bold"))
     body = Text.assemble(clean(experiment.sentence) or "still open", "\n", ("; ".join(figures), "dim"), "\n")
     body.append(experiment.id, "dim")
@@ -108,7 +112,7 @@ def _cost(seen: ObservationShape) -> float:
 
 
 def _devices(count: int) -> str:
-    return "1 device" if count == 1 else f"{count} devices"
+    return counted(count, "device")
 
 
 def show_diagnosis(diagnosis: DiagnosisShape) -> Text:
@@ -127,5 +131,6 @@ def _show_bank(bank: BankShape) -> RenderableType:
     line = Text.assemble(
         f"gross {device_hours(bank.gross)}  -  spent {device_hours(bank.spent)}  =  ",
         (f"net {device_hours(bank.net)} device-hours", "bold green" if bank.net > 0 else "bold"),
+        f"  (at least {device_hours(bank.at_least)})" if bank.gross > 0 else "",
     )
     return Group(line, Text(bank.basis, "dim"))

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from amdahl_loop.cli.screens import changes_text, heading, show_experiment, verdict_text
 from amdahl_loop.cli.shapes import BlockShape, ExperimentShape, ReplayShape, ShowShape
-from amdahl_loop.cli.words import clean, device_hours, percent, saved, signed
+from amdahl_loop.cli.words import clean, counted, device_hours, percent, saved, signed
 
 
 def show_ledger(experiments: Sequence[ExperimentShape]) -> RenderableType:
@@ -82,15 +82,11 @@ def show_replay(replayed: ReplayShape) -> RenderableType:
     parts: list[RenderableType] = []
     for one in replayed.replayed:
         word = Text("agrees   ", "green") if one.agree else Text("differs  ", "bold red")
-        parts.append(Text.assemble(word, f"{one.id}: {_count(one.decisions, 'decision')}"))
+        parts.append(Text.assemble(word, f"{one.id}: {counted(one.decisions, 'decision')}"))
     unknown = "cannot be derived: the job as it was then is not recorded"
     parts += [Text(f"{entry} {unknown}", "yellow") for entry in replayed.not_derived]
     if replayed.agree:
-        parts.append(Text(f"All {_count(replayed.decisions, 'recorded decision')} agree; nothing was run."))
+        parts.append(Text(f"All {counted(replayed.decisions, 'recorded decision')} agree; nothing was run."))
     else:
         parts.append(Text(f"First difference: {clean(replayed.first_difference)}", "bold red"))
     return Group(*parts)
-
-
-def _count(number: int, thing: str) -> str:
-    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"

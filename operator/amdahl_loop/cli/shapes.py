@@ -87,11 +87,17 @@ class ExperimentShape(Shape):
 
 
 class BankShape(Shape):
-    """Device-hours: credited over the work ahead, spent on experiments, and the difference; and what has accrued."""
+    """Device-hours.
+
+    `gross` and `net` are projected over the work ahead, `at_least` is the cautious net (95 %), and `accrued` is what
+    hours already run have saved: never added to the rest.
+    """
 
     gross: float
     spent: float
     net: float
+    at_least: float
+    accrued: float
     basis: str
 
 

@@ -43,6 +43,11 @@ def device_hours(hours: float) -> str:
     return f"{hours:.2g}" if abs(hours) < 10 else f"{hours:.3g}" if abs(hours) < 1000 else f"{hours:.0f}"
 
 
+def counted(number: int, thing: str) -> str:
+    """`1 block`, `4 blocks`."""
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
+
+
 def changes_of(hypothesis: Hypothesis) -> str:
     """`dataloaderWorkers 0 -> 2, prefetchFactor 2 -> 4`."""
     return ", ".join(str(change) for change in hypothesis.changes)

@@ -88,7 +88,7 @@ class Cli:
         out, err = io.StringIO(), io.StringIO()
         environment = {"HOME": str(self.folder), "XDG_STATE_HOME": str(self.folder / "state"), "PATH": "/usr/bin:/bin"}
         world = World(
-            make_runner=self._make_runner,
+            make_runner=lambda *_: self._make_runner(),
             device_type=lambda: "cpu:4",
             train=self._train,
             clock=lambda: next(self._clock),
@@ -102,7 +102,7 @@ class Cli:
             code = int(ended.code or 0)
         return Called(code, out.getvalue(), err.getvalue())
 
-    def _make_runner(self, state: Path, base: Path, scope: str) -> SimulatedRunner:
+    def _make_runner(self) -> SimulatedRunner:
         self.runners.append(SimulatedRunner(self.truth))
         return self.runners[-1]
 

@@ -2,7 +2,7 @@
 
 import json
 import sqlite3
-import xml.etree.ElementTree as ElementTree
+import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -85,7 +85,7 @@ def test_show_draws_a_readable_svg(cli: Any, tmp_path: Path) -> None:
     shown = cli("show", "pydocs", "--svg", file, "-o", "json").json
     text = file.read_text()
     space = {"svg": "http://www.w3.org/2000/svg"}
-    root = ElementTree.fromstring(text)  # our own file
+    root = ET.fromstring(text)  # our own file
 
     judged = [run for run in shown["runs"] if run["effect"] is not None]
     titles = [title.text for title in root.findall(".//svg:circle/svg:title", space)]

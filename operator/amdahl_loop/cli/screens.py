@@ -19,7 +19,7 @@ from amdahl_loop.cli.shapes import (
     ObservationShape,
     RunShape,
 )
-from amdahl_loop.cli.words import clean, counted, device_hours, saved, signed, step_time
+from amdahl_loop.cli.words import clean, counted, device_hours, saved, step_time
 from amdahl_loop.domain.experiments import VerdictWord
 
 VERDICT_STYLES = {
@@ -48,17 +48,11 @@ def show_run(run: RunShape) -> RenderableType:
 
 
 def show_experiment(experiment: ExperimentShape) -> RenderableType:
-    """Two lines: the verdict with its figures, then its sentence."""
-    figures = [f"{sum(vote.agree for vote in experiment.refutes)}/{len(experiment.refutes)} checks agree"]
-    figures = figures if experiment.refutes else []
-    if experiment.effect is not None:
-        figures.insert(0, f"{saved(experiment.effect)}{_interval(experiment.interval)}")
-    figures.append(
-        f"{counted(experiment.blocks, 'block')}, {device_hours(experiment.device_seconds / 3600)} device-hours"
-    )
-    head = Text.assemble(verdict_text(experiment.verdict), "  ", (changes_text(experiment), "bold"))
-    body = Text.assemble(clean(experiment.sentence) or "still open", "\n", ("; ".join(figures), "dim"), "\n")
-    body.append(experiment.id, "dim")
+    """The verdict with its effect, its sentence, and what it cost under which name."""
+    effect = f"  {saved(experiment.effect)}" if experiment.effect is not None else ""
+    head = Text.assemble(verdict_text(experiment.verdict), "  ", (changes_text(experiment), "bold"), effect)
+    cost = f"{counted(experiment.blocks, 'block')}, {device_hours(experiment.device_seconds / 3600)} device-hours"
+    body = Text.assemble(clean(experiment.sentence) or "under way", "\n", (f"{experiment.id}: {cost}", "dim"))
     return Group(head, Padding(body, (0, 0, 1, 2)))
 
 
@@ -82,10 +76,6 @@ def _value(value: int | bool | None) -> str:
     if value is None:
         return "unset"
     return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _interval(interval: tuple[float, float] | None) -> str:
-    return f" [{signed(interval[0])}, {signed(interval[1])}]" if interval else ""
 
 
 def heading(title: str) -> RenderableType:

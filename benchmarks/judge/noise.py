@@ -1,9 +1,9 @@
 """What noise does a shared machine put on a window? A model, with its parameters in one table.
 
-The model and the parameters quiet / default / harsh follow the project's reliability research, section 1.2: step times are
-lognormal and autocorrelated with rare stragglers; each launch, each node and each hour shifts them; neighbours come and
-go. `LIVE` models blocks in one process on two shared cores with short steps; it is set so that a block of 2.5 s windows
-spreads by 4 to 6 %, which is what was measured there. Everything is in log cost.
+The model and the parameters quiet / default / harsh follow the project's reliability research, section 1.2: step times
+are lognormal and autocorrelated with rare stragglers; each launch, each node and each hour shifts them; neighbours come
+and go. `LIVE` models blocks in one process on two shared cores with short steps; it is set so that a block of 2.5 s
+windows spreads by 4 to 6 %, which is what was measured there. Everything is in log cost.
 """
 
 from collections.abc import Iterator
@@ -91,7 +91,7 @@ NOISES = {"quiet": QUIET, "default": DEFAULT, "harsh": HARSH, "live": LIVE}
 
 @lru_cache(maxsize=64)
 def window_pool(noise: Noise, steps: int) -> np.ndarray:
-    """log of the mean of `steps` consecutive step times, for many windows; only the noise of steps."""
+    """Log of the mean of `steps` consecutive step times, for many windows; only the noise of steps."""
     rng = np.random.default_rng(steps)
     size = min(_POOL, 4_000_000 // steps)
     state = rng.standard_normal(size) * noise.step_sd

@@ -61,7 +61,7 @@ class Outcome:
 
 
 class World:
-    """One experiment's machines. Places are taken as the stages come: home, then one for each check and for the soak."""
+    """One experiment's machines. Places are taken as stages come: home, then one for each check and for the soak."""
 
     def __init__(self, rng: np.random.Generator, setting: Setting, variant: Variant, plan: Plan) -> None:
         self.rng, self.setting, self.variant, self.plan = rng, setting, variant, plan

@@ -6,7 +6,7 @@ what they mean together is the judge's. A failing variant is a fault, never miss
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from amdahl_loop.domain import cadence
 from amdahl_loop.domain.experiments import BlockRecord, BlockSpec, Constants, Plan, Stage, arm_knobs, judged_by
@@ -23,49 +23,35 @@ CLOCK_SLACK_S = 0.15
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """One finished block, read once. `costs` is empty unless all its windows were measured."""
+    """One finished block, read once. Effects and gaps mean something only where `is_measured`.
+
+    `effect` is the cost of A less the cost of B, positive where the variant is cheaper; `wall_effect` the same for wall
+    time per sample. `gaps` say how far A's two windows, and B's, disagree: blind to which arm is cheaper.
+    """
 
     spec: BlockSpec
     node: str
     windows: tuple[Window, ...] = ()
-    costs: tuple[float, ...] = ()
-    wall_costs: tuple[float, ...] = ()
+    is_measured: bool = False
+    effect: float = 0.0
+    wall_effect: float = 0.0
+    gaps: tuple[float, float] = (0.0, 0.0)
     problem: str = ""
     culprit: Arm | None = None
     fault: WindowOutcome | None = None
 
-    @property
-    def is_measured(self) -> bool:
-        """True when the block yields an effect."""
-        return bool(self.costs)
-
-    @property
-    def effect(self) -> float:
-        """Cost of A less cost of B: positive where the variant is cheaper."""
-        return self._difference(self.costs)
-
-    @property
-    def wall_effect(self) -> float:
-        """The same for wall time per sample."""
-        return self._difference(self.wall_costs)
-
     def gap(self, arm: Arm) -> float:
-        """How far the arm's two windows disagree with each other; independent of which arm is cheaper."""
-        first, second = (cost for cost, label in zip(self.costs, self.spec.labels, strict=True) if label == arm)
-        return abs(first - second)
+        """How far an arm's two windows disagree."""
+        return self.gaps[0] if arm is Arm.BASELINE else self.gaps[1]
 
     @property
     def widest_gap(self) -> float:
         """The larger of both arms' disagreements."""
-        return max(self.gap(Arm.BASELINE), self.gap(Arm.VARIANT))
+        return max(self.gaps)
 
     def arm_windows(self, arm: Arm) -> tuple[Window, ...]:
         """The windows labelled with an arm."""
         return tuple(window for window in self.windows if window.arm is arm)
-
-    def _difference(self, costs: Sequence[float]) -> float:
-        by_arm = {arm: [c for c, label in zip(costs, self.spec.labels, strict=True) if label == arm] for arm in Arm}
-        return mean(by_arm[Arm.BASELINE]) - mean(by_arm[Arm.VARIANT])
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,15 +123,23 @@ def read_block(plan: Plan, record: BlockRecord) -> Evidence:
     if isinstance(costs, str):
         return Evidence(spec, record.node, report.windows, problem=costs)
     is_cadence = judged_by(plan.hypothesis) == "cadence"
-    wall = costs if is_cadence else tuple(window.wall_cost for window in report.windows)
-    return Evidence(spec, record.node, report.windows, costs, wall)
+    wall_costs = costs if is_cadence else tuple(window.wall_cost for window in report.windows)
+    return Evidence(
+        spec,
+        record.node,
+        report.windows,
+        is_measured=True,
+        effect=_difference(spec, costs),
+        wall_effect=_difference(spec, wall_costs),
+        gaps=(_gap(spec, costs, Arm.BASELINE), _gap(spec, costs, Arm.VARIANT)),
+    )
 
 
 def effect_at(plan: Plan, block: Evidence, rate: float) -> float:
     """The effect that a cadence's block shows at another interruption rate; the block must be measured."""
     costs = cadence.window_costs(plan, block.windows, _window_knobs(plan, block.spec, block.windows), rate)
     assert not isinstance(costs, str), costs
-    return replace(block, costs=costs).effect
+    return _difference(block.spec, costs)
 
 
 def run_arm(spec: BlockSpec, index: int) -> Arm:
@@ -223,6 +217,19 @@ def _costs(plan: Plan, spec: BlockSpec, windows: tuple[Window, ...]) -> tuple[fl
 
 def _window_knobs(plan: Plan, spec: BlockSpec, windows: Sequence[Window]) -> list[Knobs]:
     return [arm_knobs(plan, run_arm(spec, window.index)) for window in windows]
+
+
+def _difference(spec: BlockSpec, costs: Sequence[float]) -> float:
+    return mean(_arm_costs(spec, costs, Arm.BASELINE)) - mean(_arm_costs(spec, costs, Arm.VARIANT))
+
+
+def _gap(spec: BlockSpec, costs: Sequence[float], arm: Arm) -> float:
+    own = _arm_costs(spec, costs, arm)
+    return max(own) - min(own)
+
+
+def _arm_costs(spec: BlockSpec, costs: Sequence[float], arm: Arm) -> list[float]:
+    return [cost for cost, label in zip(costs, spec.labels, strict=True) if label == arm]
 
 
 def _arm_word(arm: Arm) -> str:

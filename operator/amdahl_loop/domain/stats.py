@@ -93,7 +93,11 @@ def sign_test(hits: int, trials: int) -> float:
 
 def t_cdf(t: float, df: int) -> float:
     """Distribution function of Student's t with `df` degrees of freedom."""
-    tail = 0.5 * _incomplete_beta(df / 2, 0.5, df / (df + t * t))
+    square = t * t
+    if square < df:
+        centre = 0.5 * _incomplete_beta(0.5, df / 2, square / (df + square))
+        return 0.5 + math.copysign(centre, t)
+    tail = 0.5 * _incomplete_beta(df / 2, 0.5, df / (df + square))
     return 1 - tail if t > 0 else tail
 
 

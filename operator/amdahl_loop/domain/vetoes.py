@@ -34,7 +34,7 @@ MEMORY_SLACK_MIB = 4096
 SOAK_FIRST_ALPHA = 0.01
 SOAK_PASS_ALPHA = 0.10
 SOAK_FAIL_ALPHA = 0.02
-"""One block passes only where it is very clear and never fails: a neighbour may have come. The bar is 0.4 of the claim."""
+"""One block passes only where it is very clear, and never fails: a neighbour may have come."""
 
 NULL_LEVEL = 0.95
 NULL_EARLY_LEVEL = 0.999

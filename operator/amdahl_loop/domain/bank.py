@@ -1,0 +1,100 @@
+"""What has the loop saved, after paying for itself?
+
+Credit comes from refute means alone: the discovery run chose the win and flatters it. What has accrued over hours
+really run and what is projected over the hours ahead are never added up. Every experiment's whole cost is debited,
+losses too, and a win that fades is clawed back (research 1.7).
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+
+from amdahl_loop.domain.experiments import Experiment, VerdictWord
+from amdahl_loop.domain.ledger import Application, ApplicationKind
+from amdahl_loop.domain.resources import Frozen
+
+HEADLINE_ERRORS = 1.64
+"""Standard errors that the headline "at least" subtracts: a one-sided 95 % bound."""
+
+
+class Saving(Frozen):
+    """Device-hours saved: expected, and at least."""
+
+    expected_h: float = 0.0
+    at_least_h: float = 0.0
+
+    def __add__(self, other: "Saving") -> "Saving":
+        """Both savings together."""
+        return Saving(expected_h=self.expected_h + other.expected_h, at_least_h=self.at_least_h + other.at_least_h)
+
+
+class Balance(Frozen):
+    """The bank in device-hours. `accrued` is over hours run, `projected` over hours ahead: two answers, not a sum."""
+
+    accrued: Saving
+    clawed_back: Saving
+    projected: Saving
+    spent_h: float
+
+    @property
+    def net_h(self) -> float:
+        """What has been saved so far, after every cost; negative until the first win has run long enough."""
+        return self.accrued.expected_h - self.clawed_back.expected_h - self.spent_h
+
+    @property
+    def projected_net_h(self) -> float:
+        """What the wins in force are expected to save over the hours ahead, after every cost."""
+        return self.projected.expected_h - self.spent_h
+
+    @property
+    def headline_h(self) -> float:
+        """The cautious net figure for the hours ahead: refute mean less 1.64 standard errors."""
+        return self.projected.at_least_h - self.spent_h
+
+
+def balance(
+    experiments: Sequence[Experiment],
+    applications: Iterable[Application],
+    ahead_h: float,
+    run_h: Mapping[str, float] | None = None,
+) -> Balance:
+    """The bank of one job.
+
+    `ahead_h` are device-hours that the job would still need with its original settings. `run_h` are device-hours that
+    it has run, by the name of the experiment whose value was in force. Wins that were taken back project nothing; wins
+    that were rolled back, because they had faded, are clawed back whole: nobody knows since when.
+    """
+    taken_back = {a.experiment: a.kind for a in applications if a.kind is not ApplicationKind.APPLIED}
+    faded = {name for name, kind in taken_back.items() if kind is ApplicationKind.ROLLED_BACK}
+    wins = [e for e in experiments if e.verdict is not None and e.verdict.word is VerdictWord.WON]
+    hours = run_h or {}
+    return Balance(
+        accrued=_sum(saved_by_running(win, hours.get(win.name, 0.0)) for win in wins),
+        clawed_back=_sum(saved_by_running(win, hours.get(win.name, 0.0)) for win in wins if win.name in faded),
+        projected=_project([win for win in wins if win.name not in taken_back], ahead_h),
+        spent_h=sum(experiment.held_device_s for experiment in experiments) / 3600,
+    )
+
+
+def saved_by_running(win: Experiment, device_hours: float) -> Saving:
+    """What a win has saved over device-hours that ran with it: its work would have cost exp(effect) times as much."""
+    expected, at_least = _effects(win)
+    return Saving(expected_h=device_hours * math.expm1(expected), at_least_h=device_hours * math.expm1(at_least))
+
+
+def _project(wins: Sequence[Experiment], ahead_h: float) -> Saving:
+    """Savings over the hours ahead. Effects of successive wins add up in log cost, so their shares never pass 100 %."""
+    expected = math.fsum(_effects(win)[0] for win in wins)
+    at_least = math.fsum(_effects(win)[1] for win in wins)
+    return Saving(expected_h=ahead_h * -math.expm1(-expected), at_least_h=ahead_h * -math.expm1(-at_least))
+
+
+def _effects(win: Experiment) -> tuple[float, float]:
+    """Refute mean, and the same less 1.64 standard errors but not below zero; without an error nothing is claimed."""
+    verdict = win.verdict
+    if verdict is None or verdict.effect is None or verdict.effect_se is None:
+        return 0.0, 0.0
+    return verdict.effect, max(0.0, verdict.effect - HEADLINE_ERRORS * verdict.effect_se)
+
+
+def _sum(savings: Iterable[Saving]) -> Saving:
+    return sum(savings, start=Saving())

@@ -1,0 +1,96 @@
+"""What the bank credits, debits and claws back."""
+
+import math
+
+import pytest
+
+from amdahl_loop.domain.bank import balance
+from amdahl_loop.domain.experiments import Experiment, Verdict, VerdictWord
+from amdahl_loop.domain.ledger import Application, ApplicationKind
+from amdahl_loop.domain.resources import Knobs
+from judge_builders import make_plan, make_record
+
+
+def make_closed(
+    name: str, word: VerdictWord, saving: float = 0.2, se: float = 0.01, held_s: float = 3600.0
+) -> Experiment:
+    """A closed experiment that held `held_s` device-seconds; its discovery claimed twice what the checks found."""
+    plan = make_plan(name=name)
+    effect = -math.log1p(-saving)
+    verdict = Verdict(word=word, sentence="-", effect=effect, effect_se=se, discovery_effect=2 * effect)
+    record = make_record(plan, plan.blocks[0], held_device_s=held_s)
+    return Experiment(plan=plan, blocks=(record,), verdict=verdict)
+
+
+def make_application(experiment: str, kind: ApplicationKind) -> Application:
+    """One change of values in force."""
+    return Application(
+        job="job",
+        job_uid="uid",
+        fingerprint="f" * 16,
+        at_s=1.0,
+        kind=kind,
+        experiment=experiment,
+        declared=Knobs(),
+        knobs=Knobs(),
+    )
+
+
+APPLIED = make_application("a", ApplicationKind.APPLIED)
+
+
+def test_credit_comes_from_the_checks_and_every_experiment_is_debited() -> None:
+    """A win of 20 % over 100 hours ahead saves 20, less its own hour and the two hours of a loss."""
+    lost = make_closed("b", VerdictWord.NO_GAIN, held_s=7200.0)
+    bank = balance([make_closed("a", VerdictWord.WON), lost], [APPLIED], ahead_h=100.0)
+    assert bank.projected.expected_h == pytest.approx(20.0)
+    assert bank.spent_h == pytest.approx(3.0)
+    assert bank.projected_net_h == pytest.approx(17.0)
+
+
+def test_the_headline_subtracts_its_error() -> None:
+    """At least: refute mean less 1.64 standard errors, and never below zero."""
+    sure, unsure = (make_closed("a", VerdictWord.WON, se=se) for se in (0.01, 1.0))
+    bound = -math.expm1(-(-math.log1p(-0.2) - 0.0164))
+    assert balance([sure], [APPLIED], 100.0).headline_h == pytest.approx(100 * bound - 1)
+    assert balance([unsure], [APPLIED], 100.0).projected.at_least_h == 0.0
+
+
+def test_accrued_and_projected_are_kept_apart() -> None:
+    """Nothing has accrued before an hour has run; an hour run at 80 % of the cost has saved a quarter of an hour."""
+    win = make_closed("a", VerdictWord.WON)
+    assert balance([win], [APPLIED], 100.0).net_h == pytest.approx(-1.0)
+    later = balance([win], [APPLIED], 100.0, run_h={"a": 8.0})
+    assert later.accrued.expected_h == pytest.approx(2.0)
+    assert later.net_h == pytest.approx(1.0)
+
+
+def test_a_win_that_faded_is_clawed_back() -> None:
+    """Rolled back: the hours credited are taken back, and nothing is projected."""
+    rolled_back = make_application("a", ApplicationKind.ROLLED_BACK)
+    bank = balance([make_closed("a", VerdictWord.WON)], [APPLIED, rolled_back], 100.0, run_h={"a": 8.0})
+    assert bank.net_h == pytest.approx(-1.0)
+    assert bank.clawed_back.expected_h == pytest.approx(2.0)
+    assert bank.projected.expected_h == 0.0
+
+
+def test_a_win_that_its_owner_reverted_keeps_what_it_saved() -> None:
+    """The owner's choice ends the projection, not the credit of hours that did run."""
+    reverted = make_application("a", ApplicationKind.REVERTED)
+    bank = balance([make_closed("a", VerdictWord.WON)], [APPLIED, reverted], 100.0, run_h={"a": 8.0})
+    assert bank.accrued.expected_h == pytest.approx(2.0)
+    assert bank.clawed_back.expected_h == 0.0
+    assert bank.projected.expected_h == 0.0
+
+
+def test_successive_wins_never_save_more_than_everything() -> None:
+    """Two wins of 60 % leave 16 % of the cost: 84 hours of 100, not 120."""
+    wins = [make_closed(name, VerdictWord.WON, saving=0.6) for name in ("a", "b")]
+    assert balance(wins, [], 100.0).projected.expected_h == pytest.approx(84.0)
+
+
+def test_only_wins_are_credited() -> None:
+    """A refuted claim has an effect, and no credit."""
+    for word in (VerdictWord.REFUTED, VerdictWord.VETOED, VerdictWord.INCONCLUSIVE, VerdictWord.NO_GAIN):
+        bank = balance([make_closed("a", word)], [], 100.0, run_h={"a": 5.0})
+        assert (bank.projected.expected_h, bank.accrued.expected_h) == (0.0, 0.0)

@@ -1,0 +1,238 @@
+"""How a verdict is reached: proof, looks, checks, soak, null."""
+
+import math
+
+import pytest
+
+from amdahl_loop.domain import judge
+from amdahl_loop.domain.experiments import BlockRecord, BlockSpec, Experiment, Plan, Stage, VetoName
+from amdahl_loop.domain.resources import KnobName, Objective, ProfileName
+from amdahl_loop.domain.telemetry import Arm, Window, WindowOutcome
+from judge_builders import Bench, make_constants, make_lost_window, make_plan, make_record
+
+
+def run_until(bench: Bench, stage: Stage) -> tuple[Experiment, judge.Assessment]:
+    """Run blocks until the judge asks for one of `stage`, or has closed."""
+    experiment = Experiment(plan=bench.plan)
+    while True:
+        said = judge.assess(experiment)
+        if isinstance(said, judge.Closed) or said.specs[0].stage is stage:
+            return experiment, said
+        experiment = experiment.with_block(bench.run(said.specs[0]))
+
+
+def test_equal_work_is_proven_first() -> None:
+    """Before anything is timed, the arms are compared from one start."""
+    said = judge.assess(Experiment(plan=make_plan()))
+    assert isinstance(said, judge.NeedBlocks)
+    assert (said.stage, [spec.name for spec in said.specs]) == (Stage.PROOF, ["p0"])
+
+
+def test_discovery_asks_for_its_first_look_at_once() -> None:
+    """Four blocks are needed before anything can be said, so four are named."""
+    _, said = run_until(Bench(make_plan()), Stage.DISCOVERY)
+    assert isinstance(said, judge.NeedBlocks)
+    assert [spec.name for spec in said.specs] == ["d0", "d1", "d2", "d3"]
+
+
+@pytest.mark.parametrize("profile", list(ProfileName))
+def test_a_true_gain_wins(profile: ProfileName) -> None:
+    """30 % on a noisy machine wins in every profile, at the fewest blocks, and the checks' mean is what is reported."""
+    bench = Bench(make_plan(make_constants(profile)), gain=0.3, noise=0.04)
+    verdict = bench.carry_through()
+    constants = bench.plan.constants
+    assert verdict.word == "Won", verdict.sentence
+    assert verdict.effect == pytest.approx(-math.log(0.7), abs=0.08)
+    assert verdict.effect == pytest.approx(sum(vote.effect for vote in verdict.votes) / constants.checks)
+    assert verdict.discovery_effect != verdict.effect
+    assert len(verdict.votes) == constants.checks
+    assert [veto.name for veto in verdict.vetoes if veto.silent] == [
+        VetoName.WORK,
+        VetoName.QUALITY,
+        VetoName.SOAK,
+        VetoName.NULL,
+        VetoName.HARM,
+        VetoName.COST,
+        VetoName.METER,
+    ]
+    assert verdict.blocks_used == len(bench.asked)
+
+
+@pytest.mark.parametrize("gain", [0.0, -0.02, -0.3])
+def test_no_gain_ends_at_four_blocks(gain: float) -> None:
+    """A variant that changes nothing, or harms, is over after the first look."""
+    bench = Bench(make_plan(), gain=gain, noise=0.02)
+    verdict = bench.carry_through()
+    assert (verdict.word, verdict.reason) == ("NoGain", "below_floor")
+    assert bench.asked == ["p0", "d0", "d1", "d2", "d3"]
+
+
+def test_every_verdict_holds_its_numbers() -> None:
+    """The sentence names effect, interval, blocks and floor."""
+    sentence = Bench(make_plan(), gain=0.3).carry_through().sentence
+    assert sentence.startswith("dataloaderWorkers 0 -> 2 saves +")
+    for words in ("3 of 3 checks agree", "7 vetoes silent", "on this node", "discovery claimed", "floor 3.0 %"):
+        assert words in sentence
+
+
+def test_a_candidate_names_the_blocks_that_try_to_refute_it() -> None:
+    """Between discovery and the first check the judge says what it found."""
+    _, said = run_until(Bench(make_plan(), gain=0.3), Stage.REFUTE)
+    assert isinstance(said, judge.Candidate)
+    assert [spec.name for spec in said.specs] == ["r0-0", "r1-0", "r2-0"]
+    assert said.interval[0] < said.effect < said.interval[1]
+    assert said.effect > said.floor
+
+
+def test_the_floor_rises_with_the_noise() -> None:
+    """1.5 block spreads: on a machine that spreads by 6 % a gain of 6 % is not claimed."""
+    quiet = Bench(make_plan(), gain=0.06, noise=0.002).carry_through()
+    noisy = Bench(make_plan(), gain=0.06, noise=0.06).carry_through()
+    assert quiet.word == "Won"
+    assert quiet.floor == pytest.approx(0.03)
+    assert noisy.word != "Won"
+    assert noisy.floor is not None
+    assert noisy.floor > 0.05
+
+
+def test_too_noisy_to_experiment() -> None:
+    """Beyond 10 % spread the judge refuses, at the second look."""
+    verdict = Bench(make_plan(), gain=0.1, noise=0.3).carry_through()
+    assert (verdict.word, verdict.reason) == ("Inconclusive", "too_noisy")
+    assert "block sd" in verdict.sentence
+
+
+def test_a_win_that_fades_is_vetoed_by_the_soak() -> None:
+    """Fast in every block but the long ones."""
+
+    def fading(spec: BlockSpec, window: Window) -> Window:
+        slow = spec.stage is Stage.SOAK and spec.order[window.index] == "B"
+        return window.model_copy(update={"wall_s": window.wall_s * 1.5}) if slow else window
+
+    bench = Bench(make_plan(), gain=0.3, tweak=fading)
+    verdict = bench.carry_through()
+    assert (verdict.word, verdict.reason) == ("Vetoed", "soak")
+    assert bench.asked[-1] == "s1"
+
+
+def test_a_harness_that_flatters_is_vetoed_by_null() -> None:
+    """Both arms run the baseline, and whatever is labelled variant still looks 20 % cheaper."""
+    verdict = Bench(make_plan(), gain=0.0, label_gain=0.2).carry_through()
+    assert (verdict.word, verdict.reason) == ("Vetoed", "null")
+
+
+def test_a_majority_against_ends_the_checks_early() -> None:
+    """Two of three checks found nothing: the third could not change that, and is not run."""
+
+    def only_at_first(spec: BlockSpec, window: Window) -> Window:
+        gone = spec.stage is Stage.REFUTE and spec.order[window.index] == "B"
+        return window.model_copy(update={"wall_s": window.wall_s / 0.7}) if gone else window
+
+    bench = Bench(make_plan(), gain=0.3, tweak=only_at_first)
+    verdict = bench.carry_through()
+    assert (verdict.word, verdict.reason) == ("Refuted", "outvoted")
+    assert bench.asked[-2:] == ["r0-0", "r1-0"]
+
+
+def test_one_dissenting_check_does_not_refute() -> None:
+    """Two of three agree, and all three are run and counted."""
+
+    def dissent(spec: BlockSpec, window: Window) -> Window:
+        bad = spec.stage is Stage.REFUTE and spec.check == 1 and spec.order[window.index] == "B"
+        return window.model_copy(update={"wall_s": window.wall_s * 1.25}) if bad else window
+
+    verdict = Bench(make_plan(), gain=0.3, tweak=dissent).carry_through()
+    assert verdict.word == "Won"
+    assert [vote.agree for vote in verdict.votes] == [True, False, True]
+
+
+def test_small_wins_buy_more_null_blocks() -> None:
+    """Half of a small claim is hard to bound: null stops where it can, and only there."""
+    large = Bench(make_plan(), gain=0.3, noise=0.03)
+    small = Bench(make_plan(), gain=0.07, noise=0.03, seed=2)
+    large.carry_through()
+    small.carry_through()
+    counts = [sum(name.startswith("n") for name in bench.asked) for bench in (large, small)]
+    assert counts[0] < counts[1]
+
+
+def test_a_job_that_cannot_run_in_a_trial_is_an_error() -> None:
+    """The baseline itself fails in the proof: nothing is compared."""
+
+    def broken(plan: Plan, spec: BlockSpec, _record: BlockRecord) -> BlockRecord:
+        return make_record(plan, spec, (make_lost_window(Arm.BASELINE, 0, WindowOutcome.CRASH),))
+
+    verdict = Bench(make_plan(), replace=broken).carry_through()
+    assert (verdict.word, verdict.reason) == ("Error", "TrialCannotRun")
+
+
+def test_transfer_skips_discovery_and_nothing_else() -> None:
+    """A win of the family goes straight to the checks, and through soak and null."""
+    bench = Bench(make_plan(skip_discovery=True, expected_gain=0.3), gain=0.3)
+    verdict = bench.carry_through()
+    assert verdict.word == "Won", verdict.sentence
+    assert [name[0] for name in bench.asked] == ["p", "r", "r", "r", "s", "n"]
+
+
+@pytest.mark.parametrize(
+    ("gain", "noise", "word"),
+    [
+        pytest.param(0.0, 0.01, "Refuted", id="nothing here"),
+        pytest.param(0.2, 0.08, "Inconclusive", id="bound at 99.5 % not above zero"),
+    ],
+)
+def test_a_failed_transfer(gain: float, noise: float, word: str) -> None:
+    """What was true elsewhere is not taken for granted here."""
+    verdict = Bench(make_plan(skip_discovery=True, expected_gain=0.2), gain=gain, noise=noise, seed=5).carry_through()
+    assert verdict.word == word, verdict.sentence
+
+
+@pytest.mark.parametrize(
+    ("objective", "devices", "word"),
+    [
+        pytest.param(Objective.DEVICE_HOURS, 1, "Vetoed", id="half the devices, three quarters slower"),
+        pytest.param(Objective.WALL_TIME, 1, "NoGain", id="the same, where wall time counts"),
+    ],
+)
+def test_fewer_devices_must_not_cost_too_much_wall_time(objective: Objective, devices: int, word: str) -> None:
+    """Device-hours may be saved at a bounded price in wall time; without the bound one device would always win."""
+    plan = make_plan(knob=KnobName.GPUS_PER_REPLICA, before=4, after=devices, objective=objective)
+
+    def scaled(spec: BlockSpec, window: Window) -> Window:
+        count = devices if spec.order[window.index] == "B" else 4
+        slower = 1.75 if count == 1 and spec.stage is not Stage.PROOF else 1.0
+        return window.model_copy(update={"devices": count, "wall_s": window.wall_s * slower})
+
+    verdict = Bench(plan, tweak=scaled).carry_through()
+    assert verdict.word == word, verdict.sentence
+    if word == "Vetoed":
+        assert verdict.reason == "cost"
+        assert "allowed 1.05" in verdict.sentence
+
+
+def test_a_closed_experiment_stays_closed() -> None:
+    """A verdict is final, whatever blocks lie beside it."""
+    bench = Bench(make_plan(), gain=0.3)
+    verdict = bench.carry_through()
+    assert judge.assess(Experiment(plan=bench.plan, verdict=verdict)) == judge.Closed(verdict)
+
+
+def test_a_plan_without_proof_is_not_judged() -> None:
+    """No proof of equal work, no verdict in favour."""
+    plan = make_plan()
+    bare = plan.model_copy(update={"blocks": tuple(s for s in plan.blocks if s.stage is not Stage.PROOF)})
+    said = judge.assess(Experiment(plan=bare))
+    assert isinstance(said, judge.Closed)
+    assert said.verdict.reason == "no_proof"
+
+
+def test_nodes_are_named_in_the_claim() -> None:
+    """Checks on another node widen the claim; on one node it says so."""
+
+    def elsewhere(_plan: Plan, spec: BlockSpec, record: BlockRecord) -> BlockRecord:
+        node = "n1" if spec.stage is Stage.REFUTE else "n0"
+        return record.model_copy(update={"node": node})
+
+    verdict = Bench(make_plan(), gain=0.3, replace=elsewhere).carry_through()
+    assert "on 2 nodes" in verdict.sentence
+    assert all("node" in vote.changed for vote in verdict.votes)

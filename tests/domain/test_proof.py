@@ -1,0 +1,124 @@
+"""When both arms are believed to do the same work."""
+
+from typing import Any
+
+import pytest
+
+from amdahl_loop.domain import judge
+from amdahl_loop.domain.experiments import BlockRecord, BlockSpec, Experiment, Plan, Stage
+from amdahl_loop.domain.resources import KnobName
+from amdahl_loop.domain.telemetry import Arm, Window, WindowOutcome
+from judge_builders import Bench, make_constants, make_lost_window, make_plan, make_record, make_report, make_window
+
+S0 = make_plan(make_constants(loss_tolerance=0.0))
+S1 = make_plan(make_constants(loss_tolerance=1e-5), knob=KnobName.GPUS_PER_REPLICA, before=2, after=1)
+
+
+def make_proof(plan: Plan, spec: BlockSpec, baseline: dict[str, Any], variant: dict[str, Any]) -> BlockRecord:
+    """A proof block; list values hold one value a window of the arm."""
+    seen = {"A": 0, "B": 0}
+    windows = []
+    for index, arm in enumerate(spec.labels):
+        changes = {
+            k: v[seen[arm]] if isinstance(v, list) else v for k, v in (baseline if arm == "A" else variant).items()
+        }
+        windows.append(make_window(Arm(arm), index, steps=8, **changes))
+        seen[arm] += 1
+    return make_record(plan, spec, tuple(windows))
+
+
+def prove(plan: Plan, *blocks: tuple[dict[str, Any], dict[str, Any]]) -> judge.Assessment:
+    """What the judge says after these proof blocks."""
+    experiment = Experiment(plan=plan)
+    for spec, (baseline, variant) in zip(plan.stage_blocks(Stage.PROOF), blocks, strict=False):
+        experiment = experiment.with_block(make_proof(plan, spec, baseline, variant))
+    return judge.assess(experiment)
+
+
+def reason_of(said: judge.Assessment) -> str:
+    """The verdict's reason, or the stage that is next."""
+    return said.verdict.reason if isinstance(said, judge.Closed) else said.specs[0].stage.value
+
+
+@pytest.mark.parametrize(
+    ("plan", "variant", "reason"),
+    [
+        pytest.param(S0, {}, "discovery", id="bit-equal"),
+        pytest.param(S0, {"sample_ids": "0000000f"}, "work", id="other samples"),
+        pytest.param(S0, {"samples": 64}, "work", id="fewer samples"),
+        pytest.param(S0, {"elements_per_sample": 32.0}, "work", id="shorter samples"),
+        pytest.param(S0, {"shape": "deadbeef"}, "work", id="other shapes"),
+        pytest.param(S0, {"sample_ids": None}, "work", id="ids hidden"),
+        pytest.param(S0, {"losses": None}, "no_losses", id="losses hidden"),
+        pytest.param(S0, {"losses": "00000003"}, "proof", id="losses differ: look at seeds"),
+        pytest.param(S1, {"losses": "00000003", "loss_mean": 2.50001}, "discovery", id="rounding of another count"),
+        pytest.param(S1, {"losses": "00000003", "loss_mean": 2.5001}, "quality", id="more than rounding"),
+        pytest.param(S1, {"losses": "00000003", "loss_mean": None}, "no_losses", id="mean hidden"),
+    ],
+)
+def test_first_pair(plan: Plan, variant: dict[str, Any], reason: str) -> None:
+    """Same samples, same shapes, same losses from one start."""
+    assert reason_of(prove(plan, ({}, variant))) == reason
+
+
+DIFFERENT = {"losses": "00000003"}
+
+
+@pytest.mark.parametrize(
+    ("baseline", "variant", "reason"),
+    [
+        pytest.param([2.40, 2.50, 2.60], [2.41, 2.52, 2.58], "discovery", id="within the spread of seeds"),
+        pytest.param([2.40, 2.50, 2.60], [2.70, 2.80, 2.90], "quality", id="three spreads away"),
+        pytest.param([2.50, 2.50, 2.50], [2.50, 2.50, 2.51], "quality", id="no spread at all"),
+    ],
+)
+def test_random_augmentation(baseline: list[float], variant: list[float], reason: str) -> None:
+    """Losses that differ from one start must lie within twice the spread of three baseline seeds."""
+    first = {"loss_mean": baseline[0]}, DIFFERENT | {"loss_mean": variant[0]}
+    rest = {"loss_mean": baseline[1:]}, DIFFERENT | {"loss_mean": variant[1:]}
+    assert reason_of(prove(S0, first)) == "proof"
+    assert reason_of(prove(S0, first, rest)) == reason
+
+
+def test_too_few_seeds_prove_nothing() -> None:
+    """A plan with one proof block cannot tell noise from harm."""
+    bare = S0.model_copy(update={"blocks": tuple(s for s in S0.blocks if s.name != "p1")})
+    assert reason_of(prove(bare, ({}, DIFFERENT))) == "few_seeds"
+
+
+@pytest.mark.parametrize(
+    ("arm", "outcome", "word", "reason"),
+    [
+        pytest.param("A", WindowOutcome.CRASH, "Error", "TrialCannotRun", id="the baseline cannot run"),
+        pytest.param("A", WindowOutcome.NO_REPORT, "Error", "TrialCannotRun", id="nothing is reported"),
+        pytest.param("B", WindowOutcome.CRASH, "Vetoed", "variant_crash", id="the variant cannot run"),
+        pytest.param("B", WindowOutcome.SIGNAL, "Inconclusive", "interrupted", id="stopped from outside"),
+    ],
+)
+def test_a_proof_that_fails(arm: str, outcome: WindowOutcome, word: str, reason: str) -> None:
+    """Who failed decides what is said."""
+
+    def fail(spec: BlockSpec, window: Window) -> Window:
+        return make_lost_window(window.arm, window.index, outcome) if spec.order[window.index] == arm else window
+
+    verdict = Bench(S0, tweak=fail).carry_through()
+    assert (verdict.word, verdict.reason) == (word, reason)
+
+
+def test_a_proof_without_a_report_is_an_error() -> None:
+    """The supervisor's failure is named, with what to do."""
+    spec = S0.stage_blocks(Stage.PROOF)[0]
+    record = make_record(S0, spec, failure="no such file: train.py")
+    said = judge.assess(Experiment(plan=S0, blocks=(record,)))
+    assert isinstance(said, judge.Closed)
+    assert said.verdict.reason == "TrialCannotRun"
+    assert "no such file: train.py" in said.verdict.sentence
+
+
+def test_a_retried_block_is_the_same_block() -> None:
+    """A report under the run's name with an attempt suffix is believed."""
+    spec = S0.stage_blocks(Stage.PROOF)[0]
+    windows = tuple(make_window(Arm(arm), i, steps=8) for i, arm in enumerate(spec.labels))
+    report = make_report(S0, spec, windows, run=S0.run_name(spec, attempt=2))
+    said = judge.assess(Experiment(plan=S0, blocks=(make_record(S0, spec, windows, report=report),)))
+    assert reason_of(said) == "discovery"

@@ -230,15 +230,18 @@ def _find_repeats(baseline: Sequence[Window], variant: Sequence[Window]) -> str:
 
 
 def _find_lying_meter(block: Evidence) -> str:
-    """A clock or a counter that contradicts the supervisor's, in either arm."""
+    """A clock or a counter that contradicts the supervisor's, in either arm.
+
+    A lie shows in every window and in one direction; a single window that is off was read late, and is void.
+    """
     for arm in Arm:
         windows = _measured(block, arm)
         if not windows:
             continue
-        off = mean([float(window.clock_ppk) for window in windows])
-        allowed = mean([clock_tolerance_ppk(window) for window in windows])
-        if abs(off) > allowed:
-            return f"arm {arm} reports wall time off by {off:+.0f} per thousand, {allowed:.0f} is allowed"
+        offs = [window.clock_ppk for window in windows]
+        is_lying = all(abs(window.clock_ppk) > clock_tolerance_ppk(window) for window in windows)
+        if is_lying and (min(offs) > 0 or max(offs) < 0):
+            return f"arm {arm} reports wall time off by {mean(offs):+.0f} per thousand in every window"
         for window in windows:
             if window.quiet_step_s and window.quiet_step_s * window.steps > QUIET_EXCESS * window.wall_s:
                 quiet_s = window.quiet_step_s * window.steps

@@ -91,9 +91,7 @@ class Group:
     def __init__(self, device: torch.device, timeout_s: int) -> None:
         """Join. Raises ConfigError if the rendezvous cannot be reached."""
         if not os.environ.get("MASTER_ADDR"):
-            raise ConfigError(
-                "WORLD_SIZE asks for several ranks but MASTER_ADDR is not set; start with amdahl_trainer.launch or torchrun"
-            )
+            raise ConfigError("WORLD_SIZE is set but MASTER_ADDR is not; start with amdahl_trainer.launch or torchrun")
         backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
         dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
 

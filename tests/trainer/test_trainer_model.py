@@ -1,0 +1,246 @@
+"""Model, loss, FLOPs and optimizer: masks hold, formulas equal torch's own counts, sums do not depend on the split."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from amdahl_trainer import flops, optim
+from amdahl_trainer.attention import document_mask, needs_mask
+from amdahl_trainer.config import Model, Optim
+from amdahl_trainer.loss import IGNORED, loss_sum
+from amdahl_trainer.model import Llama, masked_segments
+
+SMALL = Model(n_layers=2, d_model=32, n_heads=4, n_kv_heads=2, d_ff=48, vocab_size=320)
+CPU = torch.device("cpu")
+
+
+def make_model(config=SMALL, seed=0):
+    torch.manual_seed(seed)
+    return Llama(config)
+
+
+def make_tokens(rows, seq, seed=0):
+    return torch.randint(0, 256, (rows, seq), generator=torch.Generator().manual_seed(seed))
+
+
+def test_changing_document_a_leaves_the_logits_of_b_untouched():
+    """With document masks no bit of B moves; without them it does, so the test can fail."""
+    model = make_model()
+    segments = torch.tensor([[1] * 10 + [2] * 12 + [0] * 2])
+    tokens = make_tokens(1, 24)
+    changed = tokens.clone()
+    changed[0, :10] = (changed[0, :10] + 1) % 256
+    document_b = slice(10, 22)
+    with torch.no_grad():
+        assert torch.equal(model(tokens, segments)[0, document_b], model(changed, segments)[0, document_b])
+        assert not torch.allclose(model(tokens)[0, document_b], model(changed)[0, document_b])
+
+
+def test_a_packed_document_has_the_logits_it_has_alone():
+    """Rotary positions are relative, so a document's place in its row does not matter (to float32 rounding)."""
+    model = make_model()
+    segments = torch.tensor([[1] * 10 + [2] * 14])
+    tokens = make_tokens(1, 24)
+    with torch.no_grad():
+        packed, alone = model(tokens, segments)[0, 10:], model(tokens[:, 10:])[0]
+    assert torch.allclose(packed, alone, atol=1e-5)
+
+
+def test_the_future_is_not_seen():
+    """Changing a token leaves all logits before it as they are, with one document and with several."""
+    model = make_model()
+    tokens = make_tokens(1, 24)
+    changed = tokens.clone()
+    changed[0, 15] = (changed[0, 15] + 1) % 256
+    for segments in (None, torch.tensor([[1] * 4 + [2] * 20])):
+        with torch.no_grad():
+            assert torch.equal(model(tokens, segments)[0, :15], model(changed, segments)[0, :15])
+
+
+@pytest.mark.parametrize(
+    ("segments", "is_needed"), [([[1, 1, 1], [1, 1, 0]], False), ([[1, 1, 1], [1, 2, 2]], True), ([[1, 2, 0]], True)]
+)
+def test_rows_of_one_document_need_no_mask_and_give_the_same_without(segments, is_needed):
+    """The causal flag and the mask agree where there is one document a row; padding changes nothing valid."""
+    found = torch.tensor(segments)
+    assert needs_mask(found) == is_needed
+    assert (masked_segments(found, True, CPU) is not None) == is_needed
+    assert masked_segments(found, False, CPU) is None
+    if not is_needed:
+        model, tokens = make_model(), make_tokens(2, 3)
+        with torch.no_grad():
+            apart = (model(tokens, found) - model(tokens)).abs()[found > 0]
+        assert apart.max() < 1e-6
+
+
+def test_a_mask_is_causal_within_documents():
+    """Two documents and padding: blocks of lower triangles."""
+    mask = document_mask(torch.tensor([[1, 1, 2, 0]]))[0, 0]
+    assert mask.int().tolist() == [[1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]
+
+
+def test_tied_embeddings_are_one_tensor():
+    """And untied ones are two."""
+    tied, untied = make_model(), make_model(Model(d_model=32, n_heads=4, tie_embeddings=False))
+    assert tied.head.weight is tied.embedding.weight
+    assert untied.head.weight is not untied.embedding.weight
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_flop_formula_equals_torchs_count(kv_heads, tied):
+    """`palm` is exactly what torch counts on the math attention backend, for grouped heads, tied or not."""
+    config = Model(n_layers=2, d_model=32, n_heads=4, n_kv_heads=kv_heads, d_ff=48, tie_embeddings=tied)
+    model, seq, rows = make_model(config), 64, 2
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        loss_sum(model(make_tokens(rows, seq)), make_tokens(rows, seq, 1)).backward()
+    assert counter.get_total_flops() == rows * seq * flops.per_token(config, seq, seq).palm
+
+
+def test_flop_conventions_are_ordered_and_meet():
+    """In order packed <= causal <= palm; with documents as long as rows packed is causal."""
+    cost = flops.per_token(SMALL, 128, 40.0)
+    assert cost.packed < cost.causal < cost.palm
+    assert flops.per_token(SMALL, 128, 128.0).packed == cost.causal
+
+
+@pytest.mark.parametrize(
+    ("device", "compute", "peak"),
+    [
+        ("cpu", "bfloat16", None),
+        ("cuda:NVIDIA H200", "bfloat16", 989.5e12),
+        ("cuda:NVIDIA H100 PCIe", "bfloat16", 756e12),
+        ("cuda:NVIDIA H100 80GB HBM3", "bfloat16", 989.5e12),
+        ("cuda:NVIDIA H100 80GB HBM3", "float32", None),
+        ("cuda:NVIDIA L40S", "bfloat16", 362e12),
+        ("cuda:NVIDIA L4", "bfloat16", 121e12),
+        ("cuda:Some Other GPU", "bfloat16", None),
+    ],
+)
+def test_peaks_are_known_or_absent_never_guessed(device, compute, peak):
+    """No utilisation is reported where the peak is unknown."""
+    found = flops.peak_flops(device.replace("cuda:", "cuda: "), compute)
+    assert found == flops.peak_flops(device, compute) == peak
+    shares = flops.utilisation(flops.per_token(SMALL, 128, 40.0), 1e6, peak)
+    assert set(shares) == (set() if peak is None else {"palm", "causal", "packed"})
+
+
+def ragged():
+    """Eight rows whose valid lengths differ, with tokens and targets."""
+    tokens, targets = make_tokens(8, 16), make_tokens(8, 16, 1)
+    for row in range(8):
+        targets[row, 2 + 2 * row :] = IGNORED
+    return tokens, targets
+
+
+def gradients(model, tokens, targets, size, normalise):
+    model.zero_grad()
+    count = len(tokens) // size
+    for first in range(0, len(tokens), size):
+        rows = slice(first, first + size)
+        total = loss_sum(model(tokens[rows]), targets[rows])
+        normalise(total, targets[rows], targets, count).backward()
+    return torch.cat([weight.grad.flatten() for weight in model.parameters()])
+
+
+def by_global_tokens(total, mine, whole, count):
+    return total / (whole != IGNORED).sum()
+
+
+def by_mean_of_means(total, mine, whole, count):
+    return total / (mine != IGNORED).sum() / count
+
+
+@pytest.mark.parametrize(("normalise", "is_exact"), [(by_global_tokens, True), (by_mean_of_means, False)])
+def test_gradients_do_not_depend_on_the_micro_batch(normalise, is_exact):
+    """Sums over global valid tokens agree to 5e-6 for every split; the mutation, a mean of means, is caught."""
+    model, (tokens, targets) = make_model(), ragged()
+    whole = gradients(model, tokens, targets, 8, normalise)
+    apart = max(
+        float((gradients(model, tokens, targets, size, normalise) - whole).abs().max() / whole.abs().max())
+        for size in (1, 2, 4)
+    )
+    assert (apart <= 5e-6) == is_exact, apart
+
+
+@pytest.mark.parametrize(
+    ("schedule", "step", "expected"),
+    [
+        ("cosine", 0, 0.1),
+        ("cosine", 9, 1.0),
+        ("cosine", 10, 1.0),
+        ("cosine", 55, 0.6),
+        ("cosine", 100, 0.2),
+        ("cosine", 5000, 0.2),
+        ("linear", 55, 0.6),
+        ("linear", 100, 0.2),
+        ("constant", 4, 0.5),
+        ("constant", 5000, 1.0),
+    ],
+)
+def test_learning_rates(schedule, step, expected):
+    """Ten steps of warm-up to 1.0, then down to 0.2 at step 100 and no further."""
+    config = Optim(lr=1.0, warmup_steps=10, schedule=schedule, min_lr_ratio=0.2)
+    assert optim.learning_rate(step, config, 100) == pytest.approx(expected)
+
+
+@given(st.integers(0, 300), st.integers(0, 50), st.integers(1, 200), st.sampled_from(["cosine", "linear", "constant"]))
+def test_learning_rates_are_bounded(step, warmup, decay, schedule):
+    """Between nothing and the peak whatever the schedule."""
+    config = Optim(lr=1.0, warmup_steps=warmup, schedule=schedule)
+    assert 0 < optim.learning_rate(step, config, decay) <= 1.0
+
+
+def test_only_matrices_decay():
+    """Norms are in the group without decay, everything else in the other."""
+    model = make_model()
+    decaying, plain = optim.build(model, Optim(weight_decay=0.3)).param_groups
+    assert (decaying["weight_decay"], plain["weight_decay"]) == (0.3, 0.0)
+    norms = [weight for name, weight in model.named_parameters() if "norm" in name]
+    assert {id(weight) for weight in plain["params"]} == {id(weight) for weight in norms}
+    assert len(decaying["params"]) + len(norms) == len(list(model.parameters()))
+
+
+@pytest.mark.parametrize("bad", ["loss", "gradient", "nothing"])
+def test_a_step_that_is_not_finite_changes_nothing(bad):
+    """Neither parameters nor the optimizer's moments nor its step count move."""
+    model = make_model()
+    optimizer = optim.build(model, Optim())
+    for poison in (False, bad != "nothing"):
+        before = [weight.detach().clone() for weight in model.parameters()]
+        state = [value.clone() for one in optimizer.state.values() for value in one.values()]
+        loss = loss_sum(model(make_tokens(1, 8)), make_tokens(1, 8, 1))
+        loss.backward()
+        if poison and bad == "gradient":
+            model.norm.weight.grad[3] = math.inf
+        shown = torch.tensor(math.nan) if poison and bad == "loss" else loss.detach()
+        _, refused = optim.apply(model, optimizer, Optim(), 0.01, shown)
+        assert bool(refused) == poison
+        same = all(torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True))
+        assert same == poison
+        if poison:
+            after = [value for one in optimizer.state.values() for value in one.values()]
+            assert all(torch.equal(old, new) for old, new in zip(state, after, strict=True))
+        assert all(weight.grad is None for weight in model.parameters())
+
+
+def test_gradients_are_clipped_to_the_norm():
+    """The reported norm is the one before clipping; 0 does not clip."""
+    for clip, is_small in ((0.01, True), (0.0, False)):
+        model = make_model()
+        optimizer = torch.optim.SGD(model.parameters(), lr=1.0, fused=True)
+        before = torch.cat([weight.detach().clone().flatten() for weight in model.parameters()])
+        loss = loss_sum(model(make_tokens(1, 8)), make_tokens(1, 8, 1))
+        loss.backward()
+        norm, _ = optim.apply(model, optimizer, Optim(grad_clip=clip), 1.0, loss.detach())
+        after = torch.cat([weight.detach().flatten() for weight in model.parameters()])
+        moved = float((after - before).norm())
+        assert float(norm) > 0.1
+        assert moved == pytest.approx(0.01 if is_small else float(norm), rel=1e-3)

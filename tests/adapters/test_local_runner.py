@@ -274,8 +274,8 @@ class TestRunning:
         other = LocalRunner(runner._state_dir, runner._base_dir, "other", machine=NODE)
 
         async def run_both() -> list[RunState]:
-            await runner.submit(make_job(), make_request("one"))
-            await other.submit(make_job(), make_request("two"))
+            await runner.submit(make_job(), make_request("one", windows=1))
+            await other.submit(make_job(), make_request("two", windows=1))
             states = [await wait_for_end(runner, "one"), await wait_for_end(other, "two")]
             await other.sweep(())
             return states

@@ -77,14 +77,18 @@ def find_descendants(root: int) -> list[int]:
 
 
 def find_strays(run_dir: Path) -> list[int]:
-    """Processes of a run by their environment; none of other users' processes can be seen, nor are they ours."""
+    """Processes of a run by their environment, and what is below them, whatever its own environment says.
+
+    None of other users' processes can be seen, nor are they ours.
+    """
     marker = os.fsencode(f"{RUN_DIR_VARIABLE}={run_dir}")
     found = []
     for pid in _pids():
         with contextlib.suppress(OSError):
             if marker in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
                 found.append(pid)
-    return [pid for pid in found if pid != os.getpid() and read_start_ticks(pid) is not None]
+    below = {child for pid in found for child in find_descendants(pid)}
+    return [pid for pid in {*found, *below} if pid != os.getpid() and read_start_ticks(pid) is not None]
 
 
 def kill_all(find: Callable[[], list[int]], timeout_s: float = 10.0) -> bool:

@@ -98,6 +98,7 @@ class LocalRunner:
         """State of a run by name. What a killed loop left unfinished is cleared away, and Absent."""
         kept, traces = self._read_kept(run), self._traces(run)
         if kept is None:
+            await self.stop(run)  # what is left may be a keeper that is just removing its traces
             return Absent()
         if self._is_alive(run, kept):
             report = parse_block_summary(traces.read_summary(), run)
@@ -111,7 +112,7 @@ class LocalRunner:
         await asyncio.to_thread(self._kill_strays, run)
         started_at_s = kept.started_at_s or self._clock()
         return Finished(
-            failure="the run's keeper was killed, most likely for want of memory; free some or lower the job's limit",
+            failure=traces.describe_lost_keeper(),
             node=self.machine.node,
             started_at_s=started_at_s,
             held_device_s=traces.devices * max(0.0, self._clock() - started_at_s),

@@ -66,8 +66,8 @@ class Traces:
             return None
         summary = "" if result["full"] else self.read_summary()
         why = str(result["full"] or result["why"])
-        lines = _read_tail(self.run_dir / "keeper.log").splitlines()
-        words = f"the supervisor ended with exit code {result['code']}" + (f": {lines[-1]}" if lines else "")
+        last = self._read_last_words()
+        words = f"the supervisor ended with exit code {result['code']}" + (f": {last}" if last else "")
         return Finished(
             summary=summary,
             failure=why if why or summary else words[:200],
@@ -75,6 +75,17 @@ class Traces:
             started_at_s=result["started_at_s"],
             held_device_s=self.devices * result["held_s"],
         )
+
+    def describe_lost_keeper(self) -> str:
+        """Why a keeper may have ended without noting how its run did."""
+        last = self._read_last_words()
+        if last:
+            return f"the run's keeper failed: {last}"[:200]
+        return "the run's keeper was killed, most likely for want of memory; free some or lower the job's limit"
+
+    def _read_last_words(self) -> str:
+        """The last line that the keeper or the supervisor printed; they print errors only."""
+        return (_read_tail(self.run_dir / "keeper.log").splitlines() or [""])[-1]
 
     def keep_logs(self, logs_dir: Path) -> None:
         """Move what the windows printed to `logs_dir/<run>`, and forget all but the newest runs' logs."""

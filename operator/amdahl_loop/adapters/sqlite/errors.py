@@ -13,5 +13,5 @@ class LedgerUnavailableError(LedgerError):
     """The file cannot be read or written now: disk full, no permission, another loop, a newer schema."""
 
 
-class LedgerConflictError(LedgerError):
+class LedgerConflictError(LedgerError, ValueError):
     """What was to be recorded contradicts what is recorded already."""

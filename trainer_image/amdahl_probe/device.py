@@ -53,6 +53,8 @@ class Late:
 
     def has_arrived(self) -> bool:
         """Whether everything can be read without waiting."""
+        if not (self._events or self.waits or self.tails):
+            return True
         waits = [edge for wait in self.waits for edge in (wait.begin, wait.end)]
         tails = [edge for tail in self.tails for edge in (tail.begin, tail.end)]
         events = self._events + waits + tails

@@ -8,16 +8,21 @@ Digests are 32-bit numbers in 8 hex digits. They find mistakes, not forgers: a p
 
 from __future__ import annotations
 
-import json
 import zlib
+from array import array
 from collections.abc import Mapping
-from typing import Any, Iterable, Iterator, List, NamedTuple, Optional
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 #: Elements read of one tensor or one row: enough to tell batches apart, O(1) whatever its size.
 STRIDED = 8
 
 #: Bounds of the walk through a batch: a batch is a few tensors in a few containers.
 MAX_DEPTH, MAX_LEAVES = 4, 64
+
+#: Kinds of batch remembered: text of varying length has many, each a few hundred bytes.
+MAX_KINDS = 1000
+
+_known_kinds: Dict[Any, Tuple[int, int]] = {}
 
 
 class BatchDigest(NamedTuple):
@@ -39,24 +44,22 @@ def digest(batch: Any, indices: Optional[Any] = None) -> BatchDigest:
     samples = _count_samples(tensors, batch)
     if isinstance(indices, (list, tuple)):
         samples = len(indices)
-    kinds = [(list(t.shape[1:]), str(t.dtype)) for t in tensors]
-    return BatchDigest(
-        samples=samples,
-        elements=sum(int(t.numel()) for t in tensors),
-        sig=_crc([[list(t.shape), str(t.dtype), _strided(t)] for t in tensors]),
-        shape=_crc(kinds),
-        ids=digest_content(tensors, samples) if indices is None else digest_ids(indices),
-    )
+    sig, shape = _digest_kinds(tensors)
+    for tensor in tensors:
+        sig = zlib.crc32(_strided(tensor), sig)
+    ids = digest_content(tensors, samples) if indices is None else digest_ids(indices)
+    return BatchDigest(samples, sum([t.numel() for t in tensors]), sig, shape, ids)
 
 
-def combine(digests: Iterable[BatchDigest]) -> BatchDigest:
+def combine(parts: Sequence[BatchDigest]) -> BatchDigest:
     """The digest of a step that consumed several batches. Ids add up, so they do not depend on order."""
-    parts = list(digests)
+    if len(parts) == 1:
+        return parts[0]
     shapes = sorted({part.shape for part in parts})
     return BatchDigest(
         samples=sum(part.samples for part in parts),
         elements=sum(part.elements for part in parts),
-        sig=parts[0].sig if len(parts) == 1 else _crc([part.sig for part in parts]),
+        sig=_crc([part.sig for part in parts]),
         shape=shapes[0] if len(shapes) == 1 else _crc(shapes),
         ids=sum(part.ids for part in parts) & 0xFFFFFFFF,
     )
@@ -70,11 +73,16 @@ def digest_ids(indices: Any) -> int:
 
 def digest_content(tensors: List[Any], samples: int) -> int:
     """Order-free digest of a batch whose samples have no ids: the sum over rows of the CRC-32 of strided elements."""
-    rows = [t for t in tensors if t.dim() > 0 and int(t.shape[0]) == samples and _readable(t)]
-    if not rows:
+    tables = [t for t in tensors if t.dim() > 0 and t.shape[0] == samples and t.numel() and _is_readable(t)]
+    if not tables:
         return _crc([_strided(t) for t in tensors])
-    columns = [_row_elements(t) for t in rows]
-    return sum(_crc([column[row] for column in columns]) for row in range(samples)) & 0xFFFFFFFF
+    total = 0
+    for parts in zip(*[_strided_rows(t) for t in tables]):  # noqa: B905 (all have `samples` rows)
+        row = 0
+        for part in parts:
+            row = zlib.crc32(array("d", part), row)
+        total += row
+    return total & 0xFFFFFFFF
 
 
 def to_hex(number: int) -> str:
@@ -83,7 +91,7 @@ def to_hex(number: int) -> str:
 
 
 def _tensors(batch: Any, depth: int = 0) -> Iterator[Any]:
-    if all(hasattr(batch, name) for name in ("shape", "dtype", "numel", "dim", "is_contiguous")):
+    if hasattr(batch, "as_strided") and hasattr(batch, "is_contiguous"):
         yield batch
     elif depth < MAX_DEPTH:
         if isinstance(batch, Mapping):
@@ -103,23 +111,38 @@ def _count_samples(tensors: List[Any], batch: Any) -> int:
     return len(batch) if isinstance(batch, (list, tuple)) else 1
 
 
-def _readable(tensor: Any) -> bool:
-    return str(tensor.device) == "cpu" and bool(tensor.is_contiguous()) and not tensor.is_sparse
+def _is_readable(tensor: Any) -> bool:
+    kind = tensor.dtype
+    return bool(tensor.device.type == "cpu" and not tensor.is_sparse and not kind.is_complex and tensor.is_contiguous())
 
 
-def _strided(tensor: Any) -> List[str]:
-    if not _readable(tensor) or tensor.numel() == 0:
-        return []
-    flat = tensor.detach().view(-1)
-    step = max(1, int(tensor.numel()) // STRIDED)
-    return [repr(value) for value in flat[::step][:STRIDED].tolist()]
+def _digest_kinds(tensors: List[Any]) -> Tuple[int, int]:
+    """Of shapes and dtypes, and of the same without the first dimension. Few kinds come again and again."""
+    kinds = tuple([(t.shape, t.dtype) for t in tensors])
+    known = _known_kinds.get(kinds)
+    if known is None:
+        if len(_known_kinds) >= MAX_KINDS:
+            _known_kinds.clear()
+        known = (_crc(kinds), _crc([(shape[1:], dtype) for shape, dtype in kinds]))
+        _known_kinds[kinds] = known
+    return known
 
 
-def _row_elements(tensor: Any) -> List[Any]:
-    table = tensor.detach().view(int(tensor.shape[0]), -1)
-    step = max(1, int(table.shape[1]) // STRIDED)
-    return [repr(row) for row in table[:, ::step][:, :STRIDED].tolist()]
+def _strided(tensor: Any) -> bytes:
+    count = tensor.numel()
+    if not count or not _is_readable(tensor):
+        return b""
+    kept = min(STRIDED, count)
+    return array("d", tensor.as_strided((kept,), (count // kept,)).tolist()).tobytes()
+
+
+def _strided_rows(tensor: Any) -> List[List[float]]:
+    rows = tensor.shape[0]
+    width = tensor.numel() // rows
+    kept = min(STRIDED, width)
+    elements: List[List[float]] = tensor.as_strided((rows, kept), (width, width // kept)).tolist()
+    return elements
 
 
 def _crc(value: object) -> int:
-    return zlib.crc32(json.dumps(value, separators=(",", ":")).encode())
+    return zlib.crc32(repr(value).encode())

@@ -23,6 +23,9 @@ MAX_LINE_BYTES = 2000
 #: Longest text of a reason or name in a record, characters; keeps every record far below `MAX_LINE_BYTES`.
 MAX_TEXT = 200
 
+#: One encoder for all records: making one costs as much as using it.
+_encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False, check_circular=False).encode
+
 Value = Union[bool, int, float, str, None]
 
 
@@ -172,7 +175,7 @@ class Recorder:
             return
         record: Dict[str, object] = {"k": kind, "t": self._clock() if at_ns is None else at_ns}
         record.update(fields)
-        line = json.dumps(record, separators=(",", ":"), allow_nan=False).encode() + b"\n"
+        line = _encode(record).encode() + b"\n"
         failure = f"a {kind} record has {len(line)} bytes, more than {MAX_LINE_BYTES}"
         try:
             if len(line) <= MAX_LINE_BYTES and os.write(self._fd, line) == len(line):

@@ -383,8 +383,11 @@ class Probe:
         self._recorder.close()
 
 
-def install(torch: ModuleType, watcher: ImportWatcher) -> None:
-    """Patch torch, which has just been imported. Raises ValueError for a malformed environment, before any patch."""
+def install(torch: ModuleType, watcher: ImportWatcher) -> Probe:
+    """Patch torch, which has just been imported, and return its probe.
+
+    Raises ValueError for a malformed environment, before any patch.
+    """
     probe = Probe(torch, Settings.from_env(os.environ))
     if probe.settings.seed is not None:
         trial.seed_generators(torch, probe.settings.seed)
@@ -394,6 +397,7 @@ def install(torch: ModuleType, watcher: ImportWatcher) -> None:
     except Exception as error:  # another torch than we know: patches already made let everything through
         probe.disable(f"patching torch: {error!r}")
     watcher.call_after("torch._dynamo", _leave_untraced)
+    return probe
 
 
 def _patch(probe: Probe, torch: ModuleType, watcher: ImportWatcher) -> None:

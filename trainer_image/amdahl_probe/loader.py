@@ -21,6 +21,9 @@ from amdahl_probe.instrument import Probe, guarded
 class Source:
     """Stands for a loader: an object of its own, since `for batch in DataLoader(...)` drops the loader at once."""
 
+    def __init__(self) -> None:
+        self.feeds_training = False
+
 
 class Loaders:
     """What the probe knows about the script's loaders and their iterators."""
@@ -30,8 +33,7 @@ class Loaders:
         self.torch = torch
         self.fetches = FetchTimes()
         self._sources: "weakref.WeakKeyDictionary[Any, Source]" = weakref.WeakKeyDictionary()
-        self._training: "weakref.WeakSet[Source]" = weakref.WeakSet()
-        self._candidates: "weakref.WeakSet[Source]" = weakref.WeakSet()
+        self._candidates: List[Source] = []
         self._knows_training = False
         self._reported: List[Tuple[Any, Any]] = []
         self._is_discarded = False
@@ -40,9 +42,8 @@ class Loaders:
     def note_backward(self) -> None:
         """Loaders that gave batches since the last backward pass feed the training."""
         self._knows_training = True
-        for source in list(self._candidates):
-            self._training.add(source)
-        self._candidates.clear()
+        while self._candidates:
+            self._candidates.pop().feeds_training = True
 
     def find_source(self, loader: Any) -> Source:
         """The identity of a loader, which its iterators keep when it is gone."""
@@ -59,10 +60,11 @@ class Loaders:
         """
         if not self.torch.is_grad_enabled():
             return False
-        if source in self._training:
+        if source.feeds_training:
             self._candidates.clear()
             return True
-        self._candidates.add(source)
+        if source not in self._candidates:
+            self._candidates.append(source)
         return not self._knows_training
 
     def place_knobs(self, given: Dict[str, Any]) -> Dict[str, Any]:
@@ -114,8 +116,9 @@ class Loaders:
 
     @guarded
     def ask(self, iterator: Any) -> Optional[Request]:
-        """A batch is being asked for, in a training process."""
-        return Request(self, iterator) if self.probe.is_rank() else None
+        """A batch is being asked for, in a training process, from an iterator whose making was seen."""
+        is_known = hasattr(iterator, "_amdahl_source")
+        return Request(self, iterator) if is_known and self.probe.is_rank() else None
 
     @guarded
     def time_fetch(self, took_ns: int) -> None:

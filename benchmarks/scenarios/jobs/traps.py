@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from common import BATCH, HERE, Net, Records, featurize, settle, train, wait_for_storage
@@ -175,9 +176,16 @@ def run_out_of_memory(steps: int) -> None:
 
 def slow_the_clock(steps: int) -> None:
     """The variant's clock runs at six tenths of the speed, so that everything seems to take less time."""
-    real, begun_ns = time.monotonic_ns, time.monotonic_ns()
-    if is_variant():
-        time.monotonic_ns = lambda: begun_ns + (real() - begun_ns) * 6 // 10
+    emit = sys.modules.get("amdahl_probe.emit")
+    if is_variant() and emit is not None:
+        honest, begun_ns = emit.Recorder.step, time.monotonic_ns()
+
+        def shorten(recorder: object, step: Any) -> None:
+            phases = {phase: taken_ns * 6 // 10 for phase, taken_ns in step.phases.items()}
+            end_ns = begun_ns + (step.end_ns - begun_ns) * 6 // 10
+            honest(recorder, step._replace(phases=phases, end_ns=end_ns))
+
+        emit.Recorder.step = shorten
     train(load_alone(), steps)
 
 

@@ -6,13 +6,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import pytest
+from rich.console import Console
 from ruamel.yaml import YAML
 
 from amdahl_loop.cli.main import main
-from amdahl_loop.cli.session import World
+from amdahl_loop.cli.session import World, open_console
 from amdahl_loop.cli.train import Launch
 from builders import make_manifest
 from fakes import SimulatedRunner, Truth, loader_bound
@@ -56,6 +57,8 @@ class Cli:
     truth: Truth = field(default_factory=lambda: Truth(phases_s=loader_bound))
     runners: list[SimulatedRunner] = field(default_factory=list)
     launches: list[Launch] = field(default_factory=list)
+    width: int | None = None
+    """Columns of a terminal; None is no terminal."""
 
     def __post_init__(self) -> None:
         self._clock = count(1_000.0, 1.0)
@@ -93,6 +96,7 @@ class Cli:
             train=self._train,
             clock=lambda: next(self._clock),
             environment=environment,
+            open_console=self._open_console,
             stdout=out,
             stderr=err,
         )
@@ -101,6 +105,11 @@ class Cli:
         except SystemExit as ended:
             code = int(ended.code or 0)
         return Called(code, out.getvalue(), err.getvalue())
+
+    def _open_console(self, stream: TextIO) -> Console:
+        if self.width is None:
+            return open_console(stream)
+        return Console(file=stream, width=self.width, height=50, force_terminal=True, highlight=False)
 
     def _make_runner(self) -> SimulatedRunner:
         self.runners.append(SimulatedRunner(self.truth))

@@ -29,6 +29,11 @@ from amdahl_loop.ports import Clock, Runner
 from amdahl_loop.reconcile import Identity, Ports
 
 
+def open_console(stream: TextIO) -> Console:
+    """A console that guesses from the stream and the environment what it may do."""
+    return Console(file=stream, highlight=False)
+
+
 def local_device_type() -> str:
     """GPUs by name, else the processors."""
     return read_machine().device_type
@@ -49,9 +54,12 @@ class World:
     stdout: TextIO = field(default_factory=lambda: sys.stdout)
     stderr: TextIO = field(default_factory=lambda: sys.stderr)
 
+    open_console: Callable[[TextIO], Console] = open_console
+    """How a stream is written to: in colours and in place on a terminal, as plain text elsewhere."""
+
     def console(self, is_error: bool = False) -> Console:
         """A console on standard output, or on standard error."""
-        return Console(file=self.stderr if is_error else self.stdout, highlight=False, soft_wrap=False)
+        return self.open_console(self.stderr if is_error else self.stdout)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -40,7 +40,7 @@ def step_time(seconds: float) -> str:
 
 def device_hours(hours: float) -> str:
     """Device-hours with as many digits as they need: trials cost thousandths, banks hold tens."""
-    return f"{hours:.2g}" if abs(hours) < 10 else f"{hours:.3g}" if abs(hours) < 1000 else f"{hours:.0f}"
+    return f"{hours:.3g}" if abs(hours) < 1000 else f"{hours:.0f}"
 
 
 def counted(number: int, thing: str) -> str:

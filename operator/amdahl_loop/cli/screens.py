@@ -53,7 +53,7 @@ def show_experiment(experiment: ExperimentShape) -> RenderableType:
     head = Text.assemble(verdict_text(experiment.verdict), "  ", (changes_text(experiment), "bold"), effect)
     cost = f"{counted(experiment.blocks, 'block')}, {device_hours(experiment.device_seconds / 3600)} device-hours"
     body = Text.assemble(clean(experiment.sentence) or "under way", "\n", (f"{experiment.id}: {cost}", "dim"))
-    return Group(head, Padding(body, (0, 0, 1, 2)))
+    return Group(head, Padding(body, (0, 0, 0, 2)))
 
 
 def verdict_text(word: VerdictWord | None) -> Text:
@@ -63,8 +63,7 @@ def verdict_text(word: VerdictWord | None) -> Text:
 
 def changes_text(experiment: ExperimentShape) -> str:
     """Every change of an experiment on one line."""
-    first = ChangeShape(knob=experiment.knob, from_=experiment.from_, to=experiment.to)
-    return list_changes([first, *experiment.with_])
+    return list_changes(experiment.changes)
 
 
 def list_changes(changes: Sequence[ChangeShape]) -> str:

@@ -11,6 +11,9 @@ from amdahl_loop.cli.screens import changes_text, heading, show_experiment, verd
 from amdahl_loop.cli.shapes import BlockShape, ExperimentShape, ReplayShape, ShowShape
 from amdahl_loop.cli.words import clean, counted, device_hours, percent, saved, signed
 
+SHOWN_SHARE = 0.02
+"""Smaller phases of a window are left to `-o json`."""
+
 
 def show_ledger(experiments: Sequence[ExperimentShape]) -> RenderableType:
     """`ledger`: a row an experiment."""
@@ -63,17 +66,15 @@ def _show_block(block: BlockShape) -> RenderableType:
     effect = saved(block.effect) if block.effect is not None else ""
     state = Text() if block.valid else Text(f"  void{': ' if block.problem else ''}{clean(block.problem)}", "yellow")
     head = Text.assemble((f"{block.name:<6}", "bold"), f"{block.stage:<10}{block.order:<6}{effect}", state)
-    rows = Table.grid(padding=(0, 2))
+    rows = Table.grid(padding=(0, 2, 0, 0))
+    for justify in ("left", "right", "right", "left"):
+        rows.add_column(justify=justify)
     for window in block.windows:
+        arm = window.arm if window.ran == window.arm else f"{window.arm} (ran {window.ran})"
         cost = f"{1000 * window.device_s_per_sample:.4g} ms" if window.device_s_per_sample else "-"
-        seen = ", ".join(f"{phase} {percent(share)}" for phase, share in window.phases.items() if share >= 0.01)
+        seen = ", ".join(f"{phase} {percent(share)}" for phase, share in window.phases.items() if share >= SHOWN_SHARE)
         told = seen if window.outcome == "ok" else f"{window.outcome} {clean(window.why)}"
-        rows.add_row(
-            f"{window.arm}{'' if window.ran == window.arm else f' (ran {window.ran})'}",
-            f"{window.steps} steps",
-            f"{cost}/sample",
-            told,
-        )
+        rows.add_row(arm, f"{window.steps} steps", f"{cost}/sample", told)
     return Group(head, Padding(rows, (0, 0, 0, 6)))
 
 

@@ -85,6 +85,11 @@ class ExperimentShape(Shape):
     blocks: int
     device_seconds: float
 
+    @property
+    def changes(self) -> list[ChangeShape]:
+        """Every change, the one that names the experiment first."""
+        return [ChangeShape(knob=self.knob, from_=self.from_, to=self.to), *self.with_]
+
 
 class BankShape(Shape):
     """Device-hours.

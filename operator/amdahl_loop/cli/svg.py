@@ -9,20 +9,23 @@ from html import escape
 
 from amdahl_loop.cli.report import saving
 from amdahl_loop.cli.shapes import BlockShape, ShowShape
-from amdahl_loop.cli.words import clean, saved
+from amdahl_loop.cli.words import clean, percent, saved
 
 WIDTH, HEIGHT = 720, 320
 LEFT, RIGHT, TOP, BOTTOM = 64, 16, 64, 56
 STAGES = ("discovery", "refute", "soak", "null")
+LABELS = {"refute": "refute checks", "null": "null (A/A)", "void": "void: does not count"}
+LETTER = 7
+"""Usual width of a letter at 13 pixels."""
 _STYLE = """
-  svg { color-scheme: light dark; font: 13px system-ui, sans-serif; background: #ffffff; }
+  svg { color-scheme: light dark; font: 13px system-ui, sans-serif; } .page { fill: #ffffff; }
   text { fill: #1f2328; } .dim { fill: #59636e; } .axis { stroke: #d1d9e0; } .zero { stroke: #59636e; }
   .floor { stroke: #9a6700; stroke-dasharray: 5 4; } .claim { stroke: #1a7f37; } .band { fill: #1a7f37; opacity: .13; }
   .discovery { fill: #0969da; stroke: #0969da; } .refute { fill: #8250df; stroke: #8250df; }
   .soak { fill: #bc4c00; stroke: #bc4c00; } .null { fill: #59636e; stroke: #59636e; }
   circle { stroke-width: 1.6; } .void { fill: none; stroke-dasharray: 2 2; }
   @media (prefers-color-scheme: dark) {
-    svg { background: #0d1117; } text { fill: #f0f6fc; } .dim { fill: #9198a1; } .axis { stroke: #3d444d; }
+    .page { fill: #0d1117; } text { fill: #f0f6fc; } .dim { fill: #9198a1; } .axis { stroke: #3d444d; }
     .zero { stroke: #9198a1; } .floor { stroke: #d29922; }
     .claim { stroke: #3fb950; } .band { fill: #3fb950; opacity: .2; }
     .discovery { fill: #4493f8; stroke: #4493f8; } .refute { fill: #ab7df8; stroke: #ab7df8; }
@@ -46,7 +49,8 @@ def draw_blocks(shown: ShowShape) -> str:
     label = escape(f"Blocks of {shown.experiment.id}", quote=True)
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}" '
-        f'role="img" aria-label="{label}">\n<style>{_STYLE}</style>\n{body}\n</svg>\n'
+        f'role="img" aria-label="{label}">\n<style>{_STYLE}</style>\n'
+        f'<rect class="page" width="{WIDTH}" height="{HEIGHT}"/>\n{body}\n</svg>\n'
     )
 
 
@@ -83,7 +87,7 @@ def _levels(shown: ShowShape, blocks: Sequence[BlockShape]) -> list[float]:
 
 def _title(shown: ShowShape) -> str:
     experiment = shown.experiment
-    change = f"{experiment.knob} {experiment.from_} → {experiment.to}"
+    change = ", ".join(f"{change.knob} {change.from_} → {change.to}" for change in experiment.changes)
     word = experiment.verdict or "open"
     effect = f", {saved(experiment.effect)}" if experiment.effect is not None else ""
     head = _text(16, 24, f"{change}: {word}{effect}", "", "start", "font-weight:600;font-size:15px")
@@ -101,7 +105,8 @@ def _draw_claim(shown: ShowShape, scale: _Scale) -> list[str]:
         parts.append(_line("claim", scale.y(experiment.effect)))
     if shown.floor is not None:
         parts.append(_line("floor", scale.y(saving(shown.floor))))
-        parts.append(_text(WIDTH - RIGHT, scale.y(saving(shown.floor)) - 4, "floor", "dim", "end"))
+        label = f"floor {percent(saving(shown.floor))}"
+        parts.append(_text(WIDTH - RIGHT, scale.y(saving(shown.floor)) - 4, label, "dim", "end"))
     return parts
 
 
@@ -126,16 +131,14 @@ def _draw_marks(blocks: Sequence[BlockShape], scale: _Scale) -> list[str]:
 
 def _legend(blocks: Sequence[BlockShape]) -> list[str]:
     """Stages that occur, and the hollow mark where a block is void."""
-    parts, x = [], float(LEFT)
+    parts, x = [], LEFT + 5
     names = [stage for stage in STAGES if any(block.stage == stage for block in blocks)]
-    names += ["void"] if any(not block.valid for block in blocks) else []
+    names += ["void"] if any(not block.valid and block.effect is not None for block in blocks) else []
     for name in names:
-        style = "null void" if name == "void" else name
-        parts.append(f'<circle class="{style}" cx="{x + 5}" cy="{HEIGHT - 16}" r="5"/>')
-        parts.append(
-            _text(x + 16, HEIGHT - 12, {"refute": "refute checks", "null": "null (A/A)"}.get(name, name), "dim")
-        )
-        x += 120
+        label = LABELS.get(name, name)
+        parts.append(f'<circle class="{"null void" if name == "void" else name}" cx="{x}" cy="{HEIGHT - 16}" r="5"/>')
+        parts.append(_text(x + 11, HEIGHT - 12, label, "dim"))
+        x += 44 + LETTER * len(label)
     return parts
 
 

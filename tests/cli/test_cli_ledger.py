@@ -24,7 +24,7 @@ def test_explain_observes_and_tries_nothing(cli: Any) -> None:
     assert (called.code, len(cli.submitted)) == (0, 1)
     assert set(told) == {"job", "observation", "diagnosis", "next", "ideas", "rejected", "settled", "ledger"}
     assert [idea["worth_trying"] for idea in told["ideas"]] == [True]
-    assert "would try dataloaderWorkers 0 -> 3 first" in told["next"]
+    assert "would try this first: dataloaderWorkers 0 -> 3" in told["next"]
     cli("run", cli.manifest)
     assert len([run for run in cli.submitted if run.endswith("-o0")]) == 1
 

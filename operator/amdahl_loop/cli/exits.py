@@ -59,6 +59,8 @@ def explained() -> Iterator[None]:
         raise Stop(code, str(error)) from error
     except (RunRefusedError, RunnerUnavailableError) as error:
         raise Stop(Exit.ENVIRONMENT, str(error)) from error
+    except BrokenPipeError:
+        raise  # the reader went away, which is no fault of the machine
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         raise Stop(Exit.ENVIRONMENT, f"{where}{error.strerror or error}; mend it and run again") from error

@@ -71,7 +71,7 @@ async def _observe(session: Session, output: str, world: World) -> Snapshot:
         )
     )
     ports = Ports(runner=session.ports.runner, ledger=copy, clock=session.ports.clock)
-    with stop_on_signals() as stop, open_watch(output, world) as watch:
+    with stop_on_signals() as stop, open_watch(output, world, is_result_alone=True) as watch:
         latest = await drive(_observed_only(session.job), identity, ports, watch, stop)
         for _, observation in copy.state.observations[len(memory.observations) :]:
             as_declared = observation.model_copy(update={"job": session.job.without_environment()})
@@ -90,7 +90,7 @@ def _tell_next(action: Action) -> str:
     """What `run` would do first."""
     match action:
         case Propose():
-            return f"`run` would try {changes_of(action.plan.hypothesis)} first. {action.worth.sentence}."
+            return f"`run` would try this first: {action.worth.sentence}."
         case Launch() | Challenge():
             question = changes_of(action.experiment.plan.hypothesis)
             return f"{question} is under way; `run` goes on with block {action.spec.name}: {action.sentence}."

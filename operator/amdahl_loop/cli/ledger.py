@@ -12,7 +12,7 @@ from amdahl_loop.adapters.sqlite.entries import parse_export
 from amdahl_loop.cli.exits import Exit, Stop
 from amdahl_loop.cli.output import emit
 from amdahl_loop.cli.replay import Decision, replay
-from amdahl_loop.cli.report import shape_blocks, shape_experiment
+from amdahl_loop.cli.report import shape_blocks, shape_experiment, shape_floor
 from amdahl_loop.cli.screens_ledger import show_ledger, show_replay, show_show
 from amdahl_loop.cli.session import World
 from amdahl_loop.cli.shapes import LedgerShape, ReplayedShape, ReplayShape, ShowShape, TransferShape
@@ -38,7 +38,7 @@ def show_experiment(arguments: argparse.Namespace, world: World) -> int:
         profile=plan.constants.profile.value,
         objective=plan.objective.value,
         seed=plan.seed,
-        floor=experiment.verdict.floor if experiment.verdict else None,
+        floor=shape_floor(experiment),
         planned_blocks=len(plan.blocks),
         runs=shape_blocks(experiment),
         svg=str(arguments.svg) if arguments.svg else None,

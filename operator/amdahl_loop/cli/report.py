@@ -131,6 +131,12 @@ def shape_experiment(experiment: Experiment) -> ExperimentShape:
     )
 
 
+def shape_floor(experiment: Experiment) -> float | None:
+    """The smallest share of cost that the judge would have called a saving, once it has said so."""
+    verdict = experiment.verdict
+    return saving(verdict.floor) if verdict and verdict.floor is not None else None
+
+
 def shape_final(knobs: Knobs) -> FinalShape:
     """Printed form of the values in force."""
     return FinalShape(knobs={knob.value: value for knob, value in knobs.declared().items()})

@@ -7,7 +7,6 @@ claim and its interval a band; blocks that do not count are hollow.
 from collections.abc import Sequence
 from html import escape
 
-from amdahl_loop.cli.report import saving
 from amdahl_loop.cli.shapes import BlockShape, ShowShape
 from amdahl_loop.cli.words import clean, percent, saved
 
@@ -82,7 +81,7 @@ class _Scale:
 def _levels(shown: ShowShape, blocks: Sequence[BlockShape]) -> list[float]:
     """Everything that must fit on the page."""
     found = [block.effect for block in blocks if block.effect is not None]
-    return [*found, *(shown.experiment.interval or ()), saving(shown.floor or 0.0), 0.0]
+    return [*found, *(shown.experiment.interval or ()), shown.floor or 0.0, 0.0]
 
 
 def _title(shown: ShowShape) -> str:
@@ -104,9 +103,9 @@ def _draw_claim(shown: ShowShape, scale: _Scale) -> list[str]:
     if experiment.effect is not None:
         parts.append(_line("claim", scale.y(experiment.effect)))
     if shown.floor is not None:
-        parts.append(_line("floor", scale.y(saving(shown.floor))))
-        label = f"floor {percent(saving(shown.floor))}"
-        parts.append(_text(WIDTH - RIGHT, scale.y(saving(shown.floor)) - 4, label, "dim", "end"))
+        parts.append(_line("floor", scale.y(shown.floor)))
+        label = f"floor {percent(shown.floor)}"
+        parts.append(_text(WIDTH - RIGHT, scale.y(shown.floor) - 4, label, "dim", "end"))
     return parts
 
 

@@ -75,7 +75,9 @@ class LiveWatch:
             self._live.update(view, refresh=True)
 
 
-def open_watch(output: str, world: World) -> LineWatch | LiveWatch:
-    """A live view where a person looks on, else a log; on standard error where standard output is for JSON alone."""
-    console = world.console(is_error=output == "json")
-    return LiveWatch(console, world.clock) if console.is_terminal and output == "text" else LineWatch(console)
+def open_watch(output: str, world: World, is_result_alone: bool = False) -> LineWatch | LiveWatch:
+    """A live view where a person looks on, else a log; on standard error where the result is to stand alone."""
+    console = world.console()
+    if console.is_terminal and output == "text":
+        return LiveWatch(console, world.clock)
+    return LineWatch(world.console(is_error=output == "json" or is_result_alone))

@@ -173,3 +173,13 @@ def test_recipes_load_and_split_over_one_and_two_ranks(path):
 def test_the_configuration_file_is_found_anywhere_in_the_arguments(arguments, expected):
     """--config FILE and --config=FILE; the rest are keys."""
     assert split_arguments(arguments) == expected
+
+
+def test_the_documentation_lists_every_key_with_its_default():
+    """docs/trainer.md is the table of keys as they are declared."""
+    text = (PACKAGE.parents[1] / "docs" / "trainer.md").read_text()
+    for name, value in configs.flatten(configs.Config()).items():
+        metadata = configs.declared(name).metadata
+        shown = str(value).lower() if isinstance(value, bool) else value
+        row = f"| `{name}` | {shown} | {'yes' if metadata['maths'] else ''} | {metadata['text']}"
+        assert row in text, row

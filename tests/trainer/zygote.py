@@ -4,15 +4,19 @@ Everything else about the processes is real: their own environment, signals, fil
 line on standard input, one JSON reply a line on standard output.
 """
 
+import ctypes
 import json
 import os
 import runpy
+import signal
 import sys
 import time
 
 import torch._dynamo  # noqa: F401 (a second or two: the first optimizer of a process imports it)
 
 from amdahl_trainer import entry
+
+PR_SET_PDEATHSIG = 1
 
 
 def start(request):
@@ -21,6 +25,7 @@ def start(request):
     if pid:
         return {"pid": pid}
     os.setsid()
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # a test run that is broken off leaves nothing behind
     log = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(log, 1)

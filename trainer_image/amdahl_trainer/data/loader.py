@@ -11,6 +11,7 @@ import signal
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -70,6 +71,7 @@ class Loader:
         self.settings = settings
         self.position = 0
         self._batches: Iterator[Batch] | None = None
+        self._workers: list[BaseProcess] = []
 
     def open(self, position: int, settings: Settings | None = None) -> None:
         """Go to a position, with other settings if given, in the present order. Workers are started anew."""
@@ -84,26 +86,37 @@ class Loader:
         Raises:
             DataError: it failed twice at one position.
         """
-        assert self._batches is not None, "open() comes first"
-        try:
-            batch = next(self._batches)
-        except Exception as first:  # noqa: BLE001 (a worker hands over whatever its data raised)
-            print(f"loader failed at position {self.position} ({_one_line(first)}); starting it again", flush=True)
+        batch = self._attempt()
+        if isinstance(batch, str):
+            print(f"loader failed at position {self.position} ({batch}); starting it again", flush=True)
             self.open(self.position)
-            try:
-                batch = next(self._batches)
-            except Exception as second:
-                raise DataError(f"loader failed twice at position {self.position}: {_one_line(second)}") from second
+            batch = self._attempt()
+        if isinstance(batch, str):
+            raise DataError(f"loader failed twice at position {self.position}: {batch}")
         self.position += self._share.global_batch
         return batch
 
+    def _attempt(self) -> Batch | str:
+        """The next batch, or why there is none. The exception ends here: its traceback would keep the workers."""
+        assert self._batches is not None, "open() comes first"
+        try:
+            return next(self._batches)
+        except Exception as error:  # noqa: BLE001 (a worker hands over whatever its data raised)
+            return f"{type(error).__name__}: {error}".strip().splitlines()[-1]
+
     def close(self) -> None:
         """Stop the workers. Batches they had ready are dropped and made again after `open`."""
-        self._batches = None  # the iterator's finaliser joins its workers
+        self._batches = None  # the iterator's finaliser tells its workers to end
+        for worker in self._workers:
+            worker.join(timeout=1.0)
+            if worker.is_alive():  # it missed the word, or makes a batch that takes longer
+                worker.kill()
+                worker.join()
+        self._workers = []
 
     def worker_pids(self) -> list[int]:
         """The loader processes of this rank that run now."""
-        return [child.pid for child in multiprocessing.active_children() if child.pid is not None]
+        return [worker.pid for worker in self._workers if worker.pid is not None and worker.is_alive()]
 
     def _start(self) -> Iterator[Batch]:
         workers = self.settings.workers
@@ -118,7 +131,9 @@ class Loader:
             multiprocessing_context="fork" if workers else None,  # a live switch must not import torch again
             generator=torch.Generator(),  # its own, so that starting a loader draws nothing from the training's
         )
+        others = set(multiprocessing.active_children())
         batches = iter(loader)
+        self._workers = [child for child in multiprocessing.active_children() if child not in others]
         # torch's SIGCHLD handler raises in whatever the training thread does when a worker dies. Without it the death
         # is noticed in `next`, where it can be handled.
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -145,7 +160,3 @@ def _begin_worker(_: int) -> None:
     """Outlive a SIGTERM to the process group: the training process still needs batches to reach its checkpoint."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def _one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".strip().splitlines()[-1]

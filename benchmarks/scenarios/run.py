@@ -39,7 +39,10 @@ def main() -> int:
         if options.only and line.name not in options.only:
             continue
         print(f"==> {line.name}", file=sys.stderr, flush=True)
-        rows.append(run_line(line, work, out / line.name, options.profile, options.rounds))
+        try:
+            rows.append(run_line(line, work, out / line.name, options.profile, options.rounds))
+        except (RuntimeError, subprocess.TimeoutExpired) as error:  # the other lines can still be told
+            rows.append(Row(line.name, "a finished loop", str(error), 0, 0, 0.0, ("did not finish",)))
         (out / line.name / "result.json").write_text(json.dumps(asdict(rows[-1]), indent=1) + "\n")
         print("    " + " | ".join(rows[-1].cells()), file=sys.stderr, flush=True)
     print(render_text(rows))

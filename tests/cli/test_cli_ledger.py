@@ -1,16 +1,18 @@
 """`explain`, `ledger`, `show`, `replay`, `export`, `import`: what is remembered, and that it can be believed."""
 
+import asyncio
 import json
 import sqlite3
 import xml.etree.ElementTree as ET
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from amdahl_loop.adapters.sqlite import SqliteLedger
-from amdahl_loop.adapters.sqlite.entries import entry_of, parse_export
+from amdahl_loop.adapters.sqlite.entries import Body, Entry, entry_of, parse_export
+from amdahl_loop.cli.replay import replay
 from amdahl_loop.domain.resources import Knobs
 from amdahl_loop.domain.telemetry import WindowOutcome
 from fakes import Truth, compute_bound, loader_bound
@@ -127,12 +129,35 @@ def test_replay_agrees_over_failures_changes_and_other_profiles(cli: Any) -> Non
     assert called.code == 0, called.out
 
 
+def test_replay_agrees_with_every_beginning_of_a_record(cli: Any) -> None:
+    """Wherever a loop was cut, what it had recorded by then follows from what came before."""
+    cli("run", cli.manifest)
+    bodies = read_ledger(cli.ledger)
+
+    for end in range(len(bodies)):
+        assert [d for d in asyncio.run(replay(bodies[:end])) if d.difference or not d.is_derived] == []
+
+
+def test_a_change_by_the_owner_ends_an_experiment_and_replays(cli: Any) -> None:
+    """The open experiment is closed as cancelled; the record of it can be derived, because the job was observed again."""
+    cli("run", cli.manifest)
+    cut = cli.folder / "cut.sqlite"
+    write_ledger(cut, map(entry_of, read_ledger(cli.ledger)[:6]))
+    cli.write(cli.manifest.read_text().replace("dataloaderWorkers: 0", "dataloaderWorkers: 1"))
+    told = cli("run", cli.manifest, "--ledger", cut, "-o", "json").json
+    replayed = cli("replay", cut, "-o", "json")
+
+    assert (told["experiments"][0]["verdict"], told["experiments"][0]["reason"]) == ("Inconclusive", "Cancelled")
+    assert told["experiments"][-1]["verdict"] == "Won"
+    assert (replayed.code, replayed.json["not_derived"]) == (0, [])
+
+
 @pytest.mark.parametrize("edited", ["verdict", "plan"])
 def test_replay_disagrees_with_an_edited_record(cli: Any, tmp_path: Path, edited: str) -> None:
     """A verdict or a seed that the loop would not have written is found and named; code 5."""
     cli("run", cli.manifest)
     forged = tmp_path / "forged.sqlite"
-    forge(cli.ledger, forged, edited)
+    write_ledger(forged, (forge(entry_of(body), edited) for body in read_ledger(cli.ledger)))
     called = cli("replay", forged, "-o", "json")
 
     assert called.code == 5
@@ -141,22 +166,30 @@ def test_replay_disagrees_with_an_edited_record(cli: Any, tmp_path: Path, edited
     )
 
 
-def forge(source: Path, target: Path, edited: str) -> None:
-    """A ledger whose chain is sound and whose content is not: written by a liar who knows the format."""
-    with SqliteLedger.open(source, exclusive=False) as ledger:
-        bodies = list(parse_export(ledger.export_lines()))
+def read_ledger(path: Path) -> list[Body]:
+    """Every entry's content."""
+    with SqliteLedger.open(path, exclusive=False) as ledger:
+        return list(parse_export(ledger.export_lines()))
+
+
+def write_ledger(path: Path, entries: Iterable[Entry]) -> None:
+    """A ledger whose chain is sound, whatever it says."""
     lines, head = [], ""
-    for body in bodies:
-        entry = entry_of(body)
-        if edited == "verdict" and entry.kind == "verdict":
-            entry = entry._replace(body=entry.body.replace('"word":"Won"', '"word":"NoGain"'))
-        if edited == "plan" and entry.kind == "plan":
-            entry = entry._replace(body=entry.body.replace('"maxSlowdown":1.05', '"maxSlowdown":9.0'))
+    for entry in entries:
         head = entry.hash_after(head)
         lines.append(json.dumps({"kind": entry.kind, "body": entry.body, "hash": head}))
-    header = json.dumps({"v": "amdahl.ledger/1", "entries": len(bodies), "head": head})
-    with SqliteLedger.open(target) as ledger:
+    header = json.dumps({"v": "amdahl.ledger/1", "entries": len(lines), "head": head})
+    with SqliteLedger.open(path) as ledger:
         ledger.import_lines([header, *lines])
+
+
+def forge(entry: Entry, edited: str) -> Entry:
+    """The entry as a liar who knows the format would write it."""
+    if edited == "verdict" == entry.kind:
+        return entry._replace(body=entry.body.replace('"word":"Won"', '"word":"NoGain"'))
+    if edited == "plan" == entry.kind:
+        return entry._replace(body=entry.body.replace('"maxSlowdown":1.05', '"maxSlowdown":9.0'))
+    return entry
 
 
 def test_a_ledger_is_carried_to_another_machine(cli: Any, tmp_path: Path) -> None:

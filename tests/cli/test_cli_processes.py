@@ -219,6 +219,26 @@ def test_train_passes_the_exit_code_through(folder: Path) -> None:
     assert (folder / "job" / "trained").read_text() == "0"
 
 
+@pytest.mark.slow
+def test_trace_gathers_what_the_ranks_left(folder: Path) -> None:
+    """The program is interrupted in time, and its trace becomes the file; the user's folder holds nothing else."""
+    spans = '{"traceEvents": [{"name": "compute", "ph": "X", "pid": 0, "tid": 0, "ts": 1, "dur": 2}]}'
+    program = (
+        "import os, time\n"
+        "assert os.environ['AMDAHL_TRACE'] == '1'\n"
+        "try:\n    time.sleep(600)\n"
+        f"finally:\n    open(os.environ['AMDAHL_TELEMETRY_DIR'] + '/trace-0.json', 'w').write('{spans}')\n"
+    )
+    (folder / "job" / "train.py").write_text(program)
+    process = start(folder, "trace", "job.yaml", "--seconds", "5", "-o", "trace.json")
+    process.communicate(timeout=PATIENCE_S)
+
+    assert process.returncode == 0
+    assert json.loads((folder / "job" / "trace.json").read_text())["traceEvents"] == json.loads(spans)["traceEvents"]
+    assert sorted(path.name for path in (folder / "job").iterdir()) == ["job.yaml", "trace.json", "train.py"]
+    assert processes_of(folder) == []
+
+
 def test_an_unprotected_job_is_refused(folder: Path) -> None:
     """What one machine cannot give is named with the fix before anything runs: code 4."""
     path = folder / "job" / "job.yaml"

@@ -151,13 +151,13 @@ def test_a_job_that_fails_is_code_1(make_cli: Callable[..., Any]) -> None:
 
 @pytest.mark.parametrize(("mode", "verdicts"), [("Observe", []), ("Recommend", ["Won"])])
 def test_modes_that_apply_nothing(make_cli: Callable[..., Any], mode: str, verdicts: list[str]) -> None:
-    """Observe tries nothing; Recommend proves and leaves every value as it is."""
+    """Observe tries nothing; Recommend proves, shows the diff, and leaves every value as it is."""
     cli = make_cli(Truth(phases_s=loader_bound), tuning={"mode": mode})
     told = cli("run", cli.manifest, "-o", "json").json
 
     assert [experiment["verdict"] for experiment in told["experiments"]] == verdicts
     assert told["final"]["knobs"] == {"dataloaderWorkers": 0}
-    assert told["manifest"]["diff"] == ""
+    assert ("dataloaderWorkers: 3" in told["manifest"]["diff"]) == bool(verdicts)
 
 
 def test_another_profile_may_be_asked_for(cli: Any) -> None:

@@ -24,10 +24,11 @@ _NOT_OURS = frozenset({"__pycache__", "node_modules", "site-packages", "venv"})
 def digest_program(job: TrainingJob, folder: Path) -> str:
     """16 hex digits over the job's program; `folder` is the process's working directory."""
     trainer = job.spec.template.trainer
-    named = sorted({folder / word for word in (*trainer.command, *trainer.args) if _is_file(folder / word)})
+    named = [word for word in (*trainer.command, *trainer.args) if _is_file(folder / word)]
+    found = [str(path.relative_to(folder)) for path in _python_files(folder)]
     digest = hashlib.sha256()
-    for path in (*named, *_python_files(folder)):
-        digest.update(os.path.relpath(path, folder).encode(errors="surrogateescape") + b"\0" + _content(path) + b"\0")
+    for name in (*named, *found):
+        digest.update(name.encode(errors="surrogateescape") + b"\0" + _content(folder / name) + b"\0")
     return digest.hexdigest()[:16]
 
 

@@ -25,11 +25,11 @@ from amdahl_loop.cli.shapes import (
 from amdahl_loop.domain.bank import balance
 from amdahl_loop.domain.diagnosis import Diagnosis, diagnose, weigh_cadence
 from amdahl_loop.domain.evidence import read_block, run_arm, sift
-from amdahl_loop.domain.experiments import Change, Experiment, Stage
+from amdahl_loop.domain.experiments import Change, Experiment, Stage, VerdictWord
 from amdahl_loop.domain.ledger import Observation
 from amdahl_loop.domain.phases import Breakdown, Unobservable, account
 from amdahl_loop.domain.plan import Review, Snapshot
-from amdahl_loop.domain.resources import Knobs
+from amdahl_loop.domain.resources import KnobName, Knobs, KnobValue, Mode
 from amdahl_loop.domain.telemetry import PHASES, Window
 
 DIGITS = 6
@@ -53,6 +53,20 @@ def first_observation(snapshot: Snapshot) -> Observation | None:
 def own_experiments(snapshot: Snapshot) -> tuple[Experiment, ...]:
     """This job's experiments on the code as it is now."""
     return tuple(e for e in snapshot.experiments if e.plan.fingerprint == snapshot.fingerprint)
+
+
+def proven_values(snapshot: Snapshot) -> dict[KnobName, KnobValue]:
+    """Values that the manifest lacks: those in force, and the best win where the loop may only recommend.
+
+    Only the best of several: each was proven from the declared values alone, not together with the others.
+    """
+    declared = snapshot.job.spec.knobs
+    values = {knob: value for knob, value in snapshot.knobs.declared().items() if declared.get(knob) != value}
+    if snapshot.job.spec.tuning.mode is not Mode.RECOMMEND:
+        return values
+    verdicts = [(e.verdict, e.plan) for e in own_experiments(snapshot) if e.plan.baseline == snapshot.knobs]
+    wins = [(verdict.effect or 0.0, plan) for verdict, plan in verdicts if verdict and verdict.word is VerdictWord.WON]
+    return values | (max(wins, key=lambda win: win[0])[1].hypothesis.values() if wins else {})
 
 
 def breakdown_of(snapshot: Snapshot, observation: Observation | None) -> Breakdown | None:

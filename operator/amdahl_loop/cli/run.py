@@ -12,6 +12,7 @@ from amdahl_loop.cli.report import (
     diagnosis_of,
     first_observation,
     own_experiments,
+    proven_values,
     shape_bank,
     shape_diagnosis,
     shape_experiment,
@@ -56,9 +57,7 @@ def describe(session: Session, snapshot: Snapshot, reason: str, is_written: bool
     """The result of a run from what the ledger knows; writes the manifest where that was asked for."""
     first, last = breakdown_of(snapshot, first_observation(snapshot)), breakdown_of(snapshot, snapshot.observation)
     manifest = session.manifest
-    proven = {
-        knob: value for knob, value in snapshot.knobs.declared().items() if snapshot.job.spec.knobs.get(knob) != value
-    }
+    proven = proven_values(snapshot)
     text = edit_knobs(manifest, proven) if proven else manifest.text
     if is_written and proven:
         write_manifest(manifest, text)

@@ -39,22 +39,27 @@ def is_measured(setting: bytes) -> bool:
 
 
 def end(_number: int, _frame: FrameType | None) -> None:
-    """Leave; the burners are daemons and go with this process."""
+    """Told to leave."""
     sys.exit(0)
 
 
 def main(setting: bytes) -> None:
-    """Burn while the setting is measured."""
+    """Burn while the setting is measured, until told to leave or until whoever started this is gone."""
     burners = [multiprocessing.Process(target=burn, daemon=True) for _ in range(BURNERS)]
+    host = os.getppid()
     for burner in burners:
         burner.start()
     signal.signal(signal.SIGTERM, end)
-    while True:
-        order = signal.SIGCONT if is_measured(setting) else signal.SIGSTOP
-        for burner in burners:
-            assert burner.pid is not None
-            os.kill(burner.pid, order)
-        time.sleep(LOOK_EVERY_S)
+    try:
+        while os.getppid() == host:
+            order = signal.SIGCONT if is_measured(setting) else signal.SIGSTOP
+            for burner in burners:
+                assert burner.pid is not None
+                os.kill(burner.pid, order)
+            time.sleep(LOOK_EVERY_S)
+    finally:
+        for burner in burners:  # a stopped process hears nothing but this
+            burner.kill()
 
 
 if __name__ == "__main__":

@@ -57,8 +57,15 @@ def design_plan(
         interruption_interval_s=policy.interruption_interval_s,
         max_lost_work_s=policy.max_lost_work_s,
         restart_s=breakdown.startup_s,
+        mem_limit_mib=_mem_limit_mib(job),
         device_hours_ahead=job.expected_device_hours[0],
         baseline_shares_ppk=breakdown.shares_ppk,
         seed=seed,
         blocks=enumerate_blocks(seed, constants, skip_discovery),
     )
+
+
+def _mem_limit_mib(job: TrainingJob) -> int | None:
+    """The trainer container's memory limit (or request), where the template states one."""
+    mem_bytes = job.spec.template.trainer.resources.quantity("memory")
+    return None if mem_bytes is None else int(mem_bytes / 2**20)

@@ -1,6 +1,6 @@
 """A data loader without workers: fetching and transforming a batch takes turns with training on it.
 
-Each read waits 1.5 ms, which stands for remote storage in the same building; the rest is real work.
+Each read waits a millisecond, which stands for remote storage in the same building; the rest is real work.
 """
 
 from common import BATCH, Records, parse_steps, settle, train
@@ -8,4 +8,4 @@ from torch.utils.data import DataLoader
 
 if __name__ == "__main__":
     settle()
-    train(DataLoader(Records(latency_s=0.0015), batch_size=BATCH, shuffle=True), parse_steps())
+    train(DataLoader(Records(latency_s=0.001), batch_size=BATCH, shuffle=True), parse_steps())

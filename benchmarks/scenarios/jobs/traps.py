@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, get_worker_info
 
 WORKERS = int(os.environ.get("AMDAHL_DATALOADER_WORKERS", "0"))
-LATENCY_S = 0.0015
+LATENCY_S = 0.001
 
 
 def is_variant() -> bool:

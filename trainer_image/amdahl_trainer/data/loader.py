@@ -109,7 +109,7 @@ class Loader:
         self._batches = None  # the iterator's finaliser tells its workers to end
         for worker in self._workers:
             worker.join(timeout=1.0)
-            if worker.is_alive():  # it missed the word, or makes a batch that takes longer
+            if worker.is_alive():  # the traceback of a failure may still hold the iterator
                 worker.kill()
                 worker.join()
         self._workers = []

@@ -347,6 +347,12 @@ class TestTrial:
             (9, 11, True)
         ]
 
+    def test_other_formats_are_checkpoints_too(self, scripts: Scripts) -> None:
+        """`safetensors.torch`, which is imported after torch: one save, though one saver calls the other."""
+        saves = [(line["step"], "durable" in line) for line in scripts.lines("package") if line["k"] == "save"]
+
+        assert saves == [(2, False), (2, True)]
+
     def test_compiling_steps_are_warmup(self, scripts: Scripts) -> None:
         """The first step compiles; a later one that does (another shape) would be tagged too."""
         steps = scripts.steps("package")

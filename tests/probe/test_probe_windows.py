@@ -201,11 +201,23 @@ def test_live_windows_take_only_their_own_sequence(
 def test_the_offset_counts_when_all_ranks_applied_it(make_log: Callable[..., RankLog]) -> None:
     """One rank without it reads other data."""
     first, second = make_log(20), make_log(20)
-    first.add(Offset(True), 0)
+    first.add(Offset(0, True), 0)
     assert not expect(measure(first, second)).offset_applied
-    second.add(Offset(True), 0)
-
+    second.add(Offset(0, True), 0)
     assert expect(measure(first, second)).offset_applied
+    second.add(Offset(0, False), 0)  # one loader of several did not
+    assert not expect(measure(first, second)).offset_applied
+
+
+def test_a_window_without_samples_or_time_has_no_cost(
+    make_log: Callable[..., RankLog], make_step: Callable[..., Step]
+) -> None:
+    """A script without a DataLoader cannot be judged by samples; a clock that stands still measures nothing."""
+    assert measure(make_log(steps=[make_step(at, samples=0) for at in range(20)])) == Void(
+        "no samples: the probe has seen no DataLoader"
+    )
+    frozen = [make_step(at, wall_ns=0, end_ns=7, phases_ns=(0,) * 9) for at in range(20)]
+    assert measure(make_log(steps=frozen), steps=4) == Void("no time has passed")
 
 
 @given(st.lists(st.integers(0, 10**12), min_size=9, max_size=9))

@@ -11,7 +11,6 @@ processes, which are nobody's rank, stay silent.
 from __future__ import annotations
 
 import atexit
-import fcntl
 import functools
 import gc
 import os
@@ -23,7 +22,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Callable, Deque, Dict, List, Mapping, Optional, Tuple, TypeVar
 
-from amdahl_probe import device, digests, emit, metrics, spans, trace, trial
+from amdahl_probe import device, digests, emit, metrics, place, spans, trace, trial
 from amdahl_probe.digests import BatchDigest
 from amdahl_probe.draft import Draft
 from amdahl_probe.emit import Recorder
@@ -100,10 +99,13 @@ class Probe:
         return self._is_rank
 
     def _become_rank(self) -> bool:
-        rank, world, is_first = self._find_place()
+        rank, world, is_first = place.find(self.torch.distributed, os.environ)
         directory = self.settings.directory
-        if directory and not self._take_lock(Path(directory), rank):
-            return False
+        if directory:
+            try:
+                self._lock = place.take_lock(Path(directory), rank)
+            except BlockingIOError:  # another process of this job is that rank
+                return False
         counters = metrics.Metrics({"run": self.settings.run})
         self._recorder = recorder = Recorder(directory, rank, world, counters)
         cuda = self.torch.cuda
@@ -120,27 +122,7 @@ class Probe:
         atexit.register(self.finish)
         return True
 
-    def _find_place(self) -> Tuple[int, int, bool]:
-        dist, env = self.torch.distributed, os.environ
-        if dist.is_available() and dist.is_initialized():
-            rank, world = int(dist.get_rank()), int(dist.get_world_size())
-        else:
-            rank, world = int(env.get("RANK", "0")), int(env.get("WORLD_SIZE", "1"))
-        return rank, world, int(env.get("LOCAL_RANK", str(rank))) == 0
-
-    def _take_lock(self, directory: Path, rank: int) -> bool:
-        directory.mkdir(parents=True, exist_ok=True)
-        self._lock = os.open(directory / f"rank-{rank}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:  # another process of this job is that rank
-            os.close(self._lock)
-            self._lock = None
-            return False
-        except OSError:  # a file system without locks: go on without
-            return True
-        return True
-
+    @guarded
     def forked(self) -> None:
         """In a forked child: forget the parent's run. It may be a loader worker, or become a rank of its own."""
         if self._lock is not None:

@@ -66,9 +66,12 @@ class Launch:
             self._control = -1
         return self._wait(15)
 
-    def sample(self, now_s: float) -> Optional[int]:
-        """Look at the process tree when it is time to: bytes held, or None. Also keeps `peak_bytes` and `cpu_ticks`."""
-        if now_s - self._sampled_s < SAMPLE_S or self.exit is not None:
+    def sample(self, now_s: float, is_last: bool = False) -> Optional[int]:
+        """Look at the process tree when it is time to: bytes held, or None. Also keeps `peak_bytes` and `cpu_ticks`.
+
+        `is_last` looks in any case, so that a window shorter than the sampling has a peak too.
+        """
+        if self.exit is not None or (now_s - self._sampled_s < SAMPLE_S and not is_last):
             return None
         self._sampled_s = now_s
         processes = process_tree.find_descendants(self._guard)

@@ -63,8 +63,9 @@ class Save(NamedTuple):
 
 
 class Offset(NamedTuple):
-    """Whether the data offset took effect."""
+    """Whether the data offset of knob sequence `seq` took effect."""
 
+    seq: int
     applied: bool
 
 
@@ -115,7 +116,7 @@ def _parse_kind(raw: Dict[str, Any]) -> Record:
     if kind == "save":
         return Save(_integer(raw, "t"), _integer(raw, "step"), _integer(raw, "block_ns"), bool(raw.get("durable")))
     if kind == "offset":
-        return Offset(_flag(raw, "applied"))
+        return Offset(_integer(raw, "seq"), _flag(raw, "applied"))
     if kind == "disabled":
         return Disabled(str(raw.get("why", ""))[:200])
     return Other(str(kind)[:20])

@@ -13,23 +13,21 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import Dict, List, Mapping, NamedTuple, Optional
+from typing import Dict, List, Mapping, Optional
 
 from amdahl_probe import plan as plans
-from amdahl_probe import process_tree, summary, windows
-from amdahl_probe.launch import Exit, Launch
+from amdahl_probe import process_tree, summary, verdicts, windows
+from amdahl_probe.launch import Launch
 from amdahl_probe.metrics import write_atomically
 from amdahl_probe.plan import Plan, PlanError, Window
 from amdahl_probe.scratch import Scratch, ScratchError
 from amdahl_probe.summary import Block, Entry
 from amdahl_probe.tail import Tail
+from amdahl_probe.verdicts import Result
 from amdahl_probe.windows import Numbers, RankLog, Void
 
 #: How often the rank files are looked at: the resolution of the outside clock, 0.5 % of a two-second window.
 POLL_S = 0.01
-
-#: A process tree that uses less of one processor than this while it says nothing hangs; above, it runs unheard.
-IDLE_SHARE = 0.05
 
 #: What an out-of-memory error looks like in the end of the log: torch, CUDA, Python, the C library.
 OUT_OF_MEMORY = (b"OutOfMemoryError", b"CUDA out of memory", b"MemoryError", b"can't allocate memory", b"ENOMEM")
@@ -37,15 +35,6 @@ OUT_OF_MEMORY = (b"OutOfMemoryError", b"CUDA out of memory", b"MemoryError", b"c
 
 class Stopped(Exception):  # noqa: N818 (an order, not an error)
     """The supervisor was told to stop, or ran out of time."""
-
-
-class Result(NamedTuple):
-    """How one window came out."""
-
-    outcome: str
-    code: Optional[int] = None
-    why: str = ""
-    numbers: Optional[Numbers] = None
 
 
 class Session:
@@ -189,12 +178,12 @@ class Supervisor:
             if isinstance(outcome, Void):
                 return Result("void", why=outcome.why)
             if ended is not None:
-                return self._judge_end(ended, session)
+                return verdicts.judge_end(ended, session.logs, _says_out_of_memory(session.launch.log_path))
             held_bytes = session.launch.sample(now_s)
             if held_bytes is not None and held_bytes > self._plan.mem_bytes:
                 session.launch.kill()
                 return Result("oom", -9, f"{held_bytes >> 20} MiB held, {self._plan.mem_bytes >> 20} allowed")
-            lost = self._judge_silence(session, now_s, begun_s)
+            lost = self._watch_silence(session, now_s, begun_s)
             if lost is not None:
                 return lost
             time.sleep(POLL_S)
@@ -222,44 +211,20 @@ class Supervisor:
         replicas = {**self._environ, **self._plan.env}.get("AMDAHL_REPLICAS", "1")
         return max(1, world // max(1, int(replicas) if replicas.isdecimal() else 1))
 
-    def _judge_end(self, ended: Exit, session: Session) -> Result:
-        """The command ended before its window was measured."""
-        steps = max((len(log.steps) for log in session.logs.values()), default=0)
-        if ended.code == 0:
-            word = "no_report" if not session.logs or _find_disabled(session.logs) else "no_steps"
-            return Result(word, 0, _find_disabled(session.logs) or f"ended after {steps} steps")
-        if ended.code in (-9, 137) or _says_out_of_memory(session.launch.log_path):
-            return Result("oom", ended.code, f"ended after {steps} steps")
-        return Result("crash", ended.code, ended.why or f"ended after {steps} steps")
-
-    def _judge_silence(self, session: Session, now_s: float, begun_s: float) -> Optional[Result]:
-        """Nothing new for too long: which word fits?"""
-        logs = session.logs
-        disabled = _find_disabled(logs)
-        if disabled:
-            return Result("no_report", why=disabled)
-        if self._plan.is_live and any(log.start is not None and not log.start.live for log in logs.values()):
+    def _watch_silence(self, session: Session, now_s: float, begun_s: float) -> Optional[Result]:
+        if self._plan.is_live and verdicts.cannot_switch(session.logs):
             return Result("no_report", why="the process does not switch knobs live; plan it as relaunch")
-        reached = [len(log.steps) for log in logs.values() if any(step.seq == session.seq for step in log.steps[-1:])]
-        has_steps = session.steps > 0 and len(reached) == len(logs)
+        has_steps = session.steps > 0 and verdicts.is_stepping(session.logs, session.seq)
+        quiet_s = now_s - (max(session.heard_s, begun_s) if has_steps else begun_s)
         limit_s = self._plan.step_timeout_s if has_steps else self._plan.startup_timeout_s
-        quiet_s = now_s - max(session.heard_s, begun_s) if has_steps else now_s - begun_s
-        if quiet_s <= limit_s:
-            return None
-        if reached and (len(reached) < self._expect_ranks(session) or max(reached) - min(reached) > 1):
-            return Result(
-                "void", why=f"{len(logs)} of {self._expect_ranks(session)} ranks reported, steps {reached[:8]}"
-            )
-        if not logs:
-            return Result("no_report", why=f"no record in {quiet_s:.0f} s")
         used_s = (session.launch.cpu_ticks - session.heard_ticks) / os.sysconf("SC_CLK_TCK")
-        if used_s < IDLE_SHARE * quiet_s:
-            return Result("hang", why=f"no step and no work for {quiet_s:.0f} s")
-        return Result("no_report" if has_steps else "no_steps", why=f"no step for {quiet_s:.0f} s")
+        silence = verdicts.Silence(quiet_s, used_s, has_steps, self._expect_ranks(session), session.seq)
+        return verdicts.judge_silence(session.logs, silence, limit_s)
 
     # -- what is kept ----------------------------------------------------------------------------------------------
 
     def _note(self, window: Window, session: Session, result: Result) -> None:
+        session.launch.sample(time.monotonic(), is_last=True)
         entry = Entry(
             arm=window.arm,
             index=window.index,
@@ -300,10 +265,6 @@ def write_in_place(path: str, data: bytes) -> None:
         os.ftruncate(opened, len(data))
     finally:
         os.close(opened)
-
-
-def _find_disabled(logs: Mapping[int, RankLog]) -> str:
-    return next((f"probe off: {log.disabled}" for log in logs.values() if log.disabled is not None), "")
 
 
 def _says_out_of_memory(log_path: Path) -> bool:

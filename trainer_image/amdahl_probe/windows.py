@@ -34,7 +34,7 @@ class RankLog:
         self.arrivals_ns: List[int] = []
         self.saves: List[Save] = []
         self.first_batch_ns: Optional[int] = None
-        self.offset_applied = False
+        self.offsets: Dict[int, bool] = {}
         self.refused: List[str] = []
         self.disabled: Optional[str] = None
 
@@ -50,7 +50,7 @@ class RankLog:
         elif isinstance(record, Save):
             self.saves.append(record)
         elif isinstance(record, Offset):
-            self.offset_applied = self.offset_applied or record.applied
+            self.offsets[record.seq] = record.applied and self.offsets.get(record.seq, True)
         elif isinstance(record, Disabled):
             self.disabled = record.why
         elif isinstance(record, Refused):
@@ -124,7 +124,10 @@ def measure(window: Window, logs: Mapping[int, RankLog], ranks: int, seq: int = 
         parts[rank] = part
     if len(parts) < ranks:
         return Unfinished(waits_for_ranks=True)
-    return _reduce(parts, logs)
+    numbers = _reduce(parts, logs)
+    if not numbers.samples:
+        return Void("no samples: the probe has seen no DataLoader")
+    return numbers if numbers.wall_us else Void("no time has passed")
 
 
 def _find_first(steps: Sequence[Step], seq: int) -> Optional[int]:
@@ -203,7 +206,7 @@ def _reduce(parts: Mapping[int, Tuple[Step, ...]], logs: Mapping[int, RankLog]) 
         loader=_reduce_loader([step.loader for steps in parts.values() for step in steps]),
         clock_ppk=_compare_clocks(part, log),
         slowest=_find_slowest(walls, comms, walls[judged]),
-        offset_applied=all(logs[rank].offset_applied for rank in parts),
+        offset_applied=all(logs[rank].offsets.get(part[0].seq, False) for rank in parts),
     )
 
 
@@ -251,7 +254,7 @@ def _split_saves(part: Sequence[Step], log: RankLog) -> Tuple[List[int], Optiona
             plain.append(step.wall_ns)
     if not saves:
         return plain, None
-    excess_ns = _mean(beside) - _mean(plain) if beside and plain else 0.0
+    excess_ns = max(0.0, _mean(beside) - _mean(plain)) if beside and plain else 0.0
     block_ns = sum(save.block_ns for save in saves) / len(saves)
     return plain, (len(saves), round(block_ns / 1000), round(excess_ns / 1000))
 

@@ -8,7 +8,8 @@ syntax is old on purpose: any Python that can read the file must be able to leav
 import sys
 
 
-def load_hidden() -> None:
+def load_hidden():
+    # type: () -> None
     """Run the `sitecustomize` that would have been found without this file; its errors are its own."""
     import os
     from importlib import util
@@ -24,7 +25,8 @@ def load_hidden() -> None:
     spec.loader.exec_module(module)
 
 
-def enter() -> None:
+def enter():
+    # type: () -> None
     """Wait for torch to be imported; whatever goes wrong here must not reach the script."""
     try:
         from amdahl_probe import hook

@@ -1,0 +1,1 @@
+"""Stands in for the library of this name: the probe goes by the name of the module."""

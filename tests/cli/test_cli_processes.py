@@ -239,6 +239,23 @@ def test_trace_gathers_what_the_ranks_left(folder: Path) -> None:
     assert processes_of(folder) == []
 
 
+def test_a_terminal_without_unicode_is_no_fault(folder: Path) -> None:
+    """What cannot be written is shown as a question mark; the loop does not end over it."""
+    path = folder / "job" / "job.yaml"
+    path.write_text(f"{path.read_text()}  replicas: äöü\n")
+    done = subprocess.run(
+        [*CALL, "run", "job.yaml"],
+        cwd=folder / "job",
+        env={**os.environ, "XDG_STATE_HOME": str(folder / "state"), "PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert done.returncode == 2
+    assert "spec.replicas: '???'" in done.stderr
+
+
 def test_an_unprotected_job_is_refused(folder: Path) -> None:
     """What one machine cannot give is named with the fix before anything runs: code 4."""
     path = folder / "job" / "job.yaml"

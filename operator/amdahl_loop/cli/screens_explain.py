@@ -14,12 +14,10 @@ from amdahl_loop.cli.words import clean, percent
 def show_explain(explain: ExplainShape) -> RenderableType:
     """`explain`: where time goes, what each knob could win, and what would be tried."""
     ceilings = Table(box=None, padding=(0, 2, 0, 0), show_edge=False)
-    for title in ("knob", "could save", "speed-up", "because"):
-        ceilings.add_column(title, justify="right" if title in ("could save", "speed-up") else "left")
+    for title in ("knob", "saves", "speed-up", "because"):
+        ceilings.add_column(title, justify="right" if title in ("saves", "speed-up") else "left")
     for knob, ceiling in explain.diagnosis.ceilings.items():
-        ceilings.add_row(
-            knob, f"≤ {percent(ceiling.removable_share)}", f"≤ {ceiling.speedup:.2f} x", clean(ceiling.sentence)
-        )
+        ceilings.add_row(knob, percent(ceiling.removable_share), f"{ceiling.speedup:.2f} x", clean(ceiling.sentence))
     parts: list[RenderableType] = [PhaseBar(explain.observation.phases), show_diagnosis(explain.diagnosis)]
     if explain.diagnosis.ceilings:
         parts += [heading("What each knob could win at most"), ceilings]

@@ -3,6 +3,7 @@
 `World` is what lies outside the program, injected so that tests decide the time, the machine and the terminal.
 """
 
+import io
 import os
 import sys
 import time
@@ -29,6 +30,13 @@ from amdahl_loop.ports import Clock, Runner
 from amdahl_loop.reconcile import Identity, Ports
 
 
+def tolerate(stream: TextIO) -> TextIO:
+    """The stream, writing `?` for what its encoding lacks: a name from a manifest must not end the loop."""
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(errors="replace")
+    return stream
+
+
 def open_console(stream: TextIO) -> Console:
     """A console that guesses from the stream and the environment what it may do."""
     return Console(file=stream, highlight=False)
@@ -51,8 +59,8 @@ class World:
     """What this machine trains on, for the fingerprint."""
     clock: Clock = time.time
     environment: Mapping[str, str] = field(default_factory=lambda: os.environ)
-    stdout: TextIO = field(default_factory=lambda: sys.stdout)
-    stderr: TextIO = field(default_factory=lambda: sys.stderr)
+    stdout: TextIO = field(default_factory=lambda: tolerate(sys.stdout))
+    stderr: TextIO = field(default_factory=lambda: tolerate(sys.stderr))
 
     open_console: Callable[[TextIO], Console] = open_console
     """How a stream is written to: in colours and in place on a terminal, as plain text elsewhere."""

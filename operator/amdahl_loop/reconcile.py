@@ -152,7 +152,7 @@ def _read(state: Finished, run: str) -> tuple[BlockReport | None, str]:
     if not state.summary:
         return None, (state.failure or "the run left no summary")[:200]
     report = parse_block_summary(state.summary, run)
-    return (None, report.reason[:200]) if isinstance(report, Malformed) else (report, "")
+    return (None, report.reason[:200]) if isinstance(report, Malformed) else (report, state.failure[:200])
 
 
 async def _apply(kind: ApplicationKind, experiment: str, knobs: Knobs, snapshot: Snapshot, ports: Ports) -> None:

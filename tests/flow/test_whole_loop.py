@@ -217,3 +217,34 @@ def test_a_past_win_of_the_family_comes_first_and_skips_only_discovery() -> None
     second = list(ledger.state.experiments.values())[1]
     assert (second.plan.hypothesis.source, second.verdict and second.verdict.word) == ("prior", VerdictWord.WON)
     assert not any("-d" in run for run in runner.submitted)
+
+
+def test_another_job_s_win_on_the_same_work_is_proven_again_before_it_is_applied() -> None:
+    """The same fingerprint under another name: the kin's win is a first hypothesis, not an answer."""
+    ledger = MemoryLedger()
+    job = make_job({"dataloaderWorkers": 0}, {"profile": "quick"})
+    run_loop(job, SimulatedRunner(Truth(phases_s=loader_bound)), ledger)
+    twin = Identity(job_uid="local-twin", fingerprint=FINGERPRINT, family=FAMILY)
+
+    async def loop() -> None:
+        ports = Ports(runner=SimulatedRunner(Truth(phases_s=loader_bound)), ledger=ledger, clock=lambda: 2000.0)
+        for _ in range(MANY_TICKS):
+            if (await tick(job, twin, ports)).is_over:
+                return
+
+    asyncio.run(loop())
+
+    second = list(ledger.state.experiments.values())[1]
+    assert (second.plan.job_uid, second.plan.hypothesis.source) == ("local-twin", "prior")
+    assert [application.job_uid for application in ledger.state.applications] == [UID, "local-twin"]
+
+
+def test_a_default_budget_is_a_share_of_the_work_ahead() -> None:
+    """No figure: a twentieth of the device-hours ahead, and the sentence says so."""
+    job = make_job({"dataloaderWorkers": 0}, {"profile": "standard", "expectedDeviceHours": "2"})
+
+    halt = run_loop(job, SimulatedRunner(Truth(phases_s=loader_bound)), MemoryLedger())
+
+    assert "0.1 device-hours (a twentieth of 2 device-hours ahead, tuning.expectedDeviceHours)" in halt.sentence or (
+        "Nothing is worth trying" in halt.sentence
+    )

@@ -112,7 +112,7 @@ def _show_windows(request: RunRequest, state: RunState | None) -> RenderableType
 
 
 def _show_bank(snapshot: Snapshot) -> RenderableType:
-    bank, budget = shape_bank(snapshot), snapshot.job.spec.tuning.budget.device_hours
+    bank, budget = shape_bank(snapshot), device_hours(snapshot.job.budget_device_hours[0])
     told = f"bank: gross {device_hours(bank.gross)}, spent {device_hours(bank.spent)} (of at most {budget}), "
     return Text(f"{told}net {device_hours(bank.net)} device-hours", "dim")
 

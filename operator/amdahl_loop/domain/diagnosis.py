@@ -13,6 +13,7 @@ from amdahl_loop.domain.knobs import is_tunable
 from amdahl_loop.domain.phases import Breakdown
 from amdahl_loop.domain.resources import Frozen, KnobName, TrainingJob
 from amdahl_loop.domain.telemetry import Phase
+from amdahl_loop.domain.units import percent
 
 NOTABLE_SHARE = 0.05
 """Below this an exposed share is not worth a word: 5 % can never yield more than 5.3 % (research, mission 5)."""
@@ -143,7 +144,8 @@ def _classify(
     phase, share = _largest_waste(shares)
     if share < DOMINANT_SHARE:
         return Bottleneck.COMPUTE_BOUND, (
-            f"{shares[Phase.COMPUTE]:.0%} of the time computes; the largest waste is {phase} with {share:.1%}."
+            f"{percent(shares[Phase.COMPUTE])} of the time computes; "
+            f"the largest waste is {phase} with {percent(share, 1)}."
         )
     return _CLASS_OF_PHASE[phase], _phase_sentence(breakdown, phase, share, step_ms)
 
@@ -170,13 +172,13 @@ def _cadence_sentence(breakdown: Breakdown, cadence: CadenceWaste) -> str:
     every = breakdown.knobs.checkpoint_every_steps
     if cadence.lost_share > cadence.save_share:
         return (
-            f"Saving every {every} steps is too rare: interruptions are expected to lose {cadence.lost_share:.1%} "
-            f"of the work, saving itself costs {cadence.save_share:.1%}; "
+            f"Saving every {every} steps is too rare: interruptions are expected to lose "
+            f"{percent(cadence.lost_share, 1)} of the work, saving itself costs {percent(cadence.save_share, 1)}; "
             f"about every {cadence.best_every_steps} steps is best."
         )
     return (
-        f"Saving every {every} steps is too often: it costs {cadence.save_share:.1%} of the time and spares "
-        f"{cadence.lost_share:.1%} of lost work; about every {cadence.best_every_steps} steps is best."
+        f"Saving every {every} steps is too often: it costs {percent(cadence.save_share, 1)} of the time and spares "
+        f"{percent(cadence.lost_share, 1)} of lost work; about every {cadence.best_every_steps} steps is best."
     )
 
 
@@ -184,10 +186,10 @@ def _phase_sentence(breakdown: Breakdown, phase: Phase, share: float, step_ms: f
     if phase is Phase.INPUT:
         loader = breakdown.loader
         batch = f"; one worker needs {1000 * loader.batch_s:.0f} ms a batch" if loader else ""
-        return f"{share:.0%} of each {step_ms:.0f} ms step waits for data{batch}."
+        return f"{percent(share)} of each {step_ms:.0f} ms step waits for data{batch}."
     if phase in (Phase.STARTUP, Phase.WARMUP):
-        return f"{share:.0%} of the job's life is spent starting ({breakdown.startup_s:.0f} s a launch)."
-    return f"{share:.0%} of each {step_ms:.0f} ms step goes to {phase}."
+        return f"{percent(share)} of the job's life is spent starting ({breakdown.startup_s:.0f} s a launch)."
+    return f"{percent(share)} of each {step_ms:.0f} ms step goes to {phase}."
 
 
 def is_cpu_job(job: TrainingJob) -> bool:
@@ -202,10 +204,14 @@ def _ceilings(breakdown: Breakdown, job: TrainingJob, cadence: CadenceWaste | No
         if not is_tunable(job, knob):
             continue
         if knob in _INPUT_KNOBS:
-            found.append(Ceiling(knob=knob, removable_share=input_share, sentence=f"input is {input_share:.1%}"))
+            found.append(
+                Ceiling(knob=knob, removable_share=input_share, sentence=f"input is {percent(input_share, 1)}")
+            )
         elif knob in _CADENCE_KNOBS and cadence is not None:
             share = max(0.0, cadence.removable_share)
-            found.append(Ceiling(knob=knob, removable_share=share, sentence=f"the best cadence saves {share:.1%}"))
+            found.append(
+                Ceiling(knob=knob, removable_share=share, sentence=f"the best cadence saves {percent(share, 1)}")
+            )
         elif knob is KnobName.GPUS_PER_REPLICA:
             found.append(_process_ceiling(breakdown, job))
     return tuple(found)
@@ -221,7 +227,7 @@ def _process_ceiling(breakdown: Breakdown, job: TrainingJob) -> Ceiling:
     """Fewer devices save at most what they spend waiting for each other, or taking turns on too few CPUs."""
     crowded = max(0.0, 1 - breakdown.cpus / breakdown.devices) if is_cpu_job(job) else 0.0
     share = max(crowded, breakdown.shares[Phase.COMM])
-    why = f"{breakdown.devices} processes on {breakdown.cpus} CPUs" if crowded else f"comm is {share:.1%}"
+    why = f"{breakdown.devices} processes on {breakdown.cpus} CPUs" if crowded else f"comm is {percent(share, 1)}"
     return Ceiling(knob=KnobName.GPUS_PER_REPLICA, removable_share=share, sentence=why)
 
 

@@ -96,12 +96,19 @@ def open_experiment(experiments: Iterable[Experiment]) -> Experiment | None:
     return next((experiment for experiment in experiments if experiment.verdict is None), None)
 
 
-def is_settled(hypothesis: Hypothesis, fingerprint: str, memory: JobMemory, now_s: float) -> Experiment | None:
-    """The experiment that has answered this question already; an inconclusive answer expires after 14 days."""
+def is_settled(
+    hypothesis: Hypothesis, job_uid: str, fingerprint: str, memory: JobMemory, now_s: float
+) -> Experiment | None:
+    """The experiment that has answered this question already; an inconclusive answer expires after 14 days.
+
+    Another job's win does not settle it: it is a past win, which has to be proven here before it is applied here.
+    """
     for experiment in reversed(memory.experiments):
-        verdict = experiment.verdict
-        asked = experiment.plan.fingerprint == fingerprint and experiment.plan.hypothesis.key == hypothesis.key
+        verdict, plan = experiment.verdict, experiment.plan
+        asked = plan.fingerprint == fingerprint and plan.hypothesis.key == hypothesis.key
         if not asked or verdict is None:
+            continue
+        if verdict.word is VerdictWord.WON and plan.job_uid != job_uid:
             continue
         age_s = now_s - memory.closed_at_s.get(experiment.name, now_s)
         if verdict.word is VerdictWord.INCONCLUSIVE and age_s >= INCONCLUSIVE_RETRY_S:

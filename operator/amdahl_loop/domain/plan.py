@@ -188,9 +188,9 @@ def _continue(experiment: Experiment, snapshot: Snapshot) -> Action:
     startup_s, step_s = _sizes(snapshot.observation)
     spec = assessment.specs[0]
     request = block_request(experiment.plan, spec, startup_s, step_s)
-    budget_h = float(snapshot.job.spec.tuning.budget.device_hours)
+    budget_h, origin = snapshot.job.budget_device_hours
     if snapshot.spent_h >= budget_h:
-        why = f"the budget of {budget_h:g} device-hours is spent ({snapshot.spent_h:.2g})"
+        why = f"the budget of {budget_h:g} device-hours ({origin}) is spent: {snapshot.spent_h:.2g}"
         return Judge(experiment=experiment, verdict=_cancelled(why, "BudgetExhausted"))
     kind = Launch if spec.stage in (Stage.PROOF, Stage.DISCOVERY) else Challenge
     return kind(experiment=experiment, spec=spec, request=request, sentence=assessment.sentence)
@@ -239,11 +239,12 @@ def look(snapshot: Snapshot, observation: Observation) -> Review | Unobservable:
         return breakdown
     cadence = weigh_cadence(breakdown, job)
     diagnosis = diagnose(breakdown, job, cadence)
-    proposals = (*transfer_wins(snapshot.memory.family, job), *propose(breakdown, diagnosis, job, cadence))
+    kin = (*snapshot.memory.family, *(e for e in snapshot.memory.experiments if e.plan.job_uid != snapshot.job_uid))
+    proposals = (*transfer_wins(kin, job), *propose(breakdown, diagnosis, job, cadence))
     screened = screen(proposals, job, breakdown.cpus)
     fresh, settled = [], []
     for hypothesis in screened.kept:
-        answered = is_settled(hypothesis, snapshot.fingerprint, snapshot.memory, snapshot.now_s)
+        answered = is_settled(hypothesis, snapshot.job_uid, snapshot.fingerprint, snapshot.memory, snapshot.now_s)
         if answered is None or answered.verdict is None:
             fresh.append(hypothesis)
         else:
@@ -257,13 +258,13 @@ def look(snapshot: Snapshot, observation: Observation) -> Review | Unobservable:
 
 def _open_next(review: Review, snapshot: Snapshot) -> Action:
     """Open the most promising experiment that the budget can carry, or say in one sentence why there is none."""
-    budget_h = float(snapshot.job.spec.tuning.budget.device_hours)
+    budget_h, origin = snapshot.job.budget_device_hours
     best = review.best
     if best is None:
         return Halt(sentence=f"{review.diagnosis.sentence} {_why_nothing(review)}")
     if snapshot.spent_h + best.trial_h > budget_h:
         return Halt(
-            sentence=f"Budget exhausted: {snapshot.spent_h:.2g} of {budget_h:g} device-hours are spent, "
+            sentence=f"Budget exhausted: {snapshot.spent_h:.2g} of {budget_h:g} device-hours ({origin}) are spent, "
             f"the next trial needs about {best.trial_h:.2g}. Raise tuning.budget.deviceHours to go on."
         )
     attempt = count_attempts(best.hypothesis, snapshot.fingerprint, snapshot.memory)

@@ -13,6 +13,7 @@ from amdahl_loop.domain.knobs import is_tunable, legal_range, make_change
 from amdahl_loop.domain.phases import Breakdown
 from amdahl_loop.domain.resources import KnobName, Objective, TrainingJob
 from amdahl_loop.domain.telemetry import Phase
+from amdahl_loop.domain.units import percent
 
 JITTER_CV = 0.3
 """From this coefficient of variation of a batch's loading time on, queue depth matters (research, mission 5)."""
@@ -54,7 +55,7 @@ def _more_workers(breakdown: Breakdown, diagnosis: Diagnosis, job: TrainingJob) 
         Phase.INPUT,
         gain,
         f"A batch takes one worker {1000 * loader.batch_s:.0f} ms and a step {1000 * breakdown.busy_step_s:.0f} ms: "
-        f"{needed} worker(s) would hide it, {target} allowed.",
+        f"{needed} worker{'s' if needed > 1 else ''} would hide it{'' if needed <= most else f', {most} allowed'}.",
     )
 
 
@@ -92,7 +93,7 @@ def _steadier_input(breakdown: Breakdown, job: TrainingJob) -> list[Hypothesis]:
             deeper,
             Phase.INPUT,
             0.8 * share,
-            f"{knobs.dataloader_workers} workers suffice on average, but batches vary by {loader.cv:.0%}: "
+            f"{knobs.dataloader_workers} workers suffice on average, but batches vary by {percent(loader.cv)}: "
             "a deeper queue absorbs it.",
         )
     if is_tunable(job, KnobName.PERSISTENT_WORKERS) and knobs.persistent_workers is False:
@@ -100,7 +101,7 @@ def _steadier_input(breakdown: Breakdown, job: TrainingJob) -> list[Hypothesis]:
             [make_change(job, KnobName.PERSISTENT_WORKERS, after=True)],
             Phase.INPUT,
             0.7 * share,
-            f"{share:.0%} waits though the workers keep up: they may be started anew each epoch.",
+            f"{percent(share)} waits though the workers keep up: they may be started anew each epoch.",
         )
     return found
 
@@ -145,7 +146,7 @@ def _better_cadence(breakdown: Breakdown, job: TrainingJob, cadence: CadenceWast
             [make_change(job, KnobName.ASYNC_CHECKPOINT, after=True)],
             Phase.CHECKPOINT,
             0.5 * cadence.save_share,
-            f"Saves block {cadence.save_share:.1%} of the time; writing beside the training may hide half of it.",
+            f"Saves block {percent(cadence.save_share, 1)} of the time; writing beside training may hide half of it.",
         )
     return [hypothesis for hypothesis in found if hypothesis.expected_gain >= NOTABLE_SHARE / 2]
 
@@ -170,9 +171,8 @@ def _other_process_count(breakdown: Breakdown, job: TrainingJob) -> list[Hypothe
         target = max(least, now // 2)
         slowdown = now / target * (1 - breakdown.shares[Phase.COMM])
         gain = 0.0 if slowdown > float(job.spec.tuning.max_slowdown) else breakdown.shares[Phase.COMM]
-        why = (
-            f"{breakdown.shares[Phase.COMM]:.0%} of the step is communication: half the devices would hardly be slower."
-        )
+        comm = percent(breakdown.shares[Phase.COMM])
+        why = f"{comm} of the step is communication: half the devices would hardly be slower."
     if target >= now or gain < NOTABLE_SHARE:
         return []
     return _hypothesis([make_change(job, knob, target)], Phase.COMM, gain, why)
@@ -217,7 +217,7 @@ def transfer_wins(family: Iterable[Experiment], job: TrainingJob) -> tuple[Hypot
                 phase=hypothesis.phase,
                 expected_gain=gain,
                 source=Source.PRIOR,
-                rationale=f"Won {gain:.0%} on {experiment.plan.job} ({experiment.name}).",
+                rationale=f"Won {percent(gain)} on {experiment.plan.job} ({experiment.name}).",
             )
     return tuple(sorted(found.values(), key=lambda hypothesis: -hypothesis.expected_gain))
 

@@ -21,6 +21,10 @@ DEFAULT_EXPECTED_DEVICE_HOURS = 200.0
 """Assumed work ahead where the manifest does not say: about one won experiment's break-even; shown as an assumption."""
 
 
+DEFAULT_BUDGET_SHARE = 0.05
+"""Share of the work ahead that experiments may cost where their owner names no budget."""
+
+
 class Frozen(BaseModel):
     """A value: immutable, camelCase outside, unknown fields refused."""
 
@@ -116,9 +120,9 @@ class BoundsByKnob(Frozen):
 
 
 class Budget(Frozen):
-    """What experiments may cost in all."""
+    """What experiments may cost in all; without a figure, a twentieth of the device-hours ahead."""
 
-    device_hours: DecimalText = "4"
+    device_hours: DecimalText | None = None
     parallel_trials: Annotated[int, Field(ge=1, le=64)] = 1
 
 
@@ -336,6 +340,15 @@ class TrainingJob(Frozen):
         if text is None:
             return DEFAULT_EXPECTED_DEVICE_HOURS, "assumed; set tuning.expectedDeviceHours"
         return float(text), "tuning.expectedDeviceHours"
+
+    @property
+    def budget_device_hours(self) -> tuple[float, str]:
+        """Device-hours that experiments may hold in all, and where the figure came from."""
+        text = self.spec.tuning.budget.device_hours
+        if text is None:
+            ahead_h, origin = self.expected_device_hours
+            return DEFAULT_BUDGET_SHARE * ahead_h, f"a twentieth of {ahead_h:g} device-hours ahead, {origin}"
+        return float(text), "tuning.budget.deviceHours"
 
 
 def parse_training_job(document: object) -> TrainingJob:

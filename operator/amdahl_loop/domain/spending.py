@@ -10,6 +10,7 @@ from amdahl_loop.domain.experiments import Constants, Experiment, Hypothesis, So
 from amdahl_loop.domain.knobs import CATALOGUE
 from amdahl_loop.domain.phases import Breakdown
 from amdahl_loop.domain.resources import Frozen, KnobName, TrainingJob
+from amdahl_loop.domain.units import percent
 
 DEFAULT_HIT_RATE = 0.5
 """Prior chance that a rule's hypothesis wins: one imagined win in two, corrected by the ledger."""
@@ -53,7 +54,7 @@ def _weigh_one(
         trial_h=trial_h,
         sentence=(
             f"{'; '.join(str(change) for change in hypothesis.changes)}: {ahead_h:g} device-hours ahead ({origin}) "
-            f"x {hypothesis.expected_gain:.0%} gain x {rate:.0%} hit rate - {trial_h:.2g} for the trial "
+            f"x {percent(hypothesis.expected_gain)} gain x {percent(rate)} hit rate - {trial_h:.2g} for the trial "
             f"= {bank_h:.2g} device-hours"
         ),
     )

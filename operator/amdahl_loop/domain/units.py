@@ -1,4 +1,4 @@
-"""What do durations and quantities, as Kubernetes writes them, amount to?"""
+"""What do durations and quantities, as Kubernetes writes them, amount to, and how is a share written?"""
 
 import re
 
@@ -27,3 +27,8 @@ def parse_quantity(text: str) -> float:
     if not match:
         raise ValueError(f"{text!r} is no resource quantity; write a number such as 2, 500m or 8Gi")
     return float(match.group(1)) * _QUANTITY_UNITS[match.group(2) or ""]
+
+
+def percent(share: float, digits: int = 0) -> str:
+    """A share as text for sentences: `45 %`."""
+    return f"{100 * share:.{digits}f} %"

@@ -13,24 +13,25 @@ from amdahl_probe.windows import RankLog
 
 
 @pytest.mark.parametrize(
-    ("code", "says_oom", "heard", "word"),
+    ("code", "said", "heard", "word", "why"),
     [
-        (0, False, True, "no_steps"),
-        (0, False, False, "no_report"),
-        (1, False, True, "crash"),
-        (1, True, True, "oom"),
-        (-9, False, True, "oom"),
-        (137, False, False, "oom"),
-        (-11, False, True, "crash"),
-        (None, False, True, "crash"),
+        (0, b"", True, "no_steps", "ended after 3 steps"),
+        (0, b"done", False, "no_report", "ended after 0 steps"),
+        (1, b"Traceback\n  in f\nValueError: no\n\n", True, "crash", "ValueError: no"),
+        (1, b"torch.OutOfMemoryError: 3 GiB", True, "oom", "torch.OutOfMemoryError: 3 GiB"),
+        (-9, b"", True, "oom", "ended after 3 steps"),
+        (137, b"", False, "oom", "ended after 0 steps"),
+        (-11, b"\x1b[31mred\xff", True, "crash", "[31mred\ufffd"),
+        (None, b"", True, "crash", "ended after 3 steps"),
     ],
 )
-def test_ends(code: int | None, says_oom: bool, heard: bool, word: str, make_log: Callable[..., RankLog]) -> None:
-    """Exit code, the log's last words, and whether anything was heard."""
-    result = verdicts.judge_end(Exit(code), {0: make_log(3)} if heard else {}, says_oom)
+def test_ends(
+    code: int | None, said: bytes, heard: bool, word: str, why: str, make_log: Callable[..., RankLog]
+) -> None:
+    """Exit code, the log's last words, and whether anything was heard; the last printed line is the reason."""
+    result = verdicts.judge_end(Exit(code), {0: make_log(3)} if heard else {}, said)
 
-    assert (result.outcome, result.code) == (word, code)
-    assert result.why
+    assert (result.outcome, result.code, result.why) == (word, code, why)
 
 
 @pytest.mark.parametrize(
@@ -65,7 +66,7 @@ def test_a_probe_that_is_off_is_not_waited_for(make_log: Callable[..., RankLog])
     result = verdicts.judge_silence({0: log}, Silence(0.0, 0.0, True, 1, 0), limit_s=10)
 
     assert result == verdicts.Result("no_report", why="probe off: a reason")
-    assert verdicts.judge_end(Exit(0), {0: log}, False).outcome == "no_report"
+    assert verdicts.judge_end(Exit(0), {0: log}, b"").outcome == "no_report"
 
 
 def test_what_a_start_record_says_about_switching(make_log: Callable[..., RankLog]) -> None:

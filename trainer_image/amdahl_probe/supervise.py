@@ -29,9 +29,6 @@ from amdahl_probe.windows import Numbers, RankLog, Void
 #: How often the rank files are looked at: the resolution of the outside clock, 0.5 % of a two-second window.
 POLL_S = 0.01
 
-#: What an out-of-memory error looks like in the end of the log: torch, CUDA, Python, the C library.
-OUT_OF_MEMORY = (b"OutOfMemoryError", b"CUDA out of memory", b"MemoryError", b"can't allocate memory", b"ENOMEM")
-
 
 class Stopped(Exception):  # noqa: N818 (an order, not an error)
     """The supervisor was told to stop, or ran out of time."""
@@ -178,7 +175,7 @@ class Supervisor:
             if isinstance(outcome, Void):
                 return Result("void", why=outcome.why)
             if ended is not None:
-                return verdicts.judge_end(ended, session.logs, _says_out_of_memory(session.launch.log_path))
+                return verdicts.judge_end(ended, session.logs, _read_last_words(session.launch.log_path))
             held_bytes = session.launch.sample(now_s)
             if held_bytes is not None and held_bytes > self._plan.mem_bytes:
                 session.launch.kill()
@@ -267,11 +264,11 @@ def write_in_place(path: str, data: bytes) -> None:
         os.close(opened)
 
 
-def _says_out_of_memory(log_path: Path) -> bool:
+def _read_last_words(log_path: Path) -> bytes:
+    """The end of what the command printed."""
     with log_path.open("rb") as file:
         file.seek(max(0, log_path.stat().st_size - (1 << 16)))
-        end = file.read()
-    return any(word in end for word in OUT_OF_MEMORY)
+        return file.read()
 
 
 def _count_cpus() -> int:

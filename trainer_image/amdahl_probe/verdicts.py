@@ -10,6 +10,9 @@ from amdahl_probe.windows import Numbers, RankLog
 #: A process tree that uses less of one processor than this while it says nothing hangs; above, it runs unheard.
 IDLE_SHARE = 0.05
 
+#: What an out-of-memory error looks like in the end of the log: torch, CUDA, Python, the C library.
+OUT_OF_MEMORY = (b"OutOfMemoryError", b"CUDA out of memory", b"MemoryError", b"can't allocate memory", b"ENOMEM")
+
 Logs = Mapping[int, RankLog]
 
 
@@ -32,16 +35,24 @@ class Silence(NamedTuple):
     seq: int
 
 
-def judge_end(ended: Exit, logs: Logs, says_out_of_memory: bool) -> Result:
-    """The command ended before its window was measured."""
+def judge_end(ended: Exit, logs: Logs, last_words: bytes) -> Result:
+    """The command ended before its window was measured; the last line that it printed says most about why."""
     steps = max((len(log.steps) for log in logs.values()), default=0)
     why = ended.why or f"ended after {steps} steps"
     if ended.code == 0:
         disabled = find_disabled(logs)
         return Result("no_report" if disabled or not logs else "no_steps", 0, disabled or why)
-    if ended.code in (-9, 137) or says_out_of_memory:
+    why = _last_line(last_words) or why
+    if ended.code in (-9, 137) or any(word in last_words for word in OUT_OF_MEMORY):
         return Result("oom", ended.code, why)
     return Result("crash", ended.code, why)
+
+
+def _last_line(text: bytes) -> str:
+    """The last line with anything on it, printable, or nothing."""
+    lines = [line.strip() for line in text.decode("utf-8", "replace").splitlines()]
+    last = next((line for line in reversed(lines) if line), "")
+    return "".join(letter for letter in last if letter.isprintable())
 
 
 def judge_silence(logs: Logs, silence: Silence, limit_s: float) -> Optional[Result]:

@@ -230,7 +230,7 @@ def test_trace_gathers_what_the_ranks_left(folder: Path) -> None:
         f"finally:\n    open(os.environ['AMDAHL_TELEMETRY_DIR'] + '/trace-0.json', 'w').write('{spans}')\n"
     )
     (folder / "job" / "train.py").write_text(program)
-    process = start(folder, "trace", "job.yaml", "--seconds", "5", "-o", "trace.json")
+    process = start(folder, "trace", "job.yaml", "--seconds", "5", "--out", "trace.json")
     process.communicate(timeout=PATIENCE_S)
 
     assert process.returncode == 0

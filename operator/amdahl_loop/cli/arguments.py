@@ -57,11 +57,13 @@ def build_parser(environment: Mapping[str, str] | None = None) -> argparse.Argum
     merge = commands.add_parser("import", parents=[kept, output], help="add an exported ledger to this one")
     merge.add_argument("file", metavar="FILE", type=Path)
 
-    trace = commands.add_parser("trace", parents=[job], help="record a short run as a Chrome trace, for Perfetto")
+    trace = commands.add_parser(
+        "trace", parents=[job, output], help="record a short run as a Chrome trace for Perfetto"
+    )
     trace.add_argument(
         "--seconds", metavar="S", type=_seconds, default=20, help="length, start-up included; default: 20"
     )
-    trace.add_argument("-o", metavar="FILE", dest="file", type=Path, help="default: <job>.trace.json in this folder")
+    trace.add_argument("--out", metavar="FILE", dest="file", type=Path, help="default: <job>.trace.json")
     return parser
 
 

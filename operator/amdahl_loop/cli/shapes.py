@@ -251,3 +251,11 @@ class TransferShape(Shape):
     ledger: str
     file: str
     entries: int
+
+
+class TraceShape(Shape):
+    """What `trace` prints: where the trace lies and how much it holds."""
+
+    job: str
+    file: str
+    events: int

@@ -9,12 +9,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+from rich.text import Text
+
 from amdahl_loop.adapters.local.runner import default_state_dir
 from amdahl_loop.adapters.manifests import read_manifest
 from amdahl_loop.cli.drive import POLL_S, stop_on_signals
 from amdahl_loop.cli.exits import Exit, Stop
-from amdahl_loop.cli.output import note
+from amdahl_loop.cli.output import emit
 from amdahl_loop.cli.session import World, with_profile
+from amdahl_loop.cli.shapes import TraceShape
 from amdahl_loop.domain.profiles import PROFILES
 from amdahl_loop.domain.resources import TRAINER_CONTAINER, TrainingJob
 from amdahl_loop.domain.runs import Finished, Running, RunRequest, observation_request
@@ -37,7 +40,9 @@ def trace(arguments: argparse.Namespace, world: World) -> int:
     run_dir = state_dir / SCOPE / request.run
     events = asyncio.run(_record(runner, traced(job, arguments.seconds), request, run_dir))
     file.write_text(json.dumps({"displayTimeUnit": "ms", "traceEvents": events}), encoding="utf-8")
-    note(f"{len(events)} events written to {file}; open it at https://ui.perfetto.dev", world)
+    result = TraceShape(job=job.metadata.name, file=str(file), events=len(events))
+    told = Text(f"{len(events)} events written to {file}; open it at https://ui.perfetto.dev")
+    emit(result, told, arguments.output, world)
     return Exit.DONE
 
 

@@ -3,9 +3,10 @@
 Each read waits a millisecond, which stands for remote storage in the same building; the rest is real work.
 """
 
-from common import BATCH, Records, parse_steps, settle, train
+from common import BATCH, Net, Records, parse_steps, settle, train
 from torch.utils.data import DataLoader
 
 if __name__ == "__main__":
     settle()
-    train(DataLoader(Records(latency_s=0.001), batch_size=BATCH, shuffle=True), parse_steps())
+    loader = DataLoader(Records(latency_s=0.001), batch_size=BATCH, shuffle=True)
+    train(loader, parse_steps(), Net(repeat=22))

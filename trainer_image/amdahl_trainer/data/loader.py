@@ -15,6 +15,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -25,14 +26,50 @@ from amdahl_trainer.errors import DataError
 
 
 class Batch(NamedTuple):
-    """A rank's rows of one step: (rows, seq) int64 each, the sample numbers, and what the batch cost to make."""
+    """A rank's rows of one step, `packed` as (3, rows, seq) int64, their sample numbers, and what they cost to make."""
 
-    inputs: Tensor
-    targets: Tensor
-    segments: Tensor
+    packed: Tensor
     samples: list[int]
     valid: int
     cost_ns: int
+
+    @property
+    def inputs(self) -> Tensor:
+        """(rows, seq) token ids."""
+        return self.packed[0]
+
+    @property
+    def targets(self) -> Tensor:
+        """(rows, seq) token ids, `loss.IGNORED` where padded."""
+        return self.packed[1]
+
+    @property
+    def segments(self) -> Tensor:
+        """(rows, seq) number of the document within the row, 0 where padded."""
+        return self.packed[2]
+
+
+@dataclass(frozen=True)
+class Made:
+    """A batch as it leaves the worker: an array, not a tensor.
+
+    A tensor would travel in shared memory, whose handle the receiver must ask a thread of the worker for; that thread
+    waits up to 5 ms for Python's lock while the worker makes its next batch.
+    """
+
+    packed: npt.NDArray[np.int64]
+    samples: list[int]
+    valid: int
+    cost_ns: int
+
+    def to_batch(self) -> Batch:
+        """The same, as a tensor."""
+        return Batch(torch.from_numpy(self.packed), self.samples, self.valid, self.cost_ns)
+
+    def pin_memory(self) -> Batch:
+        """The same in page-locked memory: what the DataLoader's pinning thread calls."""
+        batch = self.to_batch()
+        return batch._replace(packed=batch.packed.pin_memory())
 
 
 @dataclass(frozen=True)
@@ -44,21 +81,21 @@ class Settings:
     pin_memory: bool
 
 
-class RowsByPosition(Dataset[Batch]):
+class RowsByPosition(Dataset[Made]):
     """Batches of rows, asked for by position."""
 
     def __init__(self, rows: Rows, order: Order) -> None:
         self._rows = rows
         self._order = order
 
-    def __getitems__(self, positions: Sequence[int]) -> Batch:
+    def __getitems__(self, positions: Sequence[int]) -> Made:
         """Make the batch of these positions."""
         begun_ns = time.monotonic_ns()
         samples = [self._order.sample(position) for position in positions]
         made = [self._rows.row(sample) for sample in samples]
-        inputs, targets, segments = (torch.from_numpy(np.stack(part)) for part in zip(*made, strict=True))
-        valid = int((segments > 0).sum())
-        return Batch(inputs, targets, segments, samples, valid, time.monotonic_ns() - begun_ns)
+        packed = np.stack([np.stack(part) for part in zip(*made, strict=True)])
+        valid = int((packed[2] > 0).sum())
+        return Made(packed, samples, valid, time.monotonic_ns() - begun_ns)
 
 
 class Loader:
@@ -70,7 +107,7 @@ class Loader:
         self.order = order
         self.settings = settings
         self.position = 0
-        self._batches: Iterator[Batch] | None = None
+        self._batches: Iterator[Made | Batch] | None = None
         self._workers: list[BaseProcess] = []
 
     def open(self, position: int, settings: Settings | None = None) -> None:
@@ -100,9 +137,10 @@ class Loader:
         """The next batch, or why there is none. The exception ends here: its traceback would keep the workers."""
         assert self._batches is not None, "open() comes first"
         try:
-            return next(self._batches)
+            made = next(self._batches)
         except Exception as error:  # noqa: BLE001 (a worker hands over whatever its data raised)
             return f"{type(error).__name__}: {error}".strip().splitlines()[-1]
+        return made.to_batch() if isinstance(made, Made) else made
 
     def close(self) -> None:
         """Stop the workers. Batches they had ready are dropped and made again after `open`."""
@@ -118,7 +156,7 @@ class Loader:
         """The loader processes of this rank that run now."""
         return [worker.pid for worker in self._workers if worker.pid is not None and worker.is_alive()]
 
-    def _start(self) -> Iterator[Batch]:
+    def _start(self) -> Iterator[Made | Batch]:
         workers = self.settings.workers
         loader = DataLoader(
             RowsByPosition(self._rows, self.order),

@@ -11,11 +11,13 @@ import argparse
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
+from types import FrameType
 
 from catalog import CPUS, HERE, SCENARIOS, TRAPS, Scenario, Trap
 from loop import prepare, run_loop
@@ -30,6 +32,7 @@ BEGIN, END = "<!-- scenarios: written by `make bench` -->", "<!-- end of scenari
 def main() -> int:
     """Run what was asked for, print the table, and say whether all of it is right."""
     options = read_arguments()
+    signal.signal(signal.SIGTERM, stop)  # so that the loop of the moment ends with this process
     hold_to_cpus()
     out: Path = options.out.resolve()
     work = out / "work"
@@ -50,6 +53,11 @@ def main() -> int:
     if options.write:
         write_doc(rows, options.profile, options.rounds)
     return 0 if is_passed(rows) else 1
+
+
+def stop(_number: int, _frame: FrameType | None) -> None:
+    """End as on an interruption; what has finished is kept."""
+    sys.exit(143)
 
 
 def read_arguments() -> argparse.Namespace:

@@ -8,16 +8,16 @@ from common import BATCH, Records, chance, parse_steps, settle, train, wait_for_
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-SHARD = 9 * BATCH
-"""Samples in a shard: every ninth batch opens the next one, so the workers take turns at it."""
+SHARD = 5 * BATCH
+"""Samples in a shard: every fifth batch opens the next one, so the workers take turns at it."""
 
 
 class Remote(Records):
-    """Records whose shards lie behind a slow first answer, of 220 to 380 ms."""
+    """Records whose shards lie behind a slow first answer, of 140 to 220 ms."""
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         if index % SHARD == 0:
-            wait_for_storage(0.22 + 0.16 * (chance(index, "wait") % 1000) / 1000)
+            wait_for_storage(0.14 + 0.08 * (chance(index, "wait") % 1000) / 1000)
         return super().__getitem__(index)
 
 

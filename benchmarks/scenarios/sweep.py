@@ -23,8 +23,8 @@ from catalog import HERE, Sweep
 from loop import environment
 from ruamel.yaml import YAML
 
-WARM_STEPS, LAST_STEP = 30, 120
-"""Ninety measured steps: a multiple of what repeats in the scripts (saves every 5, shards of 5 and 8 batches)."""
+WARM_STEPS, LAST_STEP = 30, 150
+"""120 measured steps: a multiple of what repeats in the scripts (saves every 5, shards of 5 and 8 batches)."""
 NEVER = 10**8
 SAVE_EVERY = 5
 RUN_LIMIT_S = 180.0

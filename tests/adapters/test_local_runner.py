@@ -184,7 +184,7 @@ pathlib.Path("/tmp/amdahl-leak").write_text("x")
 pathlib.Path("/var/tmp/amdahl-leak").write_text("x")
 pathlib.Path("/dev/shm/amdahl-leak").write_text("x")
 try:
-    pathlib.Path(sys.prefix, "amdahl-leak").write_text("x")
+    pathlib.Path("/usr/amdahl-leak").write_text("x")
 except OSError:
     pass
 else:
@@ -197,7 +197,7 @@ LEAKS = (
     "/tmp/amdahl-leak",
     "/var/tmp/amdahl-leak",
     "/dev/shm/amdahl-leak",
-    f"{sys.prefix}/amdahl-leak",
+    "/usr/amdahl-leak",
 )
 
 
@@ -598,7 +598,7 @@ pathlib.Path("data/precious.txt").write_text("spoilt")
 pathlib.Path("data/inner/deep.bin").unlink()
 tempfile.NamedTemporaryFile().write(b"x")
 pathlib.Path("/dev/null").write_text("x")
-for path in (os.path.expanduser("~/amdahl-leak"), "/tmp/amdahl-leak", os.path.join(sys.prefix, "amdahl-leak")):
+for path in (os.path.expanduser("~/amdahl-leak"), "/tmp/amdahl-leak", "/usr/amdahl-leak"):
     try:
         pathlib.Path(path).write_text("x")
     except OSError:

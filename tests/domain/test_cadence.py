@@ -12,6 +12,7 @@ from scipy.optimize import minimize_scalar
 from amdahl_loop.domain import cadence
 from amdahl_loop.domain.experiments import BlockSpec
 from amdahl_loop.domain.resources import KnobName, Knobs
+from amdahl_loop.domain.runs import measuring_cadence
 from amdahl_loop.domain.telemetry import Arm, Saves, Window
 from judge_builders import Bench, make_constants, make_plan, make_window
 
@@ -116,13 +117,14 @@ def test_observation_outweighs_the_prior() -> None:
 
 
 def make_cadence_bench(before: int, after: int, save_s: float = 0.5, **changes: Any) -> Bench:
-    """Steps of 50 ms, a save every ten of them in both arms' windows."""
+    """Steps of 50 ms, and saves as often as each arm is asked for."""
     plan = make_plan(make_constants(), knob=KnobName.CHECKPOINT_EVERY_STEPS, before=before, after=after, **changes)
 
-    def saving(_spec: BlockSpec, window: Window) -> Window:
+    def saving(spec: BlockSpec, window: Window) -> Window:
         quiet_s = window.quiet_step_s or 0.0
-        saves = Saves(count=4, block_s=save_s)
-        return window.model_copy(update={"saves": saves, "wall_s": 40 * quiet_s + 4 * save_s})
+        count = window.steps // measuring_cadence(plan, Arm(spec.order[window.index]))
+        saves = Saves(count=count, block_s=save_s)
+        return window.model_copy(update={"saves": saves, "wall_s": 40 * quiet_s + count * save_s})
 
     return Bench(plan, tweak=saving)
 
@@ -154,6 +156,21 @@ def test_raw_speed_never_wins_a_cadence() -> None:
     assert verdict.word in ("NoGain", "Inconclusive")
     assert verdict.effect is not None
     assert verdict.effect < 0
+
+
+@pytest.mark.parametrize("every", [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 15, 20, 40])
+def test_a_script_that_saves_as_it_likes_wins_nothing(every: int) -> None:
+    """Its windows are priced at a cadence that nobody keeps: found at the first block, whatever its own cadence is."""
+
+    def ignore(_spec: BlockSpec, window: Window) -> Window:
+        saves = Saves(count=window.steps // every, block_s=0.2)
+        return window.model_copy(update={"saves": saves, "wall_s": window.wall_s + saves.count * 0.2})
+
+    plan = make_plan(make_constants(), knob=KnobName.CHECKPOINT_EVERY_STEPS, before=10, after=2000)
+    bench = Bench(plan, tweak=ignore)
+    verdict = bench.carry_through()
+    assert (verdict.word, verdict.reason) == ("NoGain", "knob_ignored"), verdict.sentence
+    assert bench.asked == ["p0", "d0"]
 
 
 def test_too_few_saves_make_a_block_void() -> None:

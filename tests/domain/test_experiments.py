@@ -22,7 +22,7 @@ from amdahl_loop.domain.experiments import (
 )
 from amdahl_loop.domain.profiles import PROFILES
 from amdahl_loop.domain.resources import KnobName, ProfileName
-from amdahl_loop.domain.runs import FORCED_SAVE_EVERY_STEPS, block_request, observation_request
+from amdahl_loop.domain.runs import FORCED_SAVE_EVERY_STEPS, block_request, measuring_cadence, observation_request
 from amdahl_loop.domain.telemetry import Arm, Phase
 from builders import FAMILY, FINGERPRINT, UID, make_job, make_window, see
 
@@ -171,7 +171,18 @@ def test_cadence_windows_force_saves_that_are_rare() -> None:
         (Arm.BASELINE, FORCED_SAVE_EVERY_STEPS),
         (Arm.VARIANT, 5),
     }
-    assert request.windows[0].environment["AMDAHL_CHECKPOINT_EVERY_STEPS"] in ("10", "5")
+    assert {w.environment["AMDAHL_CHECKPOINT_EVERY_STEPS"] for w in request.windows} == {"10", "5"}
+
+
+@pytest.mark.parametrize(("before", "after"), [(1000, 84), (10, 2000), (2000, 10), (5, 7), (7, 5), (1, 3)])
+def test_arms_are_never_asked_for_the_same_cadence(before: int, after: int) -> None:
+    """A script that ignores the knob cannot obey two requests at once."""
+    plan = make_plan(make_hypothesis(KnobName.CHECKPOINT_EVERY_STEPS, before, after), checkpointEverySteps=before)
+
+    asked = {arm: measuring_cadence(plan, arm) for arm in Arm}
+
+    assert max(asked.values()) >= 2 * min(asked.values())
+    assert max(asked.values()) <= FORCED_SAVE_EVERY_STEPS
 
 
 def test_an_observation_measures_saves_where_the_cadence_is_a_knob() -> None:

@@ -93,6 +93,7 @@ def test_too_few_seeds_prove_nothing() -> None:
         pytest.param("A", WindowOutcome.NO_REPORT, "Error", "TrialCannotRun", id="nothing is reported"),
         pytest.param("B", WindowOutcome.CRASH, "Vetoed", "variant_crash", id="the variant cannot run"),
         pytest.param("B", WindowOutcome.SIGNAL, "Inconclusive", "interrupted", id="stopped from outside"),
+        pytest.param("B", WindowOutcome.NO_REPORT, "Inconclusive", "variant_missing", id="only the variant is silent"),
     ],
 )
 def test_a_proof_that_fails(arm: str, outcome: WindowOutcome, word: str, reason: str) -> None:
@@ -103,6 +104,18 @@ def test_a_proof_that_fails(arm: str, outcome: WindowOutcome, word: str, reason:
 
     verdict = Bench(S0, tweak=fail).carry_through()
     assert (verdict.word, verdict.reason) == (word, reason)
+
+
+def test_a_clock_that_lies_in_the_variant_s_proof_is_vetoed() -> None:
+    """The baseline's clock agrees, so it is not the job that cannot run: the meter is bent."""
+
+    def bend(spec: BlockSpec, window: Window) -> Window:
+        return (
+            window.model_copy(update={"clock_ppk": -500, "wall_s": 10.0}) if spec.order[window.index] == "B" else window
+        )
+
+    verdict = Bench(S0, tweak=bend).carry_through()
+    assert (verdict.word, verdict.reason) == ("Vetoed", "meter")
 
 
 def test_a_proof_without_a_report_is_an_error() -> None:

@@ -7,6 +7,7 @@ count as one checkpoint. A file that another thread writes blocks nobody: it is 
 from __future__ import annotations
 
 import functools
+import os
 import threading
 import time
 from contextlib import contextmanager
@@ -40,6 +41,16 @@ class Savers:
             return result
 
         return save
+
+    def time_flush(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        """Waiting for the disk right after a save belongs to it; any other flush is none of ours."""
+        timed = self.time_save(original)
+
+        @functools.wraps(original)
+        def flush(*args: Any, **kwargs: Any) -> Any:
+            return (timed if self.probe.is_saving() else original)(*args, **kwargs)
+
+        return flush
 
     def time_async_save(self, original: Callable[..., Any]) -> Callable[..., Any]:
         """A save that returns a future (or, in newer versions, an object with one), and writes behind it."""
@@ -99,6 +110,7 @@ def install(probe: Probe, torch: Any, watcher: ImportWatcher) -> None:
     savers = Savers(probe)
     _replace(torch, "save", savers.time_save, torch.serialization)
     _replace(torch, "load", savers.time_load, torch.serialization)
+    _replace(os, "fsync", savers.time_flush, os)
 
     def install_distributed(module: ModuleType) -> None:
         try:

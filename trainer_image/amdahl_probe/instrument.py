@@ -321,6 +321,10 @@ class Probe:
         before_ns = self._save[0] if self._save is not None else 0
         self._save = (before_ns + block_ns, self._step, time.monotonic_ns())
 
+    def is_saving(self) -> bool:
+        """Whether the training thread has written a file of a checkpoint since the last step."""
+        return self._recorder is not None and self._save is not None and self.ledger.is_mine()
+
     @guarded
     def count_async_save(self, block_ns: int) -> Optional[Callable[[int], None]]:
         """An asynchronous save was handed over; call the result with the total nanoseconds when it is durable."""

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from amdahl_loop.domain.experiments import Plan
-from amdahl_loop.domain.resources import Knobs, Objective
+from amdahl_loop.domain.resources import KnobName, Knobs, Objective
+from amdahl_loop.domain.runs import measuring_cadence
 from amdahl_loop.domain.stats import gamma_quantile
 from amdahl_loop.domain.telemetry import Arm, Window
 
@@ -19,6 +20,9 @@ PRIOR_INTERRUPTIONS = 2
 
 MIN_SAVES_PER_ARM = 3
 """Fewer saves measure nothing: the block is void (design, section 8)."""
+
+IGNORED_SHARE = 0.25
+"""Saves may be off by one a window (its edges), or by this share of those asked for; beyond it the script disobeys."""
 
 FLAT_FACTOR = 2.0
 """Within twice the optimum a cadence costs nearly the same: not worth an experiment."""
@@ -115,6 +119,19 @@ def window_costs(plan: Plan, windows: Sequence[Window], knobs: Sequence[Knobs], 
         _window_cost(plan, window, settings, save_s[window.arm], rate)
         for window, settings in zip(windows, knobs, strict=True)
     )
+
+
+def find_ignored(plan: Plan, windows: Sequence[Window], run_as: Sequence[Arm]) -> str:
+    """Why the script does not save as it is asked to, or nothing; else a cadence would be priced that nobody keeps."""
+    if not any(change.knob is KnobName.CHECKPOINT_EVERY_STEPS for change in plan.hypothesis.changes):
+        return ""
+    for arm in Arm:
+        own = [w for w, ran in zip(windows, run_as, strict=False) if ran is arm and w.is_measured]
+        steps, saves = sum(w.steps for w in own), sum(w.saves.count for w in own)
+        asked = measuring_cadence(plan, arm)
+        if abs(saves - steps / asked) > max(len(own), IGNORED_SHARE * steps / asked):
+            return f"asked to save every {asked} steps, the script saved {saves} times in {steps}: it ignores the knob"
+    return ""
 
 
 def lost_work_s(window: Window, knobs: Knobs) -> float:

@@ -5,7 +5,7 @@ checks, soak, null. It starts anew each time and stores nothing, so a replay and
 garbled or lying data never becomes `Won`. docs/judge.md tells how a verdict is reached, and how often it is wrong.
 """
 
-from amdahl_loop.domain import vetoes
+from amdahl_loop.domain import cadence, vetoes
 from amdahl_loop.domain.assessment import Assessment, Candidate, Case, Closed, NeedBlocks, close, open_case
 from amdahl_loop.domain.challenge import carry_claim, challenge
 from amdahl_loop.domain.discovery import discover
@@ -39,6 +39,9 @@ def assess(experiment: Experiment) -> Assessment:
 def _guard_every_block(case: Case) -> Closed | None:
     """Before any statistics: unequal work, lying meters, a variant that fails, a baseline that keeps failing."""
     for block in case.scored:
+        ignored = cadence.find_ignored(case.plan, block.windows, [Arm(letter) for letter in block.spec.order])
+        if ignored:
+            return close(case, VerdictWord.NO_GAIN, "knob_ignored", f"no gain: {ignored}")
         found = vetoes.check_block(block)
         if block.fault is not None and block.culprit is Arm.VARIANT:
             found = vetoes.loud(VetoName.HARM, f"{block.problem} in block {block.spec.name}, so it loses")

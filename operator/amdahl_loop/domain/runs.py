@@ -21,6 +21,9 @@ from amdahl_loop.domain.telemetry import Arm, BlockReport, Seconds
 FORCED_SAVE_EVERY_STEPS = 10
 """Slowest cadence of a window that measures what a save costs: three saves come soon, with quiet steps between them."""
 
+SMALLEST_HALVED = 4
+"""Below this, half a cadence is a step or two: three times as many steps tell the arms apart instead."""
+
 SLOWEST_WORK_FACTOR = 6.0
 """A window may take this many times its planned length before it counts as hung: slow steps, saves, a busy machine."""
 
@@ -108,11 +111,11 @@ def _window(plan: Plan, spec: BlockSpec, position: int) -> WindowRequest:
     if soak:
         warmup_s = constants.soak_warmup_s
     cadence = judged_by(plan.hypothesis) == "cadence" and not proof
-    knobs = arm_knobs(plan, Arm(spec.order[position]))
+    run_as = Arm(spec.order[position])
     return WindowRequest(
         arm=Arm(spec.labels[position]),
         index=position,
-        knobs=knobs,
+        knobs=arm_knobs(plan, run_as),
         seed=spec.seeds[position],
         offset=spec.offsets[position],
         warmup_s=0 if proof else warmup_s,
@@ -120,11 +123,24 @@ def _window(plan: Plan, spec: BlockSpec, position: int) -> WindowRequest:
         measure_s=constants.soak_window_s if soak else constants.window_s,
         min_steps=constants.min_steps,
         steps=constants.proof_steps if proof else None,
-        save_every=_measuring_cadence(knobs) if cadence else None,
+        save_every=measuring_cadence(plan, run_as) if cadence else None,
     )
 
 
-def _measuring_cadence(knobs: Knobs) -> int:
+def measuring_cadence(plan: Plan, arm: Arm) -> int:
+    """Steps between saves in an arm's windows where its cadence is judged; the arms' are always a factor 2 apart.
+
+    Were they alike, a script that ignores the knob could look as if it obeyed in both.
+    """
+    baseline, variant = _measuring(plan.baseline), _measuring(plan.variant)
+    if arm is Arm.BASELINE:
+        return baseline
+    if max(baseline, variant) >= 2 * min(baseline, variant):
+        return variant
+    return baseline // 2 if baseline >= SMALLEST_HALVED else 3 * baseline
+
+
+def _measuring(knobs: Knobs) -> int:
     """The job's own cadence where that saves often enough, else the forced one."""
     return min(knobs.checkpoint_every_steps or FORCED_SAVE_EVERY_STEPS, FORCED_SAVE_EVERY_STEPS)
 
@@ -144,7 +160,7 @@ def observation_request(run: str, knobs: Knobs, constants: Constants, seed: int)
     )
     windows = [plain]
     if knobs.checkpoint_every_steps is not None:
-        windows.append(plain.model_copy(update={"index": 1, "scored": False, "save_every": _measuring_cadence(knobs)}))
+        windows.append(plain.model_copy(update={"index": 1, "scored": False, "save_every": _measuring(knobs)}))
     return _limit(run, tuple(windows), live=False, startup_s=0.0, step_s=0.0)
 
 

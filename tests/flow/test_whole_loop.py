@@ -1,6 +1,7 @@
 """The whole loop on a simulated machine: from a manifest to a proven, applied win, and never further."""
 
 import asyncio
+from typing import Any
 
 import pytest
 
@@ -170,12 +171,23 @@ def test_modes_that_may_not_apply_do_not(mode: str) -> None:
 
 def test_the_budget_ends_an_experiment() -> None:
     """When the device-hours are gone, the open experiment closes as inconclusive and says so."""
-    job = make_job({"dataloaderWorkers": 0}, {"profile": "quick", "budget": {"deviceHours": "0.06"}})
-    ledger = MemoryLedger()
+    ledger, runner = MemoryLedger(), SimulatedRunner(Truth(phases_s=loader_bound))
+    asyncio.run(_until_blocks(make_job({"dataloaderWorkers": 0}, {"profile": "quick"}), runner, ledger, count=3))
 
-    halt = run_loop(job, SimulatedRunner(Truth(phases_s=loader_bound, noise_sd=0.2)), ledger)
+    run_loop(
+        make_job({"dataloaderWorkers": 0}, {"profile": "quick", "budget": {"deviceHours": "0.001"}}), runner, ledger
+    )
 
-    assert "udget" in halt.sentence or any(word is VerdictWord.INCONCLUSIVE for _, word in verdicts(ledger))
+    (experiment,) = ledger.state.experiments.values()
+    assert experiment.verdict is not None
+    assert (experiment.verdict.word, experiment.verdict.reason) == (VerdictWord.INCONCLUSIVE, "BudgetExhausted")
+    assert "0.001 device-hours (tuning.budget.deviceHours) is spent" in experiment.verdict.sentence
+
+
+async def _until_blocks(job: TrainingJob, runner: SimulatedRunner, ledger: MemoryLedger, count: int) -> None:
+    ports = Ports(runner=runner, ledger=ledger, clock=lambda: 1000.0)
+    while sum(len(experiment.blocks) for experiment in ledger.state.experiments.values()) < count:
+        await tick(job, IDENTITY, ports)
 
 
 def test_an_owner_s_change_cancels_the_open_experiment() -> None:
@@ -239,12 +251,26 @@ def test_another_job_s_win_on_the_same_work_is_proven_again_before_it_is_applied
     assert [application.job_uid for application in ledger.state.applications] == [UID, "local-twin"]
 
 
-def test_a_default_budget_is_a_share_of_the_work_ahead() -> None:
-    """No figure: a twentieth of the device-hours ahead, and the sentence says so."""
-    job = make_job({"dataloaderWorkers": 0}, {"profile": "standard", "expectedDeviceHours": "2"})
+@pytest.mark.parametrize(
+    ("tuning", "budget_h", "origin"),
+    [
+        ({}, 10.0, "a twentieth of 200 device-hours ahead, assumed; set tuning.expectedDeviceHours"),
+        ({"expectedDeviceHours": "2"}, 0.1, "a twentieth of 2 device-hours ahead, tuning.expectedDeviceHours"),
+        ({"budget": {"deviceHours": "3"}}, 3.0, "tuning.budget.deviceHours"),
+    ],
+)
+def test_a_default_budget_is_a_share_of_the_work_ahead(tuning: dict[str, Any], budget_h: float, origin: str) -> None:
+    """No figure: a twentieth of the device-hours ahead, and it says where that came from."""
+    assert make_job(tuning=tuning).budget_device_hours == (pytest.approx(budget_h), origin)
 
-    halt = run_loop(job, SimulatedRunner(Truth(phases_s=loader_bound)), MemoryLedger())
 
-    assert "0.1 device-hours (a twentieth of 2 device-hours ahead, tuning.expectedDeviceHours)" in halt.sentence or (
-        "Nothing is worth trying" in halt.sentence
-    )
+def test_an_experiment_that_the_budget_cannot_carry_is_not_begun() -> None:
+    """The sentence names the figures and the field to raise."""
+    job = make_job({"dataloaderWorkers": 0}, {"profile": "quick", "budget": {"deviceHours": "0.001"}})
+    ledger = MemoryLedger()
+
+    halt = run_loop(job, SimulatedRunner(Truth(phases_s=loader_bound)), ledger)
+
+    assert verdicts(ledger) == []
+    assert "Budget exhausted: 0 of 0.001 device-hours (tuning.budget.deviceHours)" in halt.sentence
+    assert "Raise tuning.budget.deviceHours" in halt.sentence

@@ -26,6 +26,9 @@ SHORT = {"expectedDeviceHours": "0.01"}
         ({"startup_s": 20.0}, {}, SHORT, Bottleneck.STARTUP_BOUND),
         ({"startup_s": 20.0}, {}, {}, Bottleneck.COMPUTE_BOUND),
         ({"devices": 4, "shares": {"comm": 0.2}}, {"gpusPerReplica": 4}, {}, Bottleneck.OVERSIZED),
+        ({"batch_s": 0.5}, {"dataloaderWorkers": 8}, {}, Bottleneck.OVERSIZED),
+        ({"batch_s": 0.01}, {"dataloaderWorkers": 8}, {}, Bottleneck.COMPUTE_BOUND),
+        ({"batch_s": 0.5, "shares": {"input": 0.4}}, {"dataloaderWorkers": 8}, {}, Bottleneck.INPUT_BOUND),
         ({"devices": 2, "straggler": (1, 300)}, {"gpusPerReplica": 2}, {}, Bottleneck.STRAGGLER),
         ({"devices": 2, "straggler": (1, 20)}, {"gpusPerReplica": 2}, {}, Bottleneck.COMPUTE_BOUND),
         (

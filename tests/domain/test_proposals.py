@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from amdahl_loop.domain.diagnosis import diagnose, weigh_cadence
+from amdahl_loop.domain.diagnosis import Bottleneck, diagnose, weigh_cadence
 from amdahl_loop.domain.experiments import Change, Hypothesis, Source
 from amdahl_loop.domain.profiles import PROFILES
 from amdahl_loop.domain.proposals import predict_step_s, propose
@@ -100,6 +100,31 @@ def test_each_bottleneck_has_its_rule(
 def test_a_compute_bound_job_is_left_alone(knobs: dict[str, Any], window: dict[str, Any]) -> None:
     """No waste that a declared knob could remove: no idea, hence no trial [P]; scaling well must not shrink."""
     assert ideas(make_job(knobs), make_window(**window)) == []
+
+
+SHARES = st.floats(0.0, 0.09)
+
+
+@given(
+    waste=st.fixed_dictionaries({"input": SHARES, "comm": SHARES, "other": SHARES}),
+    workers=st.integers(0, 16),
+    batch_s=st.floats(0.001, 2.0),
+    cv=st.floats(0.0, 2.0),
+    devices=st.integers(1, 4),
+)
+def test_no_trial_is_proposed_for_a_compute_bound_job(
+    waste: dict[str, float], workers: int, batch_s: float, cv: float, devices: int
+) -> None:
+    """Whatever the loader and the shares: what is called compute-bound costs zero trials [P]."""
+    knobs = {"dataloaderWorkers": workers, "prefetchFactor": 2, "persistentWorkers": False, "gpusPerReplica": devices}
+    job = make_job(knobs)
+    breakdown = see(job, make_window(shares=waste, batch_s=batch_s, cv=cv, devices=devices, startup_s=0.0), cpus=4)
+    diagnosis = diagnose(breakdown, job, None)
+
+    found = propose(breakdown, diagnosis, job, None)
+
+    if diagnosis.bottleneck is Bottleneck.COMPUTE_BOUND:
+        assert found == ()
 
 
 def test_the_loader_law_predicts_the_simulated_steps() -> None:

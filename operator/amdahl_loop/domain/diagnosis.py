@@ -142,6 +142,12 @@ def _classify(
         if cadence.removable_share >= share or phase is Phase.CHECKPOINT:
             return Bottleneck.CHECKPOINT_BOUND, _cadence_sentence(breakdown, cadence)
     phase, share = _largest_waste(shares)
+    crowded = crowding(breakdown)
+    if share < DOMINANT_SHARE and crowded >= NOTABLE_SHARE:
+        return Bottleneck.OVERSIZED, (
+            f"{breakdown.knobs.dataloader_workers} loader workers and {breakdown.devices} training processes share "
+            f"{breakdown.cpus} CPUs: they take {percent(crowded)} of each other's time."
+        )
     if share < DOMINANT_SHARE:
         return Bottleneck.COMPUTE_BOUND, (
             f"{percent(shares[Phase.COMPUTE])} of the time computes; "
@@ -229,6 +235,18 @@ def _process_ceiling(breakdown: Breakdown, job: TrainingJob) -> Ceiling:
     share = max(crowded, breakdown.shares[Phase.COMM])
     why = f"{breakdown.devices} processes on {breakdown.cpus} CPUs" if crowded else f"comm is {percent(share, 1)}"
     return Ceiling(knob=KnobName.GPUS_PER_REPLICA, removable_share=share, sentence=why)
+
+
+def crowding(breakdown: Breakdown) -> float:
+    """Share of CPU time that loader workers and training take from each other; 0 while every worker has a CPU.
+
+    A worker is busy for t_batch of every step that it feeds; processes are busy throughout.
+    """
+    workers, loader = breakdown.knobs.dataloader_workers, breakdown.loader
+    if not workers or loader is None or workers <= breakdown.cpus:
+        return 0.0
+    busy_cpus = breakdown.devices * (1 + min(workers, loader.batch_s / breakdown.step_s))
+    return max(0.0, 1 - breakdown.cpus / busy_cpus)
 
 
 def workers_needed(batch_s: float, busy_step_s: float) -> int:

@@ -7,7 +7,16 @@ believed: every proposal still passes the screen and the spend gate, and then nu
 import math
 from collections.abc import Iterable, Sequence
 
-from amdahl_loop.domain.diagnosis import NOTABLE_SHARE, CadenceWaste, Diagnosis, is_cpu_job, workers_needed
+from amdahl_loop.domain.diagnosis import (
+    DOMINANT_SHARE,
+    NOTABLE_SHARE,
+    Bottleneck,
+    CadenceWaste,
+    Diagnosis,
+    crowding,
+    is_cpu_job,
+    workers_needed,
+)
 from amdahl_loop.domain.experiments import Change, Experiment, Hypothesis, Source, VerdictWord
 from amdahl_loop.domain.knobs import is_tunable, legal_range, make_change
 from amdahl_loop.domain.phases import Breakdown
@@ -24,13 +33,18 @@ NEAR_BEST = 1.02
 def propose(
     breakdown: Breakdown, diagnosis: Diagnosis, job: TrainingJob, cadence: CadenceWaste | None
 ) -> tuple[Hypothesis, ...]:
-    """Every rule's hypotheses, largest expected gain first."""
+    """Every rule's hypotheses, largest expected gain first.
+
+    A compute-bound job gets none, but for one: its owner asks for wall time, and more devices could buy it.
+    """
+    if diagnosis.bottleneck is Bottleneck.COMPUTE_BOUND:
+        return tuple(_more_processes(breakdown, job))
     found = [
         *_more_workers(breakdown, diagnosis, job),
         *_steadier_input(breakdown, job),
         *_fewer_workers(breakdown, job),
         *_better_cadence(breakdown, job, cadence),
-        *_other_process_count(breakdown, job),
+        *(_more_processes(breakdown, job) or _fewer_processes(breakdown, job)),
     ]
     return tuple(sorted(found, key=lambda hypothesis: -hypothesis.expected_gain))
 
@@ -114,9 +128,8 @@ def _fewer_workers(breakdown: Breakdown, job: TrainingJob) -> list[Hypothesis]:
         return []
     least, _ = legal_range(job, knob, breakdown.cpus)
     target = max(least, min(now, workers_needed(loader.batch_s, breakdown.busy_step_s), max(1, breakdown.cpus)))
-    busy_cpus = breakdown.devices * (1 + min(now, loader.batch_s / breakdown.step_s))
-    crowded = max(0.0, 1 - breakdown.cpus / busy_cpus) if now > breakdown.cpus else 0.0
-    gain = max(crowded, 0.5 * breakdown.shares[Phase.INPUT])
+    waiting = breakdown.shares[Phase.INPUT]
+    gain = max(crowding(breakdown), 0.5 * waiting if waiting >= DOMINANT_SHARE else 0.0)
     if target >= now or gain < NOTABLE_SHARE:
         return []
     return _hypothesis(
@@ -151,28 +164,37 @@ def _better_cadence(breakdown: Breakdown, job: TrainingJob, cadence: CadenceWast
     return [hypothesis for hypothesis in found if hypothesis.expected_gain >= NOTABLE_SHARE / 2]
 
 
-def _other_process_count(breakdown: Breakdown, job: TrainingJob) -> list[Hypothesis]:
-    """Fewer devices where they wait for each other or take turns; more only where wall time is the objective."""
+def _more_processes(breakdown: Breakdown, job: TrainingJob) -> list[Hypothesis]:
+    """Twice the devices, where wall time is the objective and there are as many."""
+    knob = KnobName.GPUS_PER_REPLICA
+    now = job.spec.knobs.gpus_per_replica
+    if now is None or not is_tunable(job, knob) or job.spec.tuning.objective is not Objective.WALL_TIME:
+        return []
+    _, most = legal_range(job, knob, breakdown.cpus)
+    if breakdown.devices * 2 > breakdown.cpus or now * 2 > most:
+        return []
+    gain = 0.5 * (1 - breakdown.shares[Phase.COMM])
+    why = f"{breakdown.devices} of {breakdown.cpus} CPUs train."
+    return _hypothesis([make_change(job, knob, now * 2)], Phase.COMPUTE, gain, why)
+
+
+def _fewer_processes(breakdown: Breakdown, job: TrainingJob) -> list[Hypothesis]:
+    """Fewer devices, where they wait for each other or take turns."""
     knob = KnobName.GPUS_PER_REPLICA
     now = job.spec.knobs.gpus_per_replica
     if now is None or not is_tunable(job, knob):
         return []
-    least, most = legal_range(job, knob, breakdown.cpus)
-    by_wall = job.spec.tuning.objective is Objective.WALL_TIME
-    if by_wall and breakdown.devices * 2 <= breakdown.cpus and now * 2 <= most:
-        gain = 0.5 * (1 - breakdown.shares[Phase.COMM])
-        why = f"{breakdown.devices} of {breakdown.cpus} CPUs train."
-        return _hypothesis([make_change(job, knob, now * 2)], Phase.COMPUTE, gain, why)
+    least, _ = legal_range(job, knob, breakdown.cpus)
+    waiting = breakdown.shares[Phase.COMM]
     if is_cpu_job(job) and breakdown.devices > breakdown.cpus:
         target = max(least, now * breakdown.cpus // breakdown.devices)
         why = f"{breakdown.devices} processes take turns on {breakdown.cpus} CPUs."
-        gain = breakdown.shares[Phase.COMM] if by_wall else 1 - target / now
+        gain = waiting if job.spec.tuning.objective is Objective.WALL_TIME else 1 - target / now
     else:
         target = max(least, now // 2)
-        slowdown = now / target * (1 - breakdown.shares[Phase.COMM])
-        gain = 0.0 if slowdown > float(job.spec.tuning.max_slowdown) else breakdown.shares[Phase.COMM]
-        comm = percent(breakdown.shares[Phase.COMM])
-        why = f"{comm} of the step is communication: half the devices would hardly be slower."
+        slowdown = now / target * (1 - waiting)
+        gain = 0.0 if slowdown > float(job.spec.tuning.max_slowdown) else waiting
+        why = f"{percent(waiting)} of the step is communication: half the devices would hardly be slower."
     if target >= now or gain < NOTABLE_SHARE:
         return []
     return _hypothesis([make_change(job, knob, target)], Phase.COMM, gain, why)

@@ -37,6 +37,16 @@ SHORT = {"expectedDeviceHours": "0.01"}
             {},
             Bottleneck.CHECKPOINT_BOUND,
         ),
+        (
+            {
+                "shares": {"checkpoint": 0.14, "other": 0.16},
+                "saves": Saves(count=10, block_s=0.07),
+                "quiet_step_s": 0.07,
+            },
+            {"checkpointEverySteps": 5},
+            {},
+            Bottleneck.CHECKPOINT_BOUND,
+        ),
         ({"saves": Saves(count=3, block_s=0.02)}, {"checkpointEverySteps": 5000}, RARE, Bottleneck.CHECKPOINT_BOUND),
     ],
 )

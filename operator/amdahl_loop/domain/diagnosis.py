@@ -139,7 +139,8 @@ def _classify(
         )
     if cadence is not None and cadence.removable_share >= NOTABLE_SHARE:
         phase, share = _largest_waste(shares)
-        if cadence.removable_share >= share or phase is Phase.CHECKPOINT:
+        is_nameless = _CLASS_OF_PHASE[phase] is Bottleneck.UNCLEAR  # what can be acted on comes before it
+        if cadence.removable_share >= share or phase is Phase.CHECKPOINT or is_nameless:
             return Bottleneck.CHECKPOINT_BOUND, _cadence_sentence(breakdown, cadence)
     phase, share = _largest_waste(shares)
     crowded = crowding(breakdown)

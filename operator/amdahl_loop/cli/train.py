@@ -5,13 +5,12 @@ the training, so its output, its signals and its exit code are its own.
 """
 
 import os
-import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
-from amdahl_loop.adapters.local.programs import has_torch, run_module
+from amdahl_loop.adapters.local.programs import bundle_probe, has_torch
 from amdahl_loop.adapters.local.requests import TRACKERS_OFF, base_environment, working_dir
 from amdahl_loop.adapters.local.runner import default_state_dir
 from amdahl_loop.cli.exits import Exit, Stop
@@ -60,9 +59,8 @@ def _inherit(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def _bundle_probe(state_dir: Path) -> str:
-    """The probe as a zip, made once for these sources."""
-    command = [*run_module("amdahl_probe.bundle"), str(state_dir / "probe")]
-    told = subprocess.run(command, capture_output=True, text=True, check=False)
-    if told.returncode != 0:
-        raise Stop(Exit.ENVIRONMENT, f"the probe cannot be packed: {told.stderr.strip().rpartition(chr(10))[2]}")
-    return told.stdout.strip()
+    """The probe, as the runner packs it."""
+    try:
+        return str(bundle_probe(state_dir))
+    except OSError as error:
+        raise Stop(Exit.ENVIRONMENT, str(error)) from error

@@ -265,10 +265,6 @@ class Experiment(Frozen):
         found = [r for r in self.blocks if r.spec.stage is stage and (check is None or r.spec.check == check)]
         return tuple(sorted(found, key=lambda record: (record.spec.check, record.spec.index)))
 
-    def record_of(self, spec: BlockSpec) -> BlockRecord | None:
-        """The finished block of a spec, if it has finished."""
-        return next((record for record in self.blocks if record.spec == spec), None)
-
     def with_block(self, record: BlockRecord) -> "Experiment":
         """The experiment with one more finished block."""
         return self.model_copy(update={"blocks": (*self.blocks, record)})

@@ -48,11 +48,6 @@ class Breakdown(Frozen):
         return self.step_s * max(1e-9, 1 - idle)
 
     @property
-    def input_wait_s(self) -> float:
-        """Seconds a step that the slowest rank waits for data."""
-        return self.step_s * self.shares[Phase.INPUT]
-
-    @property
     def shares_ppk(self) -> tuple[int, ...]:
         """Steady shares in parts per thousand, in the contract's order."""
         return tuple(round(1000 * self.shares[phase]) for phase in PHASES)

@@ -58,7 +58,6 @@ class RunRequest(Frozen):
 
     run: str
     plan_hash: str = ""
-    trial: bool = True
     live: bool
     windows: tuple[WindowRequest, ...] = Field(min_length=1)
     startup_timeout_s: Seconds

@@ -1,6 +1,7 @@
 """How are our own helper programs started, so that nothing of the user's Python can get in their way?"""
 
 import importlib.util
+import subprocess
 import sys
 from pathlib import Path
 
@@ -26,3 +27,12 @@ def run_module(module: str) -> list[str]:
 def has_torch() -> bool:
     """Whether the loop's own interpreter is one that could train."""
     return importlib.util.find_spec("torch") is not None
+
+
+def bundle_probe(state_dir: Path) -> Path:
+    """The probe as a zip, made once for these sources; OSError says why it cannot be packed."""
+    command = [*run_module("amdahl_probe.bundle"), str(state_dir / "probe")]
+    told = subprocess.run(command, capture_output=True, text=True, check=False)
+    if told.returncode != 0:
+        raise OSError(f"the probe cannot be packed: {told.stderr.strip().rpartition(chr(10))[2]}")
+    return Path(told.stdout.strip())

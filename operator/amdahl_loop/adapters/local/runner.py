@@ -27,7 +27,7 @@ from amdahl_loop.adapters.local.processes import (
     kill_all,
     remove_tree,
 )
-from amdahl_loop.adapters.local.programs import has_torch, run_module
+from amdahl_loop.adapters.local.programs import bundle_probe, has_torch, run_module
 from amdahl_loop.adapters.local.requests import (
     GRACE_S,
     base_environment,
@@ -187,7 +187,7 @@ class LocalRunner:
             request,
             cwd=working_dir(job.spec.template.trainer, self._base_dir),
             enter=self._sandbox.enter(job, run_dir, kind),
-            probe=self._bundle_probe(),
+            probe=bundle_probe(self._state_dir),
             directory=traces.block_dir,
             mem_bytes=memory_ceiling(job, self.machine.mem_bytes),
             scratch=() if kind == "overlay" else self._sandbox.outer_scratch(job),
@@ -203,14 +203,6 @@ class LocalRunner:
         (run_dir / "plan.json").write_text(json.dumps(plan))
         (run_dir / "charge.json").write_text(json.dumps(charge._asdict()))
         traces.note_request(request.plan_hash, request.max_devices)
-
-    def _bundle_probe(self) -> Path:
-        """The probe as a zip, made once for these sources."""
-        command = [*run_module("amdahl_probe.bundle"), str(self._state_dir / "probe")]
-        told = subprocess.run(command, capture_output=True, text=True, check=False)
-        if told.returncode != 0:
-            raise OSError(f"the probe cannot be packed: {told.stderr.strip().rpartition(chr(10))[2]}")
-        return Path(told.stdout.strip())
 
     def _start(self, run: str) -> None:
         """Start the keeper, from the loop's own thread: the kernel tells the keeper when that thread is gone."""

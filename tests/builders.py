@@ -2,9 +2,11 @@
 
 from typing import Any
 
+from amdahl_loop.domain.knob_values import Knobs
 from amdahl_loop.domain.ledger import Observation
+from amdahl_loop.domain.parsing import parse_training_job
 from amdahl_loop.domain.phases import Breakdown, account
-from amdahl_loop.domain.resources import Knobs, TrainingJob, parse_training_job
+from amdahl_loop.domain.resources import TrainingJob
 from amdahl_loop.domain.telemetry import PHASES, Arm, BlockReport, Loader, Phase, Saves, Window, WindowOutcome
 
 FINGERPRINT = "f" * 16

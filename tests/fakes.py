@@ -7,7 +7,8 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 from amdahl_loop.adapters.recorded import encode_report
-from amdahl_loop.domain.resources import Knobs, TrainingJob
+from amdahl_loop.domain.knob_values import Knobs
+from amdahl_loop.domain.resources import TrainingJob
 from amdahl_loop.domain.runs import Absent, Finished, Running, RunRequest, RunState, WindowRequest
 from amdahl_loop.domain.telemetry import PHASES, BlockReport, Loader, Phase, Saves, Window, WindowOutcome
 

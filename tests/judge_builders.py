@@ -23,9 +23,10 @@ from amdahl_loop.domain.experiments import (
     Verdict,
     enumerate_blocks,
 )
+from amdahl_loop.domain.knob_values import KnobName, Knobs
 from amdahl_loop.domain.profiles import PROFILES
-from amdahl_loop.domain.resources import KnobName, Knobs, Objective, ProfileName
 from amdahl_loop.domain.telemetry import Arm, BlockReport, Phase, Window, WindowOutcome
+from amdahl_loop.domain.tuning import Objective, ProfileName
 
 SHARES_PPK = (0, 0, 0, 600, 380, 0, 0, 0, 20)
 

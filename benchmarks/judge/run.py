@@ -20,7 +20,7 @@ from world import Outcome, Setting, Variant, run_experiment
 
 from amdahl_loop.domain.experiments import VerdictWord
 from amdahl_loop.domain.profiles import PROFILES
-from amdahl_loop.domain.resources import ProfileName
+from amdahl_loop.domain.tuning import ProfileName
 
 FRESH = Setting(DEFAULT, PROFILES[ProfileName.STANDARD])
 SETTINGS = {

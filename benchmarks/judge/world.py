@@ -24,8 +24,9 @@ from amdahl_loop.domain.experiments import (
     Verdict,
     enumerate_blocks,
 )
-from amdahl_loop.domain.resources import KnobName, Knobs, Objective
+from amdahl_loop.domain.knob_values import KnobName, Knobs
 from amdahl_loop.domain.telemetry import Arm, BlockReport, Phase, Window, WindowOutcome
+from amdahl_loop.domain.tuning import Objective
 
 BATCH = 16
 PLANS = 400

@@ -15,12 +15,14 @@ from amdahl_loop.adapters.local.runner import LocalRunner, default_state_dir
 from amdahl_loop.adapters.manifests import Manifest, read_manifest
 from amdahl_loop.domain.design import design_plan
 from amdahl_loop.domain.experiments import BlockSpec, Change, Hypothesis, Plan, Source, Stage
+from amdahl_loop.domain.knob_values import KnobName
 from amdahl_loop.domain.ledger import Observation
 from amdahl_loop.domain.phases import Breakdown, Unobservable, account
 from amdahl_loop.domain.profiles import PROFILES
-from amdahl_loop.domain.resources import KnobName, ProfileName, TrainingJob
+from amdahl_loop.domain.resources import TrainingJob
 from amdahl_loop.domain.runs import Finished, Running, RunRequest, block_request, observation_request
 from amdahl_loop.domain.telemetry import BlockReport, Phase, parse_block_summary
+from amdahl_loop.domain.tuning import ProfileName
 
 JOB = Path(__file__).resolve().parents[2] / "examples" / "pydocs" / "job.yaml"
 SCOPE = "null-benchmark"

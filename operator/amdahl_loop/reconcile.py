@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import assert_never
 
 from amdahl_loop.domain.experiments import BlockRecord
+from amdahl_loop.domain.knob_values import Knobs
 from amdahl_loop.domain.ledger import Application, ApplicationKind, Observation
 from amdahl_loop.domain.plan import (
     Action,
@@ -23,7 +24,7 @@ from amdahl_loop.domain.plan import (
     Snapshot,
     next_action,
 )
-from amdahl_loop.domain.resources import Knobs, TrainingJob
+from amdahl_loop.domain.resources import TrainingJob
 from amdahl_loop.domain.runs import Absent, Finished, Running, RunRequest, RunState
 from amdahl_loop.domain.telemetry import BlockReport, Malformed, parse_block_summary
 from amdahl_loop.ports import Clock, LedgerStore, Runner

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from amdahl_loop.domain.commands import escape, expand, expand_environment
-from amdahl_loop.domain.resources import EnvVar
+from amdahl_loop.domain.template import EnvVar
 from amdahl_probe import plan as supervisor
 
 VALUES = {"A": "1", "B": "$(A)", "C_D.e": "x"}

@@ -20,7 +20,8 @@ from amdahl_loop.adapters.local.machine import Machine
 from amdahl_loop.adapters.local.processes import identify
 from amdahl_loop.adapters.local.programs import run_module
 from amdahl_loop.adapters.local.runner import LocalRunner, RunnerUnavailableError, RunRefusedError, default_state_dir
-from amdahl_loop.domain.resources import TrainingJob, parse_training_job
+from amdahl_loop.domain.parsing import parse_training_job
+from amdahl_loop.domain.resources import TrainingJob
 from amdahl_loop.domain.runs import Absent, Finished, Running, RunRequest, RunState, WindowRequest
 from amdahl_loop.domain.telemetry import Arm, BlockReport, WindowOutcome, parse_block_summary
 from builders import make_manifest

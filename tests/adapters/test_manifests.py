@@ -16,7 +16,8 @@ from amdahl_loop.adapters.manifests import (
     read_manifest,
     write_manifest,
 )
-from amdahl_loop.domain.resources import KnobName, ManifestError
+from amdahl_loop.domain.knob_values import KnobName
+from amdahl_loop.domain.parsing import ManifestError
 
 MANIFEST = """\
 # A job, with its story told in comments.

@@ -30,10 +30,11 @@ from amdahl_loop.domain.experiments import (
     VerdictWord,
     enumerate_blocks,
 )
+from amdahl_loop.domain.knob_values import KnobName, Knobs
 from amdahl_loop.domain.ledger import Application, ApplicationKind, JobMemory
 from amdahl_loop.domain.profiles import PROFILES
-from amdahl_loop.domain.resources import KnobName, Knobs, Objective, ProfileName
 from amdahl_loop.domain.telemetry import BlockReport, Phase
+from amdahl_loop.domain.tuning import Objective, ProfileName
 from builders import FAMILY, FINGERPRINT, UID, make_job, make_observation, make_window
 
 JOB = make_job()

@@ -13,7 +13,7 @@ import pytest
 from amdahl_loop.adapters.sqlite import SqliteLedger
 from amdahl_loop.adapters.sqlite.entries import Body, Entry, entry_of, parse_export
 from amdahl_loop.cli.replay import replay
-from amdahl_loop.domain.resources import Knobs
+from amdahl_loop.domain.knob_values import Knobs
 from amdahl_loop.domain.telemetry import WindowOutcome
 from fakes import Truth, compute_bound, loader_bound
 

@@ -6,7 +6,8 @@ import pytest
 
 from amdahl_loop.adapters import code
 from amdahl_loop.adapters.code import MAX_BYTES, digest_program
-from amdahl_loop.domain.resources import TrainingJob, parse_training_job
+from amdahl_loop.domain.parsing import parse_training_job
+from amdahl_loop.domain.resources import TrainingJob
 from builders import make_manifest
 
 

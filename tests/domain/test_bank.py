@@ -6,8 +6,8 @@ import pytest
 
 from amdahl_loop.domain.bank import balance
 from amdahl_loop.domain.experiments import Experiment, Verdict, VerdictWord
+from amdahl_loop.domain.knob_values import Knobs
 from amdahl_loop.domain.ledger import Application, ApplicationKind
-from amdahl_loop.domain.resources import Knobs
 from judge_builders import make_plan, make_record
 
 

@@ -11,7 +11,7 @@ from scipy.optimize import minimize_scalar
 
 from amdahl_loop.domain import cadence
 from amdahl_loop.domain.experiments import BlockSpec
-from amdahl_loop.domain.resources import KnobName, Knobs
+from amdahl_loop.domain.knob_values import KnobName, Knobs
 from amdahl_loop.domain.runs import measuring_cadence
 from amdahl_loop.domain.telemetry import Arm, Saves, Window
 from judge_builders import Bench, make_constants, make_plan, make_window

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from amdahl_loop.domain.diagnosis import Bottleneck, diagnose, weigh_cadence, workers_needed
+from amdahl_loop.domain.knob_values import KnobName
 from amdahl_loop.domain.phases import Unobservable, account
-from amdahl_loop.domain.resources import KnobName
 from amdahl_loop.domain.telemetry import Phase, Saves, WindowOutcome
 from builders import make_job, make_observation, make_window, see
 

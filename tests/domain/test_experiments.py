@@ -20,10 +20,11 @@ from amdahl_loop.domain.experiments import (
     knob_environment,
     name_experiment,
 )
+from amdahl_loop.domain.knob_values import KnobName
 from amdahl_loop.domain.profiles import PROFILES
-from amdahl_loop.domain.resources import KnobName, ProfileName
 from amdahl_loop.domain.runs import FORCED_SAVE_EVERY_STEPS, block_request, measuring_cadence, observation_request
 from amdahl_loop.domain.telemetry import Arm, Phase
+from amdahl_loop.domain.tuning import ProfileName
 from builders import FAMILY, FINGERPRINT, UID, make_job, make_window, see
 
 

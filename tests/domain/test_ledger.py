@@ -13,7 +13,8 @@ from amdahl_loop.domain.ledger import (
     fingerprint_job,
     newest_observation,
 )
-from amdahl_loop.domain.resources import TrainingJob, parse_training_job
+from amdahl_loop.domain.parsing import parse_training_job
+from amdahl_loop.domain.resources import TrainingJob
 from amdahl_loop.domain.telemetry import WindowOutcome
 from builders import FINGERPRINT, UID, make_job, make_manifest, make_observation, make_window, with_knobs
 

@@ -4,7 +4,7 @@ import pytest
 
 from amdahl_loop.domain.experiments import Constants, Stage, enumerate_blocks
 from amdahl_loop.domain.profiles import PROFILES
-from amdahl_loop.domain.resources import ProfileName
+from amdahl_loop.domain.tuning import ProfileName
 
 ALL = pytest.mark.parametrize("constants", PROFILES.values(), ids=[name.value for name in PROFILES])
 

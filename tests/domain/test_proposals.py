@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 
 from amdahl_loop.domain.diagnosis import Bottleneck, diagnose, weigh_cadence
 from amdahl_loop.domain.experiments import Change, Hypothesis, Source
+from amdahl_loop.domain.knob_values import KnobName
 from amdahl_loop.domain.profiles import PROFILES
 from amdahl_loop.domain.proposals import predict_step_s, propose
-from amdahl_loop.domain.resources import KnobName, TrainingJob
+from amdahl_loop.domain.resources import TrainingJob
 from amdahl_loop.domain.screening import screen
 from amdahl_loop.domain.spending import hit_rate, weigh
 from amdahl_loop.domain.telemetry import Phase, Saves

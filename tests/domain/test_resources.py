@@ -2,7 +2,8 @@
 
 import pytest
 
-from amdahl_loop.domain.resources import KnobName, Knobs, ManifestError, parse_training_job
+from amdahl_loop.domain.knob_values import KnobName, Knobs
+from amdahl_loop.domain.parsing import ManifestError, parse_training_job
 from amdahl_loop.domain.units import parse_duration_s, parse_quantity
 from builders import make_job, make_manifest
 

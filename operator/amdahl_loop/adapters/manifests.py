@@ -20,14 +20,10 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from amdahl_loop.domain.experiments import hash_text
-from amdahl_loop.domain.resources import (
-    Frozen,
-    KnobName,
-    KnobValue,
-    ManifestError,
-    TrainingJob,
-    parse_training_job,
-)
+from amdahl_loop.domain.knob_values import KnobName, KnobValue
+from amdahl_loop.domain.parsing import ManifestError, parse_training_job
+from amdahl_loop.domain.resources import TrainingJob
+from amdahl_loop.domain.values import Frozen
 
 MAX_MANIFEST_BYTES = 2**20
 MAX_VALUES = 100_000

@@ -8,7 +8,7 @@ from pathlib import Path
 from amdahl_loop import __version__
 from amdahl_loop.adapters.local.runner import default_state_dir
 from amdahl_loop.cli.exits import MEANINGS
-from amdahl_loop.domain.resources import ProfileName
+from amdahl_loop.domain.tuning import ProfileName
 
 MAX_TRACE_S = 600
 """The probe keeps the newest 200,000 spans: about this long at ten steps a second."""

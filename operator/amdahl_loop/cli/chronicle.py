@@ -7,10 +7,10 @@ from amdahl_loop.cli.report import breakdown_of, diagnosis_of, saving
 from amdahl_loop.cli.words import block_title, changes_of, clean, percent, saved, step_time
 from amdahl_loop.domain.evidence import read_block
 from amdahl_loop.domain.experiments import BlockRecord, Plan, Stage
+from amdahl_loop.domain.knob_values import Knobs
 from amdahl_loop.domain.ledger import Observation
 from amdahl_loop.domain.phases import Breakdown
 from amdahl_loop.domain.plan import Apply, Challenge, Judge, Launch, Observe, Propose, Rollback, Snapshot
-from amdahl_loop.domain.resources import Knobs
 from amdahl_loop.domain.runs import Running
 from amdahl_loop.domain.telemetry import Phase
 from amdahl_loop.reconcile import Tick

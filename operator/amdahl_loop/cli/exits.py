@@ -12,7 +12,7 @@ from enum import IntEnum
 
 from amdahl_loop.adapters.local.runner import RunnerUnavailableError, RunRefusedError
 from amdahl_loop.adapters.sqlite import LedgerError
-from amdahl_loop.domain.resources import ManifestError
+from amdahl_loop.domain.parsing import ManifestError
 
 
 class Exit(IntEnum):

@@ -39,7 +39,8 @@ from amdahl_loop.domain.plan import (
     look,
     next_action,
 )
-from amdahl_loop.domain.resources import Mode, TrainingJob
+from amdahl_loop.domain.resources import TrainingJob
+from amdahl_loop.domain.tuning import Mode
 from amdahl_loop.reconcile import Ports
 
 

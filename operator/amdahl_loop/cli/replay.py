@@ -16,8 +16,8 @@ from amdahl_loop.cli.setting import Setting, find_setting
 from amdahl_loop.domain.experiments import Plan
 from amdahl_loop.domain.ledger import Application
 from amdahl_loop.domain.plan import Action, Apply, Challenge, Halt, Judge, Launch, Observe, Propose, Rollback
-from amdahl_loop.domain.resources import Frozen
 from amdahl_loop.domain.runs import Finished
+from amdahl_loop.domain.values import Frozen
 from amdahl_loop.reconcile import Ports, Tick, tick
 
 RELATIVE_TOLERANCE = 1e-9

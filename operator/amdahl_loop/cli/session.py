@@ -25,7 +25,8 @@ from amdahl_loop.cli.train import Launch, become
 from amdahl_loop.domain.experiments import hash_text
 from amdahl_loop.domain.ledger import family_of, fingerprint_job
 from amdahl_loop.domain.plan import Snapshot
-from amdahl_loop.domain.resources import ProfileName, TrainingJob
+from amdahl_loop.domain.resources import TrainingJob
+from amdahl_loop.domain.tuning import ProfileName
 from amdahl_loop.ports import Clock, Runner
 from amdahl_loop.reconcile import Identity, Ports
 

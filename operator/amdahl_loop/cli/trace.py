@@ -19,8 +19,9 @@ from amdahl_loop.cli.output import emit
 from amdahl_loop.cli.session import World, with_profile
 from amdahl_loop.cli.shapes import TraceShape
 from amdahl_loop.domain.profiles import PROFILES
-from amdahl_loop.domain.resources import TRAINER_CONTAINER, TrainingJob
+from amdahl_loop.domain.resources import TrainingJob
 from amdahl_loop.domain.runs import Finished, Running, RunRequest, observation_request
+from amdahl_loop.domain.template import TRAINER_CONTAINER
 from amdahl_loop.ports import Runner
 
 SCOPE = "trace"

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from amdahl_loop.domain.experiments import Experiment, VerdictWord
 from amdahl_loop.domain.ledger import Application, ApplicationKind
-from amdahl_loop.domain.resources import Frozen
+from amdahl_loop.domain.values import Frozen
 
 HEADLINE_ERRORS = 1.64
 """Standard errors that the headline "at least" subtracts: a one-sided 95 % bound."""

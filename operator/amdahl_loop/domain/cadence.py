@@ -10,10 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from amdahl_loop.domain.experiments import Plan
-from amdahl_loop.domain.resources import KnobName, Knobs, Objective
+from amdahl_loop.domain.knob_values import KnobName, Knobs
 from amdahl_loop.domain.runs import measuring_cadence
 from amdahl_loop.domain.stats import gamma_quantile
 from amdahl_loop.domain.telemetry import Arm, Window
+from amdahl_loop.domain.tuning import Objective
 
 PRIOR_INTERRUPTIONS = 2
 """Weight of the owner's prior, in interruptions: its 90 % interval spans 0.18 to 2.4 times the stated rate."""

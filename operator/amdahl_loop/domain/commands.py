@@ -7,7 +7,7 @@ Source: the API reference of `Container.command` and `EnvVar.value`: an unknown 
 import re
 from collections.abc import Iterable, Mapping
 
-from amdahl_loop.domain.resources import EnvVar
+from amdahl_loop.domain.template import EnvVar
 
 _REFERENCE = re.compile(r"\$(?:\$|\(([^)]*)\))")
 

@@ -9,11 +9,13 @@ from collections.abc import Mapping
 from enum import StrEnum
 
 from amdahl_loop.domain.cadence import interruption_rate, log_cost_per_step, propose_cadence
+from amdahl_loop.domain.knob_values import KnobName
 from amdahl_loop.domain.knobs import is_tunable
 from amdahl_loop.domain.phases import Breakdown
-from amdahl_loop.domain.resources import Frozen, KnobName, TrainingJob
+from amdahl_loop.domain.resources import TrainingJob
 from amdahl_loop.domain.telemetry import Phase
 from amdahl_loop.domain.units import percent
+from amdahl_loop.domain.values import Frozen
 
 NOTABLE_SHARE = 0.05
 """Below this an exposed share is not worth a word: 5 % can never yield more than 5.3 % (research, mission 5)."""

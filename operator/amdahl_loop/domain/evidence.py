@@ -10,9 +10,10 @@ from dataclasses import dataclass
 
 from amdahl_loop.domain import cadence
 from amdahl_loop.domain.experiments import BlockRecord, BlockSpec, Constants, Plan, Stage, arm_knobs, judged_by
-from amdahl_loop.domain.resources import Knobs, Objective
+from amdahl_loop.domain.knob_values import Knobs
 from amdahl_loop.domain.stats import mean, median
 from amdahl_loop.domain.telemetry import Arm, BlockReport, Window, WindowOutcome
+from amdahl_loop.domain.tuning import Objective
 
 CLOCK_SHARE_PPK = 20
 """A process whose clock differs from the supervisor's by more than 2 % is not believed (research 1.5)."""

@@ -13,8 +13,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from amdahl_loop.domain.resources import Frozen, KnobName, Knobs, KnobValue, Objective, ProfileName
+from amdahl_loop.domain.knob_values import KnobName, Knobs, KnobValue
 from amdahl_loop.domain.telemetry import Arm, BlockReport, Phase, Seconds
+from amdahl_loop.domain.tuning import Objective, ProfileName
+from amdahl_loop.domain.values import Frozen
 
 JUDGE_VERSION = "1"
 

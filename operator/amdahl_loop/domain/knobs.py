@@ -8,8 +8,10 @@ from collections.abc import Mapping
 from enum import StrEnum
 
 from amdahl_loop.domain.experiments import Change
-from amdahl_loop.domain.resources import Frozen, KnobName, KnobValue, TrainingJob
+from amdahl_loop.domain.knob_values import KnobName, KnobValue
+from amdahl_loop.domain.resources import TrainingJob
 from amdahl_loop.domain.telemetry import Phase
+from amdahl_loop.domain.values import Frozen
 
 
 class KnobKind(StrEnum):

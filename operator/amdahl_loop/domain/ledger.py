@@ -10,8 +10,10 @@ from enum import StrEnum
 from pydantic import Field
 
 from amdahl_loop.domain.experiments import Experiment, Hypothesis, VerdictWord, hash_text
-from amdahl_loop.domain.resources import Frozen, Knobs, TrainingJob
+from amdahl_loop.domain.knob_values import Knobs
+from amdahl_loop.domain.resources import TrainingJob
 from amdahl_loop.domain.telemetry import BlockReport, Seconds
+from amdahl_loop.domain.values import Frozen
 
 INCONCLUSIVE_RETRY_S = 14 * 86400.0
 """An inconclusive question may be asked again after this long (research 1.4)."""

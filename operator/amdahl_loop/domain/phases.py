@@ -6,9 +6,11 @@ the loader's own time per batch, and the share of the whole job that starting up
 
 from collections.abc import Mapping
 
+from amdahl_loop.domain.knob_values import Knobs
 from amdahl_loop.domain.ledger import Observation
-from amdahl_loop.domain.resources import CheckpointPolicy, Frozen, Knobs
 from amdahl_loop.domain.telemetry import PHASES, BlockReport, Loader, Phase, Saves, Seconds, Window, WindowOutcome
+from amdahl_loop.domain.tuning import CheckpointPolicy
+from amdahl_loop.domain.values import Frozen
 
 
 class Unobservable(Frozen):

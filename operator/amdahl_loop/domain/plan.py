@@ -8,6 +8,7 @@ from amdahl_loop.domain import judge
 from amdahl_loop.domain.design import design_plan
 from amdahl_loop.domain.diagnosis import Diagnosis, diagnose, weigh_cadence
 from amdahl_loop.domain.experiments import BlockSpec, Experiment, Plan, Stage, Verdict, VerdictWord
+from amdahl_loop.domain.knob_values import Knobs
 from amdahl_loop.domain.ledger import (
     Application,
     ApplicationKind,
@@ -22,10 +23,12 @@ from amdahl_loop.domain.ledger import (
 from amdahl_loop.domain.phases import Breakdown, Unobservable, account
 from amdahl_loop.domain.profiles import PROFILES
 from amdahl_loop.domain.proposals import propose, transfer_wins
-from amdahl_loop.domain.resources import Frozen, Knobs, Mode, TrainingJob
+from amdahl_loop.domain.resources import TrainingJob
 from amdahl_loop.domain.runs import RunRequest, block_request, observation_request
 from amdahl_loop.domain.screening import Rejected, screen
 from amdahl_loop.domain.spending import Worth, weigh
+from amdahl_loop.domain.tuning import Mode
+from amdahl_loop.domain.values import Frozen
 
 OBSERVATION_SEED = 1
 

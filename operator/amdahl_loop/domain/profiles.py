@@ -8,7 +8,7 @@ spends one or two blocks on each and a small one spends them all.
 """
 
 from amdahl_loop.domain.experiments import Constants
-from amdahl_loop.domain.resources import ProfileName
+from amdahl_loop.domain.tuning import ProfileName
 
 PROFILES: dict[ProfileName, Constants] = {
     ProfileName.QUICK: Constants(

@@ -12,7 +12,7 @@ from itertools import pairwise
 
 from amdahl_loop.domain.evidence import Evidence, clock_tolerance_ppk
 from amdahl_loop.domain.experiments import BlockSpec, Hypothesis, Plan, VerdictWord, Veto, VetoName
-from amdahl_loop.domain.resources import KnobName
+from amdahl_loop.domain.knob_values import KnobName
 from amdahl_loop.domain.stats import estimate, mean
 from amdahl_loop.domain.telemetry import Arm, Window, WindowOutcome
 

@@ -18,10 +18,12 @@ from amdahl_loop.domain.diagnosis import (
     workers_needed,
 )
 from amdahl_loop.domain.experiments import Change, Experiment, Hypothesis, Source, VerdictWord
+from amdahl_loop.domain.knob_values import KnobName
 from amdahl_loop.domain.knobs import is_tunable, legal_range, make_change
 from amdahl_loop.domain.phases import Breakdown
-from amdahl_loop.domain.resources import KnobName, Objective, TrainingJob
+from amdahl_loop.domain.resources import TrainingJob
 from amdahl_loop.domain.telemetry import Phase
+from amdahl_loop.domain.tuning import Objective
 from amdahl_loop.domain.units import percent
 
 JITTER_CV = 0.3

@@ -15,8 +15,9 @@ from amdahl_loop.domain.experiments import (
     judged_by,
     knob_environment,
 )
-from amdahl_loop.domain.resources import Frozen, KnobName, Knobs
+from amdahl_loop.domain.knob_values import KnobName, Knobs
 from amdahl_loop.domain.telemetry import Arm, BlockReport, Seconds
+from amdahl_loop.domain.values import Frozen
 
 FORCED_SAVE_EVERY_STEPS = 10
 """Slowest cadence of a window that measures what a save costs: three saves come soon, with quiet steps between them."""

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
-from amdahl_loop.domain.resources import Frozen
+from amdahl_loop.domain.values import Frozen
 
 SUMMARY_VERSION = "amdahl.block/1"
 MAX_SUMMARY_BYTES = 1_500

@@ -9,7 +9,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from amdahl_loop.domain.resources import Frozen
+from amdahl_loop.domain.values import Frozen
 
 CGROUPS = Path("/sys/fs/cgroup")
 PROC = Path("/proc")

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from amdahl_loop.domain.commands import escape, expand_environment
-from amdahl_loop.domain.resources import Container, TrainingJob
+from amdahl_loop.domain.resources import TrainingJob
 from amdahl_loop.domain.runs import RunRequest, WindowRequest
+from amdahl_loop.domain.template import Container
 
 PLAN_VERSION = "amdahl.plan/1"
 GRACE_S = 5.0

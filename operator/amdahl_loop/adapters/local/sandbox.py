@@ -12,7 +12,8 @@ from amdahl_loop.adapters.local.processes import remove_tree
 from amdahl_loop.adapters.local.programs import run_module
 from amdahl_loop.adapters.local.requests import scratch_paths, working_dir
 from amdahl_loop.adapters.local.view import View
-from amdahl_loop.domain.resources import Frozen, TrainingJob
+from amdahl_loop.domain.resources import TrainingJob
+from amdahl_loop.domain.values import Frozen
 
 TRY_TIMEOUT_S = 60.0
 """Entering a view takes milliseconds, or as long as copying two GiB."""

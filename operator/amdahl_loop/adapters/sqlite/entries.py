@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from amdahl_loop.adapters.sqlite.errors import LedgerCorruptError
 from amdahl_loop.domain.experiments import BlockRecord, Experiment, Plan, Verdict, hash_text
 from amdahl_loop.domain.ledger import Application, Observation
-from amdahl_loop.domain.resources import Frozen
+from amdahl_loop.domain.values import Frozen
 
 EXPORT_VERSION = "amdahl.ledger/1"
 

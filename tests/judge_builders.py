@@ -115,11 +115,13 @@ def make_report(plan: Plan, spec: BlockSpec, windows: tuple[Window, ...], **chan
 def make_record(
     plan: Plan, spec: BlockSpec, windows: tuple[Window, ...] = (), node: str = "n0", **changes: Any
 ) -> BlockRecord:
-    """The record of a block; starts are spread by the block's place in the plan."""
+    """The record of a block; it starts by its place in the plan, checks at the plan's distance."""
+    spacing_s = plan.constants.check_spacing_s
+    waits = {Stage.REFUTE: spec.check + 1, Stage.SOAK: plan.constants.checks, Stage.NULL: plan.constants.checks}
     record: dict[str, Any] = {
         "spec": spec,
         "node": node,
-        "started_at_s": 1000.0 + 60.0 * plan.blocks.index(spec),
+        "started_at_s": 1000.0 + 60.0 * plan.blocks.index(spec) + waits.get(spec.stage, 0) * spacing_s,
         "held_device_s": 12.0,
         "report": make_report(plan, spec, windows) if windows else None,
     }

@@ -107,8 +107,8 @@ def window_pool(noise: Noise, steps: int) -> np.ndarray:
 class Place:
     """One node over time: its level, its drift, its neighbours, and how much the variant's effect differs there."""
 
-    def __init__(self, rng: np.random.Generator, noise: Noise, time_of_day_s: float) -> None:
-        self.rng, self.noise, self.time_of_day_s = rng, noise, time_of_day_s
+    def __init__(self, rng: np.random.Generator, noise: Noise, time_of_day_s: float, node: str) -> None:
+        self.rng, self.noise, self.time_of_day_s, self.node = rng, noise, time_of_day_s, node
         slow = np.log1p(rng.uniform(0.10, 0.40)) if rng.random() < noise.slow_node_share else 0.0
         self.level = rng.standard_normal() * noise.node_sd + slow
         self.effect_shift = rng.standard_normal() * noise.effect_by_node_sd
@@ -117,6 +117,12 @@ class Place:
         self._state = [rng.standard_normal() * sd for sd, _ in (noise.node_drift, noise.cluster_drift)]
         self._visits = self._neighbours()
         self._visiting: list[tuple[float, float, float]] = []
+
+    def later(self, time_of_day_s: float) -> "Place":
+        """The same node hours later: level and effect stay, drift and neighbours are forgotten."""
+        place = Place(self.rng, self.noise, time_of_day_s, self.node)
+        place.level, place.effect_shift = self.level, self.effect_shift
+        return place
 
     def shift(self, start_s: float, end_s: float) -> float:
         """Mean log shift of everything but steps and launches between two times since this place was taken."""

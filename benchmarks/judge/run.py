@@ -28,7 +28,7 @@ SETTINGS = {
     "standard, quiet noise": Setting(QUIET, PROFILES[ProfileName.STANDARD]),
     "standard, harsh noise": Setting(HARSH, PROFILES[ProfileName.STANDARD]),
     "thorough, default noise": Setting(DEFAULT, PROFILES[ProfileName.THOROUGH]),
-    "quick, live on two cores": Setting(LIVE, PROFILES[ProfileName.QUICK], live=True, spread=False, horizon_s=5.0),
+    "quick, live on two cores": Setting(LIVE, PROFILES[ProfileName.QUICK], live=True, other_nodes=False, horizon_s=5.0),
 }
 GAINS = (0.02, 0.05, 0.10, 0.20, 0.30)
 DECEITS = ("node", "horizon", "day", "shard", "harness", "flaky")
@@ -99,10 +99,9 @@ def measure_all(reps: int, only: str, deceits: tuple[str, ...]) -> list[Row]:
             for kind in deceits:
                 where = node_setting(setting) if kind == "node" else setting
                 rows.append(measure_one(name, where, Variant(0.0, kind), reps // 50, 3))
-            if setting.spread and "day" in deceits:
-                at_once = Setting(setting.noise, setting.constants, spread=False)
-                label = f"{name}, checks at once on one node"
-                rows.append(measure_one(label, at_once, Variant(0.0, "day"), reps // 50, 3))
+            if setting.other_nodes and "day" in deceits:
+                one_node = Setting(setting.noise, setting.constants, other_nodes=False)
+                rows.append(measure_one(f"{name}, one node", one_node, Variant(0.0, "day"), reps // 50, 3))
     return rows
 
 
@@ -113,7 +112,7 @@ def measure_one(name: str, setting: Setting, variant: Variant, trials: int, seed
 
 def node_setting(setting: Setting) -> Setting:
     """The node lottery: no gain on average, a gain or a loss of a few percent on each node."""
-    return Setting(node_lottery(setting.noise), setting.constants, setting.live, setting.spread, setting.horizon_s)
+    return Setting(node_lottery(setting.noise), setting.constants, setting.live, setting.other_nodes, setting.horizon_s)
 
 
 def show(row: Row) -> Row:

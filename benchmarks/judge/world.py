@@ -10,7 +10,7 @@ from functools import lru_cache
 import numpy as np
 from noise import DAY_S, Noise, Place, window_pool
 
-from amdahl_loop.domain import judge
+from amdahl_loop.domain import judge, refute
 from amdahl_loop.domain.experiments import (
     BlockRecord,
     BlockSpec,
@@ -43,12 +43,12 @@ class Variant:
 
 @dataclass(frozen=True)
 class Setting:
-    """Where experiments run: noise, profile, live or fresh launches, and whether checks go elsewhere."""
+    """Where experiments run: noise, profile, live or fresh launches, and whether each check gets another node."""
 
     noise: Noise
     constants: Constants
     live: bool = False
-    spread: bool = True
+    other_nodes: bool = True
     horizon_s: float = 600.0
 
 
@@ -62,36 +62,40 @@ class Outcome:
 
 
 class World:
-    """One experiment's machines. Places are taken as stages come: home, then one for each check and for the soak."""
+    """One experiment's machines. Where the plan spaces its checks, each check and the soak find a place anew."""
 
     def __init__(self, rng: np.random.Generator, setting: Setting, variant: Variant, plan: Plan) -> None:
         self.rng, self.setting, self.variant, self.plan = rng, setting, variant, plan
         self.held_s = 0.0
-        self.places = {"home": Place(rng, setting.noise, rng.uniform(0, DAY_S))}
+        self.places = {"home": Place(rng, setting.noise, rng.uniform(0, DAY_S), "home")}
 
-    def run(self, spec: BlockSpec) -> BlockRecord:
-        """One finished block."""
+    def run(self, experiment: Experiment, spec: BlockSpec) -> BlockRecord:
+        """The finished block of an experiment."""
         if spec.stage is Stage.PROOF:
             return proof_record(self.plan, spec)
         name = self._place_name(spec)
-        place = self.places[name] if name in self.places else self._take_place(name, spec)
+        place = self.places[name] if name in self.places else self._take_place(name, experiment, spec)
         started_s, before_s = place.time_of_day_s + place.elapsed_s, place.elapsed_s
         windows = self._run_windows(spec, place)
         held_s = place.elapsed_s - before_s
         self.held_s += held_s
         report = BlockReport(run=self.plan.run_name(spec), state="done", live=self.setting.live, windows=windows)
-        return BlockRecord(spec=spec, node=name, started_at_s=started_s, held_device_s=held_s, report=report)
+        return BlockRecord(
+            spec=spec, node=place.node, started_at_s=DAY_S + started_s, held_device_s=held_s, report=report
+        )
 
     def _place_name(self, spec: BlockSpec) -> str:
-        if not self.setting.spread or spec.stage in (Stage.DISCOVERY, Stage.NULL):
+        if not self.setting.constants.check_spacing_s or spec.stage in (Stage.DISCOVERY, Stage.NULL):
             return "home"
         return f"check{spec.check}" if spec.stage is Stage.REFUTE else "soak"
 
-    def _take_place(self, name: str, spec: BlockSpec) -> Place:
-        """Checks are spread evenly round the clock; the soak follows the last of them."""
-        share = (spec.check + 1) / (self.setting.constants.checks + 1) if spec.stage is Stage.REFUTE else 0.5
-        start_s = self.places["home"].time_of_day_s + share * DAY_S + self.rng.uniform(0, 60)
-        self.places[name] = Place(self.rng, self.setting.noise, start_s)
+    def _take_place(self, name: str, experiment: Experiment, spec: BlockSpec) -> Place:
+        """A check comes when the plan says; the soak follows the last of them, on the home node."""
+        home = self.places["home"]
+        due_s = refute.due_at_s(experiment, spec) or experiment.blocks[-1].started_at_s
+        start_s = due_s - DAY_S + self.rng.uniform(0, 60)
+        elsewhere = self.setting.other_nodes and spec.stage is Stage.REFUTE
+        self.places[name] = Place(self.rng, self.setting.noise, start_s, name) if elsewhere else home.later(start_s)
         return self.places[name]
 
     def _run_windows(self, spec: BlockSpec, place: Place) -> tuple[Window, ...]:
@@ -148,7 +152,7 @@ def run_experiment(rng: np.random.Generator, setting: Setting, variant: Variant)
             return Outcome(said.verdict, len(experiment.blocks), world.held_s)
         specs = said.specs if isinstance(said, judge.NeedBlocks) and said.stage is Stage.DISCOVERY else said.specs[:1]
         for spec in specs:
-            experiment = experiment.with_block(world.run(spec))
+            experiment = experiment.with_block(world.run(experiment, spec))
 
 
 @lru_cache(maxsize=4 * PLANS)

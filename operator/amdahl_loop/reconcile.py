@@ -22,6 +22,7 @@ from amdahl_loop.domain.plan import (
     Propose,
     Rollback,
     Snapshot,
+    Wait,
     next_action,
 )
 from amdahl_loop.domain.resources import TrainingJob
@@ -97,7 +98,7 @@ async def _perform(action: Action, snapshot: Snapshot, ports: Ports) -> RunState
             await _apply(ApplicationKind.APPLIED, action.experiment.name, action.knobs, snapshot, ports)
         case Rollback():
             await _apply(ApplicationKind.ROLLED_BACK, action.application.experiment, action.knobs, snapshot, ports)
-        case Halt():
+        case Wait() | Halt():
             pass
         case _:
             assert_never(action)

@@ -4,7 +4,7 @@ import pytest
 
 from amdahl_loop.domain import refute
 from amdahl_loop.domain.evidence import Evidence, read_block, sift
-from amdahl_loop.domain.experiments import BlockRecord, BlockSpec, Plan, Stage, Vote
+from amdahl_loop.domain.experiments import BlockRecord, BlockSpec, Experiment, Plan, Stage, Vote
 from judge_builders import Bench, make_constants, make_plan
 
 PLAN = make_plan()
@@ -122,3 +122,68 @@ def test_what_a_check_finds(blocks: list[Evidence], exhausted: bool, effect: flo
     check = refute.run_check(0, sift(blocks, make_constants(void_factor=0.0)), [], 1, is_exhausted=exhausted)
     found = (check.effect, check.voted) if check else (None, None)
     assert found == (pytest.approx(effect), pytest.approx(voted)) if check else found == (effect, voted)
+
+
+SPACED = make_plan(constants=make_constants(check_spacing_s=3600.0))
+
+
+def experiment_at(*starts_s: tuple[Stage, int, float]) -> Experiment:
+    """A spaced experiment whose blocks, the first of each stage and check, began at these times."""
+    bench = Bench(SPACED, gain=0.2, noise=0.001)
+    records = [
+        bench.run(SPACED.stage_blocks(stage, check)[0]).model_copy(update={"started_at_s": at_s})
+        for stage, check, at_s in starts_s
+    ]
+    return Experiment(plan=SPACED, blocks=tuple(records))
+
+
+@pytest.mark.parametrize(
+    ("starts_s", "stage", "check", "due_s"),
+    [
+        pytest.param([(Stage.DISCOVERY, 0, 100.0)], Stage.REFUTE, 0, 3700.0, id="first check after discovery"),
+        pytest.param(
+            [(Stage.DISCOVERY, 0, 100.0), (Stage.REFUTE, 0, 3700.0)],
+            Stage.REFUTE,
+            1,
+            7300.0,
+            id="second after the first",
+        ),
+        pytest.param(
+            [(Stage.DISCOVERY, 0, 100.0), (Stage.REFUTE, 0, 9000.0)],
+            Stage.REFUTE,
+            1,
+            12600.0,
+            id="a late one delays the next",
+        ),
+        pytest.param(
+            [(Stage.DISCOVERY, 0, 100.0), (Stage.REFUTE, 0, 3700.0)],
+            Stage.REFUTE,
+            0,
+            3700.0,
+            id="a spare block does not wait again",
+        ),
+        pytest.param([(Stage.PROOF, 0, 50.0)], Stage.REFUTE, 0, 3650.0, id="a transfer waits after its proof"),
+        pytest.param([(Stage.DISCOVERY, 0, 100.0)], Stage.DISCOVERY, 0, None, id="discovery does not wait"),
+        pytest.param([(Stage.REFUTE, 0, 100.0)], Stage.SOAK, 0, None, id="nor does the soak"),
+    ],
+)
+def test_checks_keep_their_distance(
+    starts_s: list[tuple[Stage, int, float]], stage: Stage, check: int, due_s: float | None
+) -> None:
+    """A check begins the plan's distance after the newest block that is not its own."""
+    spec = SPACED.stage_blocks(stage, check)[-1]
+    assert refute.due_at_s(experiment_at(*starts_s), spec) == due_s
+
+
+def test_checks_without_spacing_start_at_once() -> None:
+    """`quick` keeps no distance: its wins are claimed for the hour in which they were tested."""
+    assert refute.due_at_s(Experiment(plan=PLAN, blocks=tuple(records_of(*DISCOVERY))), FIRST) is None
+
+
+@pytest.mark.parametrize(("apart_s", "counts"), [(3600.0, True), (3450.0, True), (3300.0, False), (-3600.0, True)])
+def test_a_check_too_close_to_other_evidence_does_not_count(apart_s: float, counts: bool) -> None:
+    """The records must confirm the distance, whichever clock they come from, within a twentieth."""
+    discovery = records_of(DISCOVERY[0])
+    check = make_check(FIRST, started_at_s=discovery[0].started_at_s + apart_s)
+    vote = refute.cast_vote(check, discovery, [], bar=0.05, spacing_s=3600.0)
+    assert ("time" not in refute.unchanged(vote)) == counts

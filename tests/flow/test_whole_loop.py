@@ -9,7 +9,7 @@ from amdahl_loop.adapters.memory import MemoryLedger
 from amdahl_loop.domain.experiments import Experiment, VerdictWord
 from amdahl_loop.domain.knob_values import Knobs
 from amdahl_loop.domain.ledger import effective_knobs
-from amdahl_loop.domain.plan import Halt
+from amdahl_loop.domain.plan import Halt, Wait
 from amdahl_loop.domain.resources import TrainingJob
 from amdahl_loop.domain.telemetry import WindowOutcome
 from amdahl_loop.reconcile import Identity, Ports, tick
@@ -275,3 +275,39 @@ def test_an_experiment_that_the_budget_cannot_carry_is_not_begun() -> None:
     assert verdicts(ledger) == []
     assert "Budget exhausted: 0 of 0.001 device-hours (tuning.budget.deviceHours)" in halt.sentence
     assert "Raise tuning.budget.deviceHours" in halt.sentence
+
+
+def test_checks_of_the_standard_profile_are_spread_over_the_day() -> None:
+    """The loop waits for each check, holds nothing meanwhile, and the win then stands at five times of the day."""
+    job = make_job({"dataloaderWorkers": 0}, {"profile": "standard"})
+    runner, ledger = SimulatedRunner(Truth(phases_s=loader_bound)), MemoryLedger()
+    waits: list[Wait] = []
+
+    async def loop() -> None:
+        ports = Ports(runner=runner, ledger=ledger, clock=lambda: runner.now_s)
+        for _ in range(MANY_TICKS):
+            seen = await tick(job, IDENTITY, ports)
+            if isinstance(seen.action, Wait):
+                assert not runner.runs
+                waits.append(seen.action)
+                runner.now_s = seen.action.until_s
+            if isinstance(seen.action, Halt):
+                return
+
+    asyncio.run(loop())
+
+    assert verdicts(ledger)[0][1] is VerdictWord.WON
+    assert len(waits) == 5
+    assert waits[-1].until_s - waits[0].until_s >= 16 * 3600
+    assert "check 1 of 5 waits: checks keep 4 h from each other" in waits[0].sentence
+
+
+def test_a_clock_that_went_back_does_not_make_the_loop_wait_for_years() -> None:
+    """Discovery is dated in the future: the check runs now; whether it counts is the judge's to say."""
+    job = make_job({"dataloaderWorkers": 0}, {"profile": "standard"})
+    runner, ledger = SimulatedRunner(Truth(phases_s=loader_bound), now_s=1e9), MemoryLedger()
+
+    halt = run_loop(job, runner, ledger)
+
+    assert verdicts(ledger)
+    assert not halt.failed

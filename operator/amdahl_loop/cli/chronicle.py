@@ -4,13 +4,13 @@ Derived from successive ticks: a fact is told when the ledger first shows it, so
 """
 
 from amdahl_loop.cli.report import breakdown_of, diagnosis_of, saving
-from amdahl_loop.cli.words import block_title, changes_of, clean, percent, saved, step_time
+from amdahl_loop.cli.words import block_title, changes_of, clean, moment, percent, saved, step_time
 from amdahl_loop.domain.evidence import read_block
 from amdahl_loop.domain.experiments import BlockRecord, Plan, Stage
 from amdahl_loop.domain.knob_values import Knobs
 from amdahl_loop.domain.ledger import Observation
 from amdahl_loop.domain.phases import Breakdown
-from amdahl_loop.domain.plan import Apply, Challenge, Judge, Launch, Observe, Propose, Rollback, Snapshot
+from amdahl_loop.domain.plan import Apply, Challenge, Judge, Launch, Observe, Propose, Rollback, Snapshot, Wait
 from amdahl_loop.domain.runs import Running
 from amdahl_loop.domain.telemetry import Phase
 from amdahl_loop.reconcile import Tick
@@ -71,6 +71,8 @@ class Chronicle:
             case Launch() | Challenge() if isinstance(tick.run, Running) and self._once(f"run {action.request.run}"):
                 title = block_title(action.experiment.plan, action.spec)
                 return [f"  {title} ({action.spec.order}): {action.sentence}"]
+            case Wait() if self._once(f"wait {action.until_s}"):
+                return [f"  {action.sentence}; next at {moment(action.until_s)}, stop and start again as you like"]
             case Judge():
                 question = changes_of(action.experiment.plan.hypothesis)
                 return [f"{action.verdict.word}: {question}: {action.verdict.sentence}"]

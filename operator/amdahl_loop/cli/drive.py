@@ -10,14 +10,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
-from amdahl_loop.domain.plan import Action, Challenge, Launch, Observe
+from amdahl_loop.domain.plan import Action, Challenge, Launch, Observe, Wait
 from amdahl_loop.domain.resources import TrainingJob
 from amdahl_loop.domain.runs import Running, RunRequest, RunState
-from amdahl_loop.ports import Runner
+from amdahl_loop.ports import Clock, Runner
 from amdahl_loop.reconcile import Identity, Ports, Tick, tick
 
 POLL_S = 0.25
 """A run's end is noticed within this; a tenth of the shortest window."""
+
+PAUSE_S = 60.0
+"""Longest sleep between two passes that wait for a moment: a suspended machine or a mended clock is noticed soon."""
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -48,6 +51,8 @@ async def drive(job: TrainingJob, identity: Identity, ports: Ports, watch: Watch
                 is_first = False
             if request is not None and latest.is_waiting:
                 await _wait(request, ports.runner, watch, stop)
+            if isinstance(latest.action, Wait):
+                await _sleep_until(latest.action.until_s, ports.clock, stop)
     finally:
         await ports.runner.sweep(keep=())
 
@@ -68,6 +73,14 @@ async def _wait(request: RunRequest, runner: Runner, watch: Watch, stop: asyncio
             await asyncio.wait_for(stop.wait(), POLL_S)
         except TimeoutError:
             continue
+
+
+async def _sleep_until(until_s: float, clock: Clock, stop: asyncio.Event) -> None:
+    """Sleep until a moment, a stop, or the longest pause, whichever comes first."""
+    try:
+        await asyncio.wait_for(stop.wait(), min(PAUSE_S, max(POLL_S, until_s - clock())))
+    except TimeoutError:
+        return
 
 
 @contextmanager

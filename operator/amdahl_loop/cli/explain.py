@@ -22,7 +22,7 @@ from amdahl_loop.cli.screens_explain import show_explain
 from amdahl_loop.cli.session import Session, World, open_session
 from amdahl_loop.cli.shapes import ExplainShape
 from amdahl_loop.cli.watch import open_watch
-from amdahl_loop.cli.words import changes_of
+from amdahl_loop.cli.words import changes_of, moment
 from amdahl_loop.domain.phases import Unobservable
 from amdahl_loop.domain.plan import (
     Action,
@@ -36,6 +36,7 @@ from amdahl_loop.domain.plan import (
     Review,
     Rollback,
     Snapshot,
+    Wait,
     look,
     next_action,
 )
@@ -95,6 +96,9 @@ def _tell_next(action: Action) -> str:
         case Launch() | Challenge():
             question = changes_of(action.experiment.plan.hypothesis)
             return f"{question} is under way; `run` goes on with block {action.spec.name}: {action.sentence}."
+        case Wait():
+            question = changes_of(action.experiment.plan.hypothesis)
+            return f"{question} is under way; {action.sentence} until {moment(action.until_s)}."
         case Judge():
             return f"`run` would close {action.experiment.name}. {action.verdict.sentence}"
         case Apply() | Rollback():

@@ -15,7 +15,7 @@ from amdahl_loop.adapters.sqlite.entries import Body, Closed, Measured, Observed
 from amdahl_loop.cli.setting import Setting, find_setting
 from amdahl_loop.domain.experiments import Plan
 from amdahl_loop.domain.ledger import Application
-from amdahl_loop.domain.plan import Action, Apply, Challenge, Halt, Judge, Launch, Observe, Propose, Rollback
+from amdahl_loop.domain.plan import Action, Apply, Challenge, Halt, Judge, Launch, Observe, Propose, Rollback, Wait
 from amdahl_loop.domain.runs import Finished
 from amdahl_loop.domain.values import Frozen
 from amdahl_loop.reconcile import Ports, Tick, tick
@@ -124,6 +124,8 @@ def _verb(action: Action) -> str:
     match action:
         case Halt():
             return f"halt ({action.sentence})"
+        case Wait():
+            return f"wait ({action.sentence})"
         case Propose():
             return f"propose {action.plan.name}"
         case Judge():

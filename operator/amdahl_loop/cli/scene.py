@@ -23,9 +23,9 @@ from amdahl_loop.cli.report import (
     shape_observation,
 )
 from amdahl_loop.cli.screens import changes_text, show_diagnosis, verdict_text
-from amdahl_loop.cli.words import block_title, changes_of, clean, device_hours, duration, percent, saved, signed
+from amdahl_loop.cli.words import block_title, changes_of, clean, device_hours, duration, moment, percent, saved, signed
 from amdahl_loop.domain.experiments import Experiment, Stage
-from amdahl_loop.domain.plan import Challenge, Launch, Observe, Snapshot
+from amdahl_loop.domain.plan import Challenge, Launch, Observe, Snapshot, Wait
 from amdahl_loop.domain.runs import Running, RunRequest, RunState
 from amdahl_loop.domain.stats import mean
 from amdahl_loop.reconcile import Tick
@@ -42,6 +42,8 @@ def draw(tick: Tick, state: RunState | None, elapsed_s: float, running_s: float)
         parts += [Text(), *map(_show_closed, closed)]
     if isinstance(action, Launch | Challenge):
         parts += [Text(), *_show_open(action, state, running_s, snapshot)]
+    elif isinstance(action, Wait):
+        parts += [Text(), *_show_wait(action)]
     elif isinstance(action, Observe):
         parts += [Text(), Text("Observing", "bold"), _show_windows(action.request, state)]
     parts += [Text(), _show_bank(snapshot)]
@@ -86,6 +88,14 @@ def _show_open(
         _show_windows(action.request, state),
         *_show_effects(action.experiment),
         Text(f"{clean(action.sentence)}; about {duration(left_s)} left if it wins", "dim"),
+    ]
+
+
+def _show_wait(action: Wait) -> list[RenderableType]:
+    return [
+        Text(changes_of(action.experiment.plan.hypothesis), "bold"),
+        *_show_effects(action.experiment),
+        Text(f"{action.sentence}; next at {moment(action.until_s)}, stop and start again as you like", "dim"),
     ]
 
 
@@ -139,4 +149,6 @@ def estimate_left_s(experiment: Experiment, request: RunRequest, running_s: floa
     launches = 1 if request.live else len(request.windows)
     planned_s = launches * startup_s + sum(window.warmup_s + window.measure_s for window in request.windows)
     typical_s = mean([r.held_device_s for r in finished]) / request.max_devices if finished else planned_s
-    return max(0.0, sum(max(0, count) for count in needed.values()) * typical_s - running_s)
+    begun = {record.spec.check for record in experiment.stage_records(Stage.REFUTE)}
+    waits_s = (constants.checks - len(begun)) * constants.check_spacing_s
+    return waits_s + max(0.0, sum(max(0, count) for count in needed.values()) * typical_s - running_s)

@@ -1,5 +1,7 @@
 """How are numbers and foreign texts written for people?"""
 
+import time
+
 from amdahl_loop.domain.experiments import BlockSpec, Hypothesis, Plan, Stage
 
 _STAGES = {Stage.PROOF: "proof", Stage.DISCOVERY: "discovery", Stage.SOAK: "soak", Stage.NULL: "null (A/A)"}
@@ -31,6 +33,11 @@ def duration(seconds: float) -> str:
         return f"{max(seconds, 0):.0f} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def moment(at_s: float) -> str:
+    """`Sun 14:05`, by the clock of this machine."""
+    return time.strftime("%a %H:%M", time.localtime(at_s))
 
 
 def step_time(seconds: float) -> str:

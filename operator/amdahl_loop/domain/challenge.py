@@ -109,8 +109,11 @@ def _cast_votes(case: Case, claim: Claim, checks: Sequence[Check]) -> tuple[Vote
     bar = refute.agreement_bar(claim.effect, claim.floor, case.plan.constants)
     discovery = case.records(claim.discovery.blocks)
     every = {check.number: check.records for check in checks}
+    spacing_s = case.plan.constants.check_spacing_s
     return tuple(
-        refute.cast_vote(check, discovery, [r for n, rs in every.items() if n != check.number for r in rs], bar)
+        refute.cast_vote(
+            check, discovery, [r for n, rs in every.items() if n != check.number for r in rs], bar, spacing_s
+        )
         for check in checks
     )
 

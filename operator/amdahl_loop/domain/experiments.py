@@ -18,7 +18,7 @@ from amdahl_loop.domain.telemetry import Arm, BlockReport, Phase, Seconds
 from amdahl_loop.domain.tuning import Objective, ProfileName
 from amdahl_loop.domain.values import Frozen
 
-JUDGE_VERSION = "1"
+JUDGE_VERSION = "2"
 
 
 class Source(StrEnum):
@@ -99,6 +99,7 @@ class Constants(Frozen):
     with_void_share: float = 2 / 3
     checks: int
     blocks_per_check: int
+    check_spacing_s: Seconds = 0.0
     agree_share: float = 0.5
     null_blocks: int
     soak_blocks: int

@@ -4,7 +4,7 @@
 decides, and the whole loop can be replayed from a ledger.
 """
 
-from amdahl_loop.domain import judge
+from amdahl_loop.domain import judge, refute
 from amdahl_loop.domain.design import design_plan
 from amdahl_loop.domain.diagnosis import Diagnosis, diagnose, weigh_cadence
 from amdahl_loop.domain.experiments import BlockSpec, Experiment, Plan, Stage, Verdict, VerdictWord
@@ -104,6 +104,14 @@ class Challenge(Frozen):
     sentence: str
 
 
+class Wait(Frozen):
+    """Start nothing before a moment: the next check has to see another time of day. No device is held meanwhile."""
+
+    experiment: Experiment
+    until_s: float
+    sentence: str
+
+
 class Judge(Frozen):
     """Close an experiment with its verdict."""
 
@@ -133,7 +141,7 @@ class Halt(Frozen):
     failed: bool = False
 
 
-Action = Observe | Propose | Launch | Challenge | Judge | Apply | Rollback | Halt
+Action = Observe | Propose | Launch | Challenge | Wait | Judge | Apply | Rollback | Halt
 
 
 class Review(Frozen):
@@ -195,8 +203,19 @@ def _continue(experiment: Experiment, snapshot: Snapshot) -> Action:
     if snapshot.spent_h >= budget_h:
         why = f"the budget of {budget_h:g} device-hours ({origin}) is spent: {snapshot.spent_h:.2g}"
         return Judge(experiment=experiment, verdict=_cancelled(why, "BudgetExhausted"))
+    due_s = refute.due_at_s(experiment, spec)
+    if due_s is not None and snapshot.now_s < due_s <= snapshot.now_s + experiment.plan.constants.check_spacing_s:
+        return Wait(experiment=experiment, until_s=due_s, sentence=_describe_wait(experiment, spec))
     kind = Launch if spec.stage in (Stage.PROOF, Stage.DISCOVERY) else Challenge
     return kind(experiment=experiment, spec=spec, request=request, sentence=assessment.sentence)
+
+
+def _describe_wait(experiment: Experiment, spec: BlockSpec) -> str:
+    constants = experiment.plan.constants
+    return (
+        f"check {spec.check + 1} of {constants.checks} waits: checks keep {constants.check_spacing_s / 3600:g} h from "
+        "each other, so that a win which depends on the hour is refuted"
+    )
 
 
 def _sizes(observation: Observation | None) -> tuple[float, float]:

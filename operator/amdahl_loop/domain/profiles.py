@@ -5,10 +5,15 @@ One table: window lengths, looks, refute checks, floor. The operating characteri
 
 `soak_blocks` and `null_blocks` are upper limits: both stages stop as soon as their outcome is clear, so a large win
 spends one or two blocks on each and a small one spends them all.
+
+`check_spacing_s` spreads the checks over the day (five checks, four hours apart, the last one twenty hours after
+discovery): a win that exists half the day passes checks that follow discovery at once. Waiting holds no device.
 """
 
 from amdahl_loop.domain.experiments import Constants
 from amdahl_loop.domain.tuning import ProfileName
+
+HOUR_S = 3600.0
 
 PROFILES: dict[ProfileName, Constants] = {
     ProfileName.QUICK: Constants(
@@ -36,6 +41,7 @@ PROFILES: dict[ProfileName, Constants] = {
         proof_steps=16,
         checks=5,
         blocks_per_check=1,
+        check_spacing_s=4 * HOUR_S,
         null_blocks=16,
         soak_blocks=6,
         soak_warmup_s=600.0,
@@ -51,6 +57,7 @@ PROFILES: dict[ProfileName, Constants] = {
         proof_steps=32,
         checks=5,
         blocks_per_check=2,
+        check_spacing_s=4 * HOUR_S,
         null_blocks=16,
         soak_blocks=4,
         soak_warmup_s=900.0,

@@ -2,17 +2,20 @@
 
 Each check changes every nuisance at once (time, order, data offset, seed, and the node where there is another) and
 gives one vote; changing one thing per check lets 97 % of conditional false wins through (research 1.5). A check that
-did not change what it had to change gives no vote.
+did not change what it had to change gives no vote. Time has changed when the check keeps the plan's distance from all
+other evidence: the loop waits for it, and the records must confirm it.
 """
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from amdahl_loop.domain.evidence import Evidence, Sifted
-from amdahl_loop.domain.experiments import BlockRecord, Constants, Vote
+from amdahl_loop.domain.experiments import BlockRecord, BlockSpec, Constants, Experiment, Stage, Vote
 from amdahl_loop.domain.stats import mean
 
 REQUIRED_CHANGES = ("time", "order", "offset", "seed")
+SPACING_SLACK = 0.95
+"""Share of the planned distance in time that the records must show: the clocks of loop and nodes differ a little."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +55,21 @@ def run_check(
     return Check(number, blocks, tuple(records), used, effect, voted)
 
 
-def cast_vote(check: Check, discovery: Sequence[BlockRecord], peers: Sequence[BlockRecord], bar: float) -> Vote:
+def due_at_s(experiment: Experiment, spec: BlockSpec) -> float | None:
+    """When a check's block may start: the plan's distance after the newest block that is not of the same check.
+
+    None where nothing has to be waited for: other stages, profiles without spacing.
+    """
+    spacing_s = experiment.plan.constants.check_spacing_s
+    before = [r.started_at_s for r in experiment.blocks if (r.spec.stage, r.spec.check) != (spec.stage, spec.check)]
+    if spec.stage is not Stage.REFUTE or not spacing_s or not before:
+        return None
+    return max(before) + spacing_s
+
+
+def cast_vote(
+    check: Check, discovery: Sequence[BlockRecord], peers: Sequence[BlockRecord], bar: float, spacing_s: float = 0.0
+) -> Vote:
     """The vote of a check, with what it really changed against discovery and the blocks of the other checks."""
     nodes = sorted({record.node for record in check.records if record.node})
     return Vote(
@@ -60,18 +77,20 @@ def cast_vote(check: Check, discovery: Sequence[BlockRecord], peers: Sequence[Bl
         agree=check.voted >= bar,
         effect=check.effect,
         bar=bar,
-        changed=name_changes(check, discovery, peers),
+        changed=name_changes(check, discovery, peers, spacing_s),
         node=",".join(nodes),
     )
 
 
-def name_changes(check: Check, discovery: Sequence[BlockRecord], peers: Sequence[BlockRecord]) -> tuple[str, ...]:
+def name_changes(
+    check: Check, discovery: Sequence[BlockRecord], peers: Sequence[BlockRecord], spacing_s: float = 0.0
+) -> tuple[str, ...]:
     """What a check changed; only what records and reports confirm. The node is compared with discovery's alone."""
     records, others = check.records, (*discovery, *peers)
     windows = [window for block in check.used for window in block.windows]
     nodes = {record.node for record in records}
     found = {
-        "time": {r.started_at_s for r in records}.isdisjoint(o.started_at_s for o in others),
+        "time": _is_apart([r.started_at_s for r in records], [o.started_at_s for o in others], spacing_s),
         "order": not others or any(r.spec.order != o.spec.order for r in records for o in others),
         "offset": all(window.offset_applied for window in windows)
         and _share_none((r.spec.offsets for r in records), (o.spec.offsets for o in others)),
@@ -89,6 +108,12 @@ def unchanged(vote: Vote) -> tuple[str, ...]:
 def is_lost(votes: Sequence[Vote], checks: int) -> bool:
     """True once a majority for the win has become impossible."""
     return 2 * (checks - sum(not vote.agree for vote in votes)) <= checks
+
+
+def _is_apart(mine_s: Sequence[float], theirs_s: Sequence[float], spacing_s: float) -> bool:
+    """True when no two starts coincide, nor lie closer than the planned distance, less the slack."""
+    distances_s = [abs(one_s - other_s) for one_s in mine_s for other_s in theirs_s]
+    return all(distance_s > 0 and distance_s >= SPACING_SLACK * spacing_s for distance_s in distances_s)
 
 
 def _share_none(mine: Iterable[tuple[int, ...]], theirs: Iterable[tuple[int, ...]]) -> bool:

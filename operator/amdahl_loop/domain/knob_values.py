@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import Annotated
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
+from amdahl_loop.domain.rules import Rule, guarded_by
 from amdahl_loop.domain.values import Frozen
 
 
@@ -34,12 +35,19 @@ class Knobs(Frozen):
     """Values of the knobs that a job declares; a knob that is absent is not the loop's to change."""
 
     dataloader_workers: Annotated[int | None, Field(ge=0, le=256)] = None
+    """Processes of each rank that prepare batches; 0 prepares them in the training process."""
     prefetch_factor: Annotated[int | None, Field(ge=1, le=256)] = None
+    """Batches that each loader worker keeps ready."""
     pin_memory: bool | None = None
+    """Whether batches are put into page-locked memory, from which copies to a GPU are faster."""
     persistent_workers: bool | None = None
+    """Whether loader workers live on from one epoch to the next."""
     checkpoint_every_steps: Annotated[int | None, Field(ge=1, le=10_000_000)] = None
+    """Optimizer steps from one checkpoint to the next."""
     async_checkpoint: bool | None = None
+    """Whether a checkpoint is written while training goes on."""
     gpus_per_replica: Annotated[int | None, Field(ge=1, le=64)] = None
+    """Devices of each replica; in a job that requests none, training processes of each replica."""
 
     def get(self, knob: KnobName) -> KnobValue | None:
         """Value of one knob, None when the job does not declare it."""
@@ -62,10 +70,22 @@ _FIELDS: dict[KnobName, str] = {
 
 
 class KnobBounds(Frozen):
-    """The owner's limits for one numeric knob; absent means the catalogue's."""
+    """Limits of one numeric knob; absent means the catalogue's."""
 
-    min: Annotated[int | None, Field(ge=0)] = None
-    max: Annotated[int | None, Field(ge=0)] = None
+    model_config = ConfigDict(
+        json_schema_extra=guarded_by(
+            Rule(
+                holds="!has(self.min) || !has(self.max) || self.min <= self.max",
+                says="min is above max; swap them or drop one",
+                shows="'min ' + string(self.min) + ' is above max ' + string(self.max) + '; swap them or drop one'",
+            )
+        )
+    )
+
+    min: Annotated[int | None, Field(ge=0, le=10_000_000)] = None
+    """The smallest value that may be tried or applied."""
+    max: Annotated[int | None, Field(ge=0, le=10_000_000)] = None
+    """The largest value that may be tried or applied."""
 
     @model_validator(mode="after")
     def _ordered(self) -> "KnobBounds":
@@ -78,9 +98,13 @@ class BoundsByKnob(Frozen):
     """Limits per numeric knob."""
 
     dataloader_workers: KnobBounds = KnobBounds()
+    """Limits of the number of loader workers."""
     prefetch_factor: KnobBounds = KnobBounds()
+    """Limits of the batches that a loader worker keeps ready."""
     checkpoint_every_steps: KnobBounds = KnobBounds()
+    """Limits of the steps between checkpoints."""
     gpus_per_replica: KnobBounds = KnobBounds()
+    """Limits of the devices of each replica."""
 
     def get(self, knob: KnobName) -> KnobBounds:
         """Limits of one knob; empty for knobs that have none."""

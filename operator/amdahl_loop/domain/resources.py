@@ -4,16 +4,30 @@ The pydantic models of the API are the single source of the manifest's shape; th
 Parsing happens once (`parsing.py`); inside the program there is no raw dict.
 """
 
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic.alias_generators import to_camel
 
-from amdahl_loop.domain.knob_values import Knobs
+from amdahl_loop.domain.knob_values import BoundsByKnob, Knobs
+from amdahl_loop.domain.rules import Rule, guarded_by
 from amdahl_loop.domain.template import EnvVar, PodTemplate
 from amdahl_loop.domain.tuning import Tuning
 from amdahl_loop.domain.values import Frozen, Name
 
 API_VERSION = "amdahl-loop.io/v1alpha1"
+PAUSED_ANNOTATION = "amdahl-loop.io/paused"
+"""With the value `true`: no experiment of this job runs; the job itself goes on."""
+
+QUEUE_LABELS = (
+    "kueue.x-k8s.io/queue-name",
+    "kueue.x-k8s.io/priority-class",
+    "scheduling.volcano.sh/queue-name",
+)
+"""The only labels of a job that its children inherit: others (tracking labels above all) would make them look managed
+by whoever manages the job."""
+
 DEFAULT_EXPECTED_DEVICE_HOURS = 200.0
 """Assumed work ahead where the manifest does not say: about one won experiment's break-even; shown as an assumption."""
 
@@ -21,15 +35,43 @@ DEFAULT_BUDGET_SHARE = 0.05
 """Share of the work ahead that experiments may cost where their owner names no budget."""
 
 
+_BOUNDED = tuple(to_camel(name) for name in BoundsByKnob.model_fields)
+
+
+def _within_bounds(knob: str) -> Rule:
+    """A declared value lies within the owner's limits."""
+    value, limits = f"self.knobs.{knob}", f"self.tuning.knobs.{knob}"
+    declared = f"has(self.knobs) && has({value}) && has(self.tuning) && has(self.tuning.knobs) && has({limits})"
+    above = f"(!has({limits}.min) || {value} >= {limits}.min)"
+    below = f"(!has({limits}.max) || {value} <= {limits}.max)"
+    least, most = (f"(has({limits}.{end}) ? string({limits}.{end}) : 'none')" for end in ("min", "max"))
+    return Rule(
+        holds=f"!({declared}) || ({above} && {below})",
+        says=f"knobs.{knob} is outside tuning.knobs.{knob}; widen one of them",
+        shows=f"'knobs.{knob} is ' + string({value}) + ', outside tuning.knobs.{knob} [' + {least} + ', ' + {most}"
+        " + ']; widen one of them'",
+        at=f".knobs.{knob}",
+    )
+
+
 class TrainingJobSpec(Frozen):
     """What to train, what may be changed, and under which rules."""
 
+    model_config = ConfigDict(json_schema_extra=guarded_by(*(_within_bounds(name) for name in _BOUNDED)))
+
     replicas: Annotated[int, Field(ge=1, le=4096)] = 1
+    """Pods of the job, run as one Indexed Job."""
     knobs: Knobs = Knobs()
+    """Knobs with their present values: what the loop may change, and what it patches when a win is proven. A knob that
+    is absent is left to the program. Nothing is filled in here."""
     template: PodTemplate
+    """An ordinary pod template. The container to tune is named trainer and has an explicit command."""
     tuning: Tuning = Tuning()
+    """What the loop may do for this job, and at what price."""
     suspend: bool = False
-    device_resource: Annotated[str, Field(max_length=253)] = "nvidia.com/gpu"
+    """Stops the job and its experiments; queues such as Kueue set it too."""
+    device_resource: Annotated[str, Field(min_length=1, max_length=253)] = "nvidia.com/gpu"
+    """Resource that counts the job's devices; a template that requests none of it is a CPU job."""
 
     @model_validator(mode="after")
     def _values_within_bounds(self) -> "TrainingJobSpec":
@@ -52,6 +94,9 @@ class Metadata(BaseModel):
     name: Name
     namespace: Name = "default"
     uid: str = ""
+    generation: int = 0
+    labels: Mapping[str, str] = {}
+    annotations: Mapping[str, str] = {}
 
 
 class TrainingJob(Frozen):
@@ -61,6 +106,16 @@ class TrainingJob(Frozen):
     kind: Literal["TrainingJob"]
     metadata: Metadata
     spec: TrainingJobSpec
+
+    @property
+    def queue_labels(self) -> dict[str, str]:
+        """Labels that the job's pods and trials carry too: those that name a queue, and no other."""
+        return {name: self.metadata.labels[name] for name in QUEUE_LABELS if name in self.metadata.labels}
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether the owner has stopped the experiments: by `suspend`, or by the annotation alone."""
+        return self.spec.suspend or self.metadata.annotations.get(PAUSED_ANNOTATION) == "true"
 
     def with_knobs(self, knobs: Knobs) -> "TrainingJob":
         """The same job with other knob values."""

@@ -78,36 +78,66 @@ class Stage(StrEnum):
 class Constants(Frozen):
     """Everything the judge may use, per profile; written into the plan before the first block."""
 
-    judge_version: str = JUDGE_VERSION
+    judge_version: Annotated[str, Field(max_length=16)] = JUDGE_VERSION
+    """Version of the judge that these constants were made for."""
     profile: ProfileName
+    """Profile that the constants come from."""
     launch_warmup_s: Seconds
+    """Seconds after a launch that are not measured."""
     switch_warmup_s: Seconds
+    """Seconds after a live switch of knobs that are not measured."""
     warmup_steps: int
+    """Optimizer steps after a launch or switch that are not measured, at least."""
     window_s: Seconds
+    """Seconds that one window measures, at least."""
     min_steps: int
+    """Optimizer steps that one window measures, at least."""
     proof_steps: int
-    looks: tuple[int, ...] = (4, 6, 8, 12)
-    alphas: tuple[float, ...] = (0.0056, 0.0069, 0.0097, 0.0278)
+    """Optimizer steps over which both arms must do the same work, from one start."""
+    looks: Annotated[tuple[int, ...], Field(min_length=1, max_length=16)] = (4, 6, 8, 12)
+    """Counts of valid blocks at which discovery is looked at."""
+    alphas: Annotated[tuple[float, ...], Field(min_length=1, max_length=16)] = (0.0056, 0.0069, 0.0097, 0.0278)
+    """One-sided error that each look may spend."""
     futility_alpha: float = 0.10
+    """One-sided level of the upper bound below which discovery ends without a gain."""
     floor: float = 0.03
+    """Smallest effect that counts, as a difference of log cost."""
     noise_floor_factor: float = 1.5
+    """The floor is at least this many times the standard deviation of blocks."""
     max_block_sd: float = 0.10
+    """Standard deviation of blocks above which no experiment is worth its cost."""
     void_gate: float = 0.04
+    """Disagreement of an arm with itself that voids a block, as a difference of log cost, at least."""
     void_factor: float = 3.0
+    """The gate is at least this many times the usual disagreement."""
     spare_share: float = 0.5
+    """Spare blocks that the plan holds for void ones, as a share of those needed."""
     steady_alpha: float = 0.13
+    """Error of the test that asks whether the variant spoils more blocks than the baseline."""
     with_void_share: float = 2 / 3
+    """Share of the floor that the mean with void blocks counted must reach."""
     checks: int
+    """Refute checks; more than half must agree."""
     blocks_per_check: int
+    """Valid blocks of each refute check."""
     check_spacing_s: Seconds = 0.0
+    """Seconds that a check keeps from all other evidence, so that it sees another time of day."""
     agree_share: float = 0.5
+    """Share of the claim, and of the floor, that a check's effect must reach to agree."""
     null_blocks: int
+    """Blocks in which both arms run the baseline, at most."""
     soak_blocks: int
+    """Blocks after a long warm-up, at most."""
     soak_warmup_s: Seconds
+    """Seconds that a soak block's windows warm up."""
     soak_window_s: Seconds
+    """Seconds that a soak block's windows measure."""
     soak_share: float = 0.4
+    """Share of the claim that must be left after the long warm-up."""
     transfer_alpha: float = 0.005
+    """One-sided error of the bound that a win carried over from another job must pass."""
     loss_tolerance: float = 1e-5
+    """Relative difference of losses that rounding may cause; 0 where the arms must compute the same."""
 
 
 class BlockSpec(Frozen):
@@ -215,35 +245,55 @@ class Veto(Frozen):
     """What one guard found; `silent` is the good case, with the proof it used."""
 
     name: VetoName
+    """The guard."""
     silent: bool
+    """True where the guard found nothing."""
     sentence: Annotated[str, Field(max_length=300)]
+    """What it looked at and what it found, with the numbers."""
 
 
 class Vote(Frozen):
     """What one refute check found, and what it had changed."""
 
     check: int
+    """Number of the refute check, from 0."""
     agree: bool
+    """Whether the check agrees with the claim."""
     effect: float
+    """Effect that the check found, as a difference of log cost."""
     bar: float
-    changed: tuple[str, ...]
-    node: str = ""
+    """Effect that it had to find to agree."""
+    changed: Annotated[tuple[Annotated[str, Field(max_length=16)], ...], Field(max_length=8)]
+    """What the check changed, as its records confirm: time, order, offset, seed, node."""
+    node: Annotated[str, Field(max_length=1100)] = ""
+    """Nodes that the check ran on, separated by commas."""
 
 
 class Verdict(Frozen):
     """How an experiment ended, with one sentence that holds the numbers. Effects are differences of log cost."""
 
     word: VerdictWord
+    """How the experiment ended."""
     sentence: Annotated[str, Field(max_length=500)]
+    """Why, with the numbers."""
     effect: float | None = None
+    """Effect that the word rests on: log cost of the baseline less that of the variant; 0.22 saves 20 %."""
     interval: tuple[float, float] | None = None
+    """Two-sided 90 % interval of the effect."""
     effect_se: float | None = None
+    """Standard error of the effect."""
     floor: float | None = None
+    """Smallest effect that counted, given the noise that was seen."""
     discovery_effect: float | None = None
+    """Effect that discovery found; it flatters the winner and is credited nowhere."""
     blocks_used: int = 0
-    votes: tuple[Vote, ...] = ()
-    vetoes: tuple[Veto, ...] = ()
+    """Blocks that had run by the end."""
+    votes: Annotated[tuple[Vote, ...], Field(max_length=16)] = ()
+    """What each refute check said."""
+    vetoes: Annotated[tuple[Veto, ...], Field(max_length=16)] = ()
+    """What each guard found."""
     reason: Annotated[str, Field(max_length=40)] = ""
+    """The same in one word, for machines."""
 
 
 class Experiment(Frozen):

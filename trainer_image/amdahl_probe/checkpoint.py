@@ -1,21 +1,29 @@
 """How long do checkpoints block the training thread, and when are they durable?
 
-Covers `torch.save`, `torch.distributed.checkpoint` and `safetensors.torch`. Files written without a batch in between
-count as one checkpoint. A file that another thread writes blocks nobody: it is an asynchronous save.
+Covers `torch.save`, `torch.distributed.checkpoint` and `safetensors.torch`, and what is done with the files they wrote:
+flushed, renamed, copied, the oldest removed. Files written without a step in between count as one checkpoint. A file
+that another thread writes blocks nobody: it is an asynchronous save.
 """
 
 from __future__ import annotations
 
 import functools
 import os
+import pathlib
+import shutil
 import threading
 import time
 from contextlib import contextmanager
 from types import ModuleType
-from typing import Any, Callable, Iterator
+from typing import Any, Callable, Iterator, Mapping, Optional, Sequence
 
 from amdahl_probe.hook import ImportWatcher
-from amdahl_probe.instrument import Probe
+from amdahl_probe.instrument import Probe, guarded
+from amdahl_probe.standin import replace
+from amdahl_probe.written import Written
+
+#: Says of a call's positional and named arguments whether the call belongs to the checkpoint.
+Belongs = Callable[[Sequence[Any], Mapping[str, Any]], bool]
 
 
 class Savers:
@@ -25,6 +33,7 @@ class Savers:
         self.probe = probe
         self._local = threading.local()
         self._in_flight = 0
+        self.written = Written()
 
     def time_save(self, original: Callable[..., Any]) -> Callable[..., Any]:
         """A save that has written when it returns."""
@@ -37,20 +46,34 @@ class Savers:
             begun_ns = time.monotonic_ns()
             with self._inside():
                 result = original(*args, **kwargs)
+            if is_mine:
+                self.note_written(args, kwargs)
             self.probe.count_save(time.monotonic_ns() - begun_ns, is_mine)
             return result
 
         return save
 
-    def time_flush(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        """Waiting for the disk right after a save belongs to it; any other flush is none of ours."""
+    @guarded
+    def note_written(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        """A call of the training thread has written: remember where to, until the next step."""
+        if not self.probe.is_saving():
+            self.written.clear()
+        self.written.add(args, kwargs)
+
+    @guarded
+    def is_part(self, belongs: Optional[Belongs], args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+        """Whether a call of the training thread belongs to the checkpoint written since the last step."""
+        return self.probe.is_saving() and (belongs is None or belongs(args, kwargs))
+
+    def time_part(self, original: Callable[..., Any], belongs: Optional[Belongs] = None) -> Callable[..., Any]:
+        """What may be the end of a save: for a flush, any after it; else what `belongs` says. Others are not ours."""
         timed = self.time_save(original)
 
         @functools.wraps(original)
-        def flush(*args: Any, **kwargs: Any) -> Any:
-            return (timed if self.probe.is_saving() else original)(*args, **kwargs)
+        def part(*args: Any, **kwargs: Any) -> Any:
+            return (timed if self.is_part(belongs, args, kwargs) else original)(*args, **kwargs)
 
-        return flush
+        return part
 
     def time_async_save(self, original: Callable[..., Any]) -> Callable[..., Any]:
         """A save that returns a future (or, in newer versions, an object with one), and writes behind it."""
@@ -108,9 +131,9 @@ class Savers:
 def install(probe: Probe, torch: Any, watcher: ImportWatcher) -> None:
     """Patch what is there, and the rest when it is imported."""
     savers = Savers(probe)
-    _replace(torch, "save", savers.time_save, torch.serialization)
-    _replace(torch, "load", savers.time_load, torch.serialization)
-    _replace(os, "fsync", savers.time_flush, os)
+    replace(torch, "save", savers.time_save, torch.serialization)
+    replace(torch, "load", savers.time_load, torch.serialization)
+    _patch_files(savers)
 
     def install_distributed(module: ModuleType) -> None:
         try:
@@ -120,28 +143,32 @@ def install(probe: Probe, torch: Any, watcher: ImportWatcher) -> None:
 
     def install_safetensors(module: ModuleType) -> None:
         for name in ("save_file", "save_model"):
-            _replace(module, name, savers.time_save, module)
+            replace(module, name, savers.time_save, module)
 
     watcher.call_after("torch.distributed.checkpoint", install_distributed)
     watcher.call_after("safetensors.torch", install_safetensors)
 
 
+def _patch_files(savers: Savers) -> None:
+    written = savers.written
+    accessor = getattr(pathlib, "_NormalAccessor", os)  # before Python 3.11, `Path` keeps its own references
+    for name in ("fsync", "fdatasync"):
+        replace(os, name, savers.time_part, os)
+    for module, names, belongs in (
+        (os, ("rename", "replace"), written.holds_source),
+        (shutil, ("move", "copyfile"), written.holds_source),
+        (os, ("remove", "unlink"), written.is_beside_file),
+        (shutil, ("rmtree",), written.is_beside_directory),
+    ):
+        for name in names:
+            replace(module, name, functools.partial(savers.time_part, belongs=belongs), accessor)
+
+
 def _patch_distributed(savers: Savers, module: Any) -> None:
     saver = getattr(module, "state_dict_saver", module)
     loader = getattr(module, "state_dict_loader", module)
-    _replace(module, "async_save", savers.time_async_save, saver)
+    replace(module, "async_save", savers.time_async_save, saver)
     for name in ("save", "save_state_dict"):
-        _replace(module, name, savers.time_save, saver)
+        replace(module, name, savers.time_save, saver)
     for name in ("load", "load_state_dict"):
-        _replace(module, name, savers.time_load, loader)
-
-
-def _replace(module: Any, name: str, wrap: Callable[[Any], Any], inner: Any) -> None:
-    """Replace a function under its public name and in the module that defines it; a version may lack it."""
-    original = getattr(module, name, None)
-    if original is None:
-        return
-    replacement = wrap(original)
-    setattr(module, name, replacement)
-    if getattr(inner, name, None) is original:
-        setattr(inner, name, replacement)
+        replace(module, name, savers.time_load, loader)

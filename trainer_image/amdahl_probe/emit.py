@@ -11,6 +11,7 @@ import json
 import math
 import os
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Callable, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Union
@@ -75,6 +76,8 @@ class Recorder:
         self.steps = 0
         self._clock = clock
         self._pid = os.getpid()
+        #: So that nobody writes to a descriptor that has just been closed; a signal's handler may come in between.
+        self._lock = threading.RLock()
         self._fd: Optional[int] = None
         if directory:
             Path(directory).mkdir(parents=True, exist_ok=True)
@@ -166,9 +169,13 @@ class Recorder:
 
     def close(self) -> None:
         """Close the file; later records are dropped."""
-        fd, self._fd = self._fd, None
-        if fd is not None and os.getpid() == self._pid:
-            os.close(fd)
+        if os.getpid() != self._pid:  # the lock may be held by a thread that the fork has left behind
+            self._fd = None
+            return
+        with self._lock:
+            fd, self._fd = self._fd, None
+            if fd is not None:
+                os.close(fd)
 
     def _write(self, kind: str, at_ns: Optional[int] = None, **fields: object) -> None:
         if self._fd is None or os.getpid() != self._pid:  # a forked child has the descriptor but no say
@@ -177,13 +184,16 @@ class Recorder:
         record.update(fields)
         line = _encode(record).encode() + b"\n"
         failure = f"a {kind} record has {len(line)} bytes, more than {MAX_LINE_BYTES}"
-        try:
-            if len(line) <= MAX_LINE_BYTES and os.write(self._fd, line) == len(line):
+        with self._lock:
+            if self._fd is None:
                 return
-        except OSError as error:
-            failure = str(error)
+            try:
+                if len(line) <= MAX_LINE_BYTES and os.write(self._fd, line) == len(line):
+                    return
+            except OSError as error:
+                failure = str(error)
+            self.close()
         sys.stderr.write(f"amdahl_probe: telemetry ends here: {failure}\n")
-        self.close()
 
 
 def process_start_ns(pid: int = 0) -> int:

@@ -1,0 +1,275 @@
+"""What can the operator ask of the API server, and what may come back?
+
+Refusals are values: the caller knows what a 409 or a 422 means. Silence is not: requests without an answer, 429 and 5xx
+are repeated here, since everything the operator writes has a name or a resourceVersion; what still fails raises
+ApiUnavailable, and the caller's queue comes back later.
+"""
+
+import asyncio
+import hashlib
+import random
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from http import HTTPStatus
+from pathlib import Path
+from typing import Literal, Self
+
+from amdahl_loop.adapters.kube.kinds import Kind, Object
+from amdahl_loop.adapters.kube.transport import Answer, Request, Transport, UnreachableError, open_transport
+
+FIELD_MANAGER = "amdahl-loop"
+ATTEMPTS = 6
+FIRST_PAUSE_S = 0.25
+LONGEST_PAUSE_S = 8.0
+LONGEST_RETRY_AFTER_S = 30.0
+"""A server that asks for more patience gets it from the queue, which holds up no other job meanwhile."""
+
+_APPLY = "application/apply-patch+yaml"
+_MERGE = "application/merge-patch+json"
+_OURS = (("fieldManager", FIELD_MANAGER), ("fieldValidation", "Strict"))
+"""Strict: a misspelt field of a user's template is refused with its name, never dropped in silence."""
+
+Propagation = Literal["Background", "Foreground", "Orphan"]
+
+
+@dataclass(frozen=True, slots=True)
+class Cause:
+    """One reason of a refusal: for 409 on apply a manager's claim, for 422 a field."""
+
+    reason: str
+    field: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refused:
+    """The server understood and said no."""
+
+    status: int
+    reason: str
+    message: str
+    causes: tuple[Cause, ...] = ()
+    retry_after_s: float | None = None
+
+    @property
+    def is_taken(self) -> bool:
+        """An object of that name is there already; adopt it if it is ours."""
+        return self.reason == "AlreadyExists"
+
+    @property
+    def is_outdated(self) -> bool:
+        """The object has changed since it was read, or another one bears its name now: read again."""
+        return self.status == HTTPStatus.CONFLICT and not self.is_taken
+
+    @property
+    def is_gone(self) -> bool:
+        """There is no such object, or none any more."""
+        return self.status == HTTPStatus.NOT_FOUND
+
+    @property
+    def is_over_quota(self) -> bool:
+        """The namespace's quota has no room for it."""
+        return self.status == HTTPStatus.FORBIDDEN and "exceeded quota" in self.message
+
+
+class ApiUnavailable(Exception):  # noqa: N818 (a state of the world, and the contract's word)
+    """The API server gives no usable answer for now; `refused` holds its last word, where it had one."""
+
+    def __init__(self, what: str, refused: Refused | None = None, retry_after_s: float | None = None) -> None:
+        super().__init__(what)
+        self.refused = refused
+        self.retry_after_s = retry_after_s
+
+
+class KubeClient:
+    """The operator's way to the API server; an async context manager. `sleep`, `draw` and `clock` are injected."""
+
+    def __init__(
+        self,
+        transport: Transport,
+        *,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        draw: Callable[[], float] = random.random,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._transport = transport
+        self._sleep = sleep
+        self._draw = draw
+        self._clock = clock
+
+    @classmethod
+    async def connect(cls, kubeconfig: Path | None = None, context: str | None = None) -> Self:
+        """A client for the named kubeconfig, else for the cluster around this pod, else for kubectl's own choice."""
+        return cls(await open_transport(kubeconfig, context))
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._transport.close()
+
+    # --- reading ------------------------------------------------------------------------------------------------------
+
+    async def get(self, kind: Kind, namespace: str, name: str) -> Object | None:
+        """An object as it is now, None where there is none. ApiUnavailable where it may not be read."""
+        answer = await self._send(Request(method="GET", path=kind.path(namespace, name)))
+        if answer.status == HTTPStatus.NOT_FOUND:
+            return None
+        return _must(answer, f"read {kind.value.plural} {namespace}/{name}")
+
+    async def list(
+        self, kind: Kind, namespace: str | None, labels: str = "", limit: int = 500
+    ) -> AsyncIterator[Object]:
+        """Every object of a kind, `limit` a page; each that is there all the while comes exactly once.
+
+        Items of a list lack `apiVersion` and `kind`; they are put back, so that an item looks like an object.
+        """
+        token = ""
+        while True:
+            query = [("limit", str(limit))]
+            query += [("labelSelector", labels)] if labels else []
+            query += [("continue", token)] if token else []
+            answer = await self._send(Request(method="GET", path=kind.path(namespace), query=tuple(query)))
+            following = (answer.body.get("metadata") or {}).get("continue") or ""
+            if answer.status == HTTPStatus.GONE and token and following:
+                token = following  # too slow for one view: the rest comes as it is now, nothing twice
+                continue
+            for item in _must(answer, f"list {kind.value.plural}").get("items") or ():
+                yield kind.header | item
+            if not following:
+                return
+            token = following
+
+    # --- writing ------------------------------------------------------------------------------------------------------
+
+    async def create(self, kind: Kind, namespace: str, body: Object, dry_run: bool = False) -> Object | Refused:
+        """Create an object by its name. A lost answer looks like a name that is taken: the caller adopts its own."""
+        query = (*_OURS, *((("dryRun", "All"),) if dry_run else ()))
+        body = kind.header | body
+        return _value(await self._send(Request(method="POST", path=kind.path(namespace), query=query, body=body)))
+
+    async def replace(self, kind: Kind, namespace: str, name: str, body: Object) -> Object | Refused:
+        """Replace an object of ours; the body carries the resourceVersion it was read at."""
+        return await self._put(kind.path(namespace, name), kind, body)
+
+    async def replace_status(self, kind: Kind, namespace: str, name: str, body: Object) -> Object | Refused:
+        """Replace an object's status; the body carries the resourceVersion it was read at."""
+        return await self._put(kind.path(namespace, name, "status"), kind, body)
+
+    async def _put(self, path: str, kind: Kind, body: Object) -> Object | Refused:
+        assert body["metadata"].get("resourceVersion"), "an update without a resourceVersion could undo another's"
+        return _value(await self._send(Request(method="PUT", path=path, query=_OURS, body=kind.header | body)))
+
+    async def patch(self, kind: Kind, namespace: str, name: str, body: Object) -> Object | Refused:
+        """Merge some fields into an object of ours; with `metadata.resourceVersion`, only if it is still that one."""
+        path = kind.path(namespace, name)
+        return _value(await self._send(Request(method="PATCH", path=path, query=_OURS, body=body, content_type=_MERGE)))
+
+    async def patch_status(self, kind: Kind, namespace: str, name: str, body: Object) -> Object | Refused:
+        """Merge some fields into an object's status; with `metadata.resourceVersion`, only if it is still that one."""
+        path = kind.path(namespace, name, "status")
+        return _value(await self._send(Request(method="PATCH", path=path, query=_OURS, body=body, content_type=_MERGE)))
+
+    async def apply(self, kind: Kind, namespace: str, name: str, body: Object, force: bool = False) -> Object | Refused:
+        """Server-side apply as our field manager; a 409 names the managers of fields that are not ours."""
+        query = (*_OURS, ("force", "true" if force else "false"))
+        path = kind.path(namespace, name)
+        body = kind.header | body
+        body["metadata"] = {"name": name} | body.get("metadata", {})
+        return _value(await self._send(Request(method="PATCH", path=path, query=query, body=body, content_type=_APPLY)))
+
+    async def delete(
+        self, kind: Kind, namespace: str, name: str, uid: str, propagation: Propagation = "Background"
+    ) -> bool | Refused:
+        """Delete the object of that name and uid; False where it is gone already, 409 where another bears its name."""
+        options = {"propagationPolicy": propagation, "preconditions": {"uid": uid}}
+        answer = await self._send(Request(method="DELETE", path=kind.path(namespace, name), body=options))
+        value = _value(answer)
+        if isinstance(value, Refused):
+            return False if value.is_gone else value
+        return True
+
+    async def post_event(self, about: Object, reason: str, message: str, warning: bool = False) -> None:
+        """Tell the owner of an object something once; the same words within an hour are not repeated.
+
+        Events are courtesy: a refusal is ignored. `reason` is a CamelCase word; the message is cut at 1,000 characters.
+        """
+        metadata, now_s = about["metadata"], self._clock()
+        words = "\0".join([metadata.get("uid", ""), reason, message, str(int(now_s // 3600))])
+        namespace = metadata["namespace"]
+        regarding = {key: about[key] for key in ("apiVersion", "kind")} | {
+            key: metadata[key] for key in ("namespace", "name", "uid", "resourceVersion") if key in metadata
+        }
+        event = {
+            "metadata": {
+                "name": f"{metadata['name'][:200]}.{hashlib.sha256(words.encode()).hexdigest()[:16]}",
+                "namespace": namespace,
+            },
+            "eventTime": datetime.fromtimestamp(now_s, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z"),
+            "reportingController": "amdahl-loop.io/operator",
+            "reportingInstance": FIELD_MANAGER,
+            "action": reason,
+            "reason": reason,
+            "note": message[:1000],
+            "type": "Warning" if warning else "Normal",
+            "regarding": regarding,
+        }
+        await self.create(Kind.EVENT, namespace, event)
+
+    # --- patience -----------------------------------------------------------------------------------------------------
+
+    async def _send(self, request: Request) -> Answer:
+        """Send until there is an answer that means something; ApiUnavailable after `ATTEMPTS`."""
+        pause_s, last = FIRST_PAUSE_S, "no answer"
+        refused: Refused | None = None
+        asked_s: float | None = None
+        for attempt in range(ATTEMPTS):
+            try:
+                answer = await self._transport.send(request)
+            except UnreachableError as error:
+                last, refused, asked_s = str(error), None, None
+            else:
+                if not _is_transient(answer.status):
+                    return answer
+                refused, asked_s = _read_refusal(answer), answer.retry_after_s
+                last = f"{answer.status} {refused.message}"
+            if (asked_s or 0.0) > LONGEST_RETRY_AFTER_S or attempt + 1 == ATTEMPTS:
+                break
+            await self._sleep(max(asked_s or 0.0, pause_s * (0.5 + 0.5 * self._draw())))
+            pause_s = min(LONGEST_PAUSE_S, 2 * pause_s)
+        raise ApiUnavailable(f"{request.method} {request.path}: {last}"[:500], refused, asked_s)
+
+
+def _is_transient(status: int) -> bool:
+    return status == HTTPStatus.TOO_MANY_REQUESTS or status >= HTTPStatus.INTERNAL_SERVER_ERROR
+
+
+def _value(answer: Answer) -> Object | Refused:
+    return answer.body if answer.status < HTTPStatus.MULTIPLE_CHOICES else _read_refusal(answer)
+
+
+def _must(answer: Answer, what: str) -> Object:
+    """The body of an answer that must be one: what the operator may not read, it cannot work with."""
+    value = _value(answer)
+    if isinstance(value, Refused):
+        raise ApiUnavailable(f"cannot {what}: {value.status} {value.message}"[:500], value)
+    return value
+
+
+def _read_refusal(answer: Answer) -> Refused:
+    """The server's `Status` object; whatever is missing in it is empty."""
+    body = answer.body
+    details = body.get("details") or {}
+    causes = tuple(
+        Cause(str(cause.get("reason", "")), str(cause.get("field", "")), str(cause.get("message", "")))
+        for cause in details.get("causes") or ()
+    )
+    return Refused(
+        status=answer.status,
+        reason=str(body.get("reason", "")),
+        message=str(body.get("message", "")),
+        causes=causes,
+        retry_after_s=answer.retry_after_s,
+    )

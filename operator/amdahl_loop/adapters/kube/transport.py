@@ -1,0 +1,141 @@
+"""How does one request reach the API server, and as whom?
+
+The only place that imports the Kubernetes client library. It gives connections, certificates, token refresh and exec
+plugins; which requests are sent, and how often, is `client.py`'s answer.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import aiohttp
+from kubernetes.aio.client import ApiClient, Configuration
+from kubernetes.aio.config import ConfigException, load_incluster_config, load_kube_config
+
+from amdahl_loop import __version__
+from amdahl_loop.adapters.kube.kinds import Object
+
+USER_AGENT = f"amdahl-loop/{__version__}"
+CONNECT_S = 5.0
+ANSWER_S = 30.0
+"""Longest wait for an answer: the server itself gives up a request after 60 s, and a list page takes far less."""
+
+
+class AccessError(ValueError):
+    """There is no way into a cluster from here; the message names what was tried and the fix."""
+
+
+class UnreachableError(Exception):
+    """No answer: no connection, a broken one, or none in time. What was asked may or may not have been done."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """One request to the API server."""
+
+    method: str
+    path: str
+    query: tuple[tuple[str, str], ...] = ()
+    body: Object | None = None
+    content_type: str = "application/json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What the server said: the HTTP status, the JSON body ({} where there is none) and Retry-After in seconds."""
+
+    status: int
+    body: Object
+    retry_after_s: float | None = None
+
+
+class Transport(Protocol):
+    """Sends requests, one answer each."""
+
+    async def send(self, request: Request) -> Answer:
+        """Send it once. UnreachableError when there is no answer."""
+
+    async def close(self) -> None:
+        """Close every connection."""
+
+
+class KubeTransport:
+    """The `Transport` over the Kubernetes client library."""
+
+    def __init__(self, configuration: Configuration) -> None:
+        self._api: Any = ApiClient(configuration)
+        self._api.user_agent = USER_AGENT
+        self._timeout = aiohttp.ClientTimeout(total=ANSWER_S, connect=CONNECT_S)
+
+    async def send(self, request: Request) -> Answer:
+        """Send it once, as the user of the configuration."""
+        headers = {"Accept": "application/json", "Content-Type": request.content_type}
+        try:
+            call = await self._api.param_serialize(
+                request.method,
+                request.path,
+                query_params=list(request.query),
+                header_params=headers,
+                body=request.body,
+                auth_settings=["BearerToken"],
+            )
+            response = await self._api.call_api(*call, _request_timeout=self._timeout)
+            content = await response.read()
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise UnreachableError(f"{type(error).__name__}: {error}") from error
+        return Answer(
+            status=response.status,
+            body=_parse(content),
+            retry_after_s=_parse_retry_after_s(response.headers.get("Retry-After")),
+        )
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await self._api.close()
+
+
+async def open_transport(
+    kubeconfig: Path | None = None, context: str | None = None, environ: Mapping[str, str] = os.environ
+) -> KubeTransport:
+    """The way in: the named kubeconfig, else the pod's own service account, else kubectl's own configuration.
+
+    AccessError names the file and what is wrong with it.
+    """
+    configuration = Configuration()
+    in_cluster = kubeconfig is None and "KUBERNETES_SERVICE_HOST" in environ
+    source = "the pod's service account" if in_cluster else f"kubeconfig {kubeconfig or _default_kubeconfig(environ)}"
+    try:
+        if in_cluster:
+            load_incluster_config(client_configuration=configuration)  # type: ignore[no-untyped-call]  # library
+        else:
+            await load_kube_config(  # type: ignore[no-untyped-call]  # library
+                config_file=str(kubeconfig or _default_kubeconfig(environ)),
+                context=context,
+                client_configuration=configuration,
+                persist_config=False,
+            )
+    except (ConfigException, OSError) as error:
+        raise AccessError(f"{source}: {error}; name a file with --kubeconfig, or set KUBECONFIG") from error
+    return KubeTransport(configuration)
+
+
+def _default_kubeconfig(environ: Mapping[str, str]) -> str:
+    """Where kubectl looks."""
+    return environ.get("KUBECONFIG") or str(Path(environ.get("HOME", "/")) / ".kube/config")
+
+
+def _parse(content: bytes) -> Object:
+    """The body as JSON; what a proxy in between may have written instead becomes a message."""
+    try:
+        body = json.loads(content) if content else {}
+    except ValueError:
+        return {"message": content[:500].decode(errors="replace")}
+    return body if isinstance(body, dict) else {"message": str(body)[:500]}
+
+
+def _parse_retry_after_s(text: str | None) -> float | None:
+    """Seconds that the server asks to wait; it never sends a date."""
+    return float(text) if text and text.isdecimal() else None

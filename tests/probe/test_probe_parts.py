@@ -1,6 +1,5 @@
 """The smaller parts, each on the real thing: scratch folders, logs, metrics over HTTP, traces, digests, the bundle."""
 
-import json
 import re
 import subprocess
 import sys
@@ -12,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from amdahl_probe import bundle, digests, metrics, supervise, trace
+from amdahl_probe import bundle, digests, metrics, supervise
 from amdahl_probe.emit import Batches, Recorder, StepRecord
 from amdahl_probe.guard import BoundedLog
 from amdahl_probe.scratch import Scratch, ScratchError
@@ -145,17 +144,6 @@ class TestMetrics:
 
         assert len(declared) == len(set(declared))
         assert used <= set(declared)
-
-
-def test_a_trace_opens_in_perfetto(tmp_path: Path) -> None:
-    """The Chrome format: complete events in microseconds, one named process a rank."""
-    trace.write(tmp_path / "trace.json", [("input", 1_000, 3_500), ("compute", 3_500, 4_000)], rank=2)
-    events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
-
-    assert events[0]["args"] == {"name": "rank 2"}
-    assert [(e["name"], e["ph"], e["ts"], e["dur"], e["pid"]) for e in events[1:]] == [
-        ("input", "X", 1.0, 2.5, 2), ("compute", "X", 3.5, 0.5, 2)
-    ]  # fmt: skip
 
 
 class TestDigests:

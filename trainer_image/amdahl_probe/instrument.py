@@ -22,13 +22,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Callable, Deque, Dict, List, Mapping, Optional, Tuple, TypeVar
 
-from amdahl_probe import device, digests, emit, metrics, place, spans, trace, trial
+from amdahl_probe import device, digests, emit, metrics, place, trial
 from amdahl_probe.digests import BatchDigest
 from amdahl_probe.draft import Draft
 from amdahl_probe.emit import Recorder
 from amdahl_probe.hook import ImportWatcher
 from amdahl_probe.settings import Settings
 from amdahl_probe.spans import Ledger
+from amdahl_probe.trace import Trace
 
 Result = TypeVar("Result")
 
@@ -69,8 +70,9 @@ class Probe:
 
     def _begin(self, begun_ns: int) -> None:
         self._begun_ns = begun_ns
-        self._trace = spans.new_trace() if self.settings.trace else None
-        self.ledger = Ledger(begin_ns=begun_ns, trace=self._trace)
+        directory = self.settings.directory
+        self._trace = Trace(Path(directory)) if self.settings.trace and directory else None
+        self.ledger = Ledger(begin_ns=begun_ns, trace=self._trace.spans if self._trace else None)
         self._recorder: Optional[Recorder] = None
         self._early: List[Callable[[Recorder], None]] = []
         self._is_rank: Optional[bool] = None
@@ -279,6 +281,8 @@ class Probe:
         self._late.append(draft)
         while self._late and (self._late[0].late.has_arrived() or len(self._late) > MAX_LATE_STEPS):
             self._emit(self._late.popleft())
+        if self._trace is not None and self._recorder is not None:
+            self._trace.flush(self._recorder.rank)
 
     def _has_compiled(self) -> bool:
         """Whether torch's compiler has made new code since the last step."""
@@ -363,9 +367,8 @@ class Probe:
         raised = getattr(sys, "last_type", None)  # set by the interpreter when an exception ends the script
         assert self._recorder is not None
         self._recorder.end(self._step, f"exception:{raised.__name__}" if raised else "exit")
-        if self._trace is not None and self.settings.directory:
-            path = Path(self.settings.directory, f"trace-{self._recorder.rank}.json")
-            trace.write(path, self._trace, self._recorder.rank)
+        if self._trace is not None:
+            self._trace.close(self._recorder.rank)
         self._recorder.close()
 
 

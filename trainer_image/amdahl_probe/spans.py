@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
 from contextlib import contextmanager
 from typing import Callable, Deque, Dict, Iterator, List, Optional, Tuple
 
@@ -133,8 +132,3 @@ class Ledger:
         self._spent[top] = self._spent.get(top, 0) + now - self._last_ns
         self._last_ns = now
         return now
-
-
-def new_trace() -> Deque[Span]:
-    """A bounded store for closed spans: the newest 200,000, about 30 MiB."""
-    return deque(maxlen=200_000)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from amdahl_probe import digests, metrics, trace
+from amdahl_probe import digests, metrics
 from amdahl_probe.emit import Batches, Recorder, StepRecord
-from amdahl_probe.spans import PHASES, Ledger, Span, new_trace
+from amdahl_probe.spans import PHASES, Ledger
+from amdahl_probe.trace import Trace
 from amdahl_trainer import flops
 from amdahl_trainer.data.loader import Batch
 from amdahl_trainer.device import Reading, attribute
@@ -68,8 +68,8 @@ class Reporter:
 
     def __init__(self, telemetry: Telemetry, place: Place, device_name: str, begun_ns: int) -> None:
         """Open the record file and the port. Raises ConfigError if that cannot be done."""
-        self.trace: deque[Span] | None = None
-        self._telemetry = telemetry
+        directory = telemetry.directory
+        self._trace = Trace(Path(directory)) if telemetry.trace and directory else None
         self._rank = place.rank
         self._counters = metrics.Metrics({"run": telemetry.run})
         try:
@@ -86,11 +86,10 @@ class Reporter:
 
     def new_ledger(self, begun_ns: int) -> Ledger:
         """The ledger of the training thread, counting `startup` since the process began."""
-        self.trace = new_trace() if self._telemetry.trace else None
-        return Ledger(begin_ns=begun_ns, trace=self.trace)
+        return Ledger(begin_ns=begun_ns, trace=self._trace.spans if self._trace else None)
 
     def step(self, step: Step, reading: Reading, cost: flops.PerToken, peak: float | None) -> None:
-        """Write the record of a step whose reading is known."""
+        """Write the record of a step whose reading is known, and now and then the trace so far."""
         phases = attribute(step.phases, reading)
         self.recorder.step(
             StepRecord(
@@ -111,6 +110,8 @@ class Reporter:
         wall_ns = sum(phases.values())
         self._counters.mfu.update(flops.utilisation(cost, step.valid / wall_ns * 1e9, peak))
         self._console.add(phases, step.valid)
+        if self._trace is not None:
+            self._trace.flush(self._rank)
 
     def line(self, step: Step, reading: Reading, last_step: int) -> None:
         """Print the console line for the steps since the last one."""
@@ -123,11 +124,11 @@ class Reporter:
             print(text, flush=True)
 
     def close(self, steps: int, why: str) -> None:
-        """Write the last record and the trace."""
+        """Write the last record and the end of the trace."""
         self.recorder.end(steps, why)
         self.recorder.close()
-        if self.trace is not None and self._telemetry.directory:
-            trace.write(Path(self._telemetry.directory) / f"trace-{self._rank}.json", self.trace, self._rank)
+        if self._trace is not None:
+            self._trace.close(self._rank)
 
 
 class _Console:

@@ -12,6 +12,7 @@ from typing import Any
 from rich.text import Text
 
 from amdahl_loop.adapters.local.runner import default_state_dir
+from amdahl_loop.adapters.local.traces import read_events
 from amdahl_loop.adapters.manifests import read_manifest
 from amdahl_loop.cli.drive import POLL_S, stop_on_signals
 from amdahl_loop.cli.exits import Exit, Stop
@@ -21,13 +22,10 @@ from amdahl_loop.cli.shapes import TraceShape
 from amdahl_loop.domain.profiles import PROFILES
 from amdahl_loop.domain.resources import TrainingJob
 from amdahl_loop.domain.runs import Finished, Running, RunRequest, observation_request
-from amdahl_loop.domain.template import TRAINER_CONTAINER
 from amdahl_loop.ports import Runner
 
 SCOPE = "trace"
 TRACE_SEED = 1
-KILL_AFTER_S = 10
-"""What a program may take to end after it was interrupted."""
 
 
 def trace(arguments: argparse.Namespace, world: World) -> int:
@@ -39,7 +37,7 @@ def trace(arguments: argparse.Namespace, world: World) -> int:
     runner = world.make_runner(state_dir, manifest.path.parent, SCOPE)
     request = _request(job, arguments.seconds)
     run_dir = state_dir / SCOPE / request.run
-    events = asyncio.run(_record(runner, traced(job, arguments.seconds), request, run_dir))
+    events = asyncio.run(_record(runner, job, request, run_dir))
     file.write_text(json.dumps({"displayTimeUnit": "ms", "traceEvents": events}), encoding="utf-8")
     result = TraceShape(job=job.metadata.name, file=str(file), events=len(events))
     told = Text(f"{len(events)} events written to {file}; open it at https://ui.perfetto.dev")
@@ -47,28 +45,19 @@ def trace(arguments: argparse.Namespace, world: World) -> int:
     return Exit.DONE
 
 
-def traced(job: TrainingJob, seconds: int) -> TrainingJob:
-    """The same job, told to keep a trace and interrupted in time: a probe writes its trace when the program exits.
-
-    `env` tells it, because variables of the loop may not stand in a manifest; both programs are part of coreutils.
-    """
-    before = ("env", "AMDAHL_TRACE=1", "timeout", "--signal=INT", f"--kill-after={KILL_AFTER_S}", str(seconds))
-    pod = job.spec.template.spec
-    containers = tuple(
-        container.model_copy(update={"command": (*before, *container.command)})
-        if container.name == TRAINER_CONTAINER
-        else container
-        for container in pod.containers
-    )
-    template = job.spec.template.model_copy(update={"spec": pod.model_copy(update={"containers": containers})})
-    return job.model_copy(update={"spec": job.spec.model_copy(update={"template": template})})
-
-
 def _request(job: TrainingJob, seconds: int) -> RunRequest:
-    """One window that outlasts the trace."""
-    constants = PROFILES[job.spec.tuning.profile].model_copy(update={"window_s": float(2 * seconds)})
+    """One window that outlasts the trace: the run ends when its time is up, as any run does."""
+    constants = PROFILES[job.spec.tuning.profile].model_copy(update={"window_s": 2.0 * seconds})
     request = observation_request(f"{job.metadata.name[:41].rstrip('-')}-trace", job.spec.knobs, constants, TRACE_SEED)
-    return request.model_copy(update={"windows": request.windows[:1]})
+    return request.model_copy(
+        update={
+            "trace": True,
+            "windows": request.windows[:1],
+            "startup_timeout_s": 2.0 * seconds,
+            "step_timeout_s": 2.0 * seconds,
+            "deadline_s": float(seconds),
+        }
+    )
 
 
 async def _record(runner: Runner, job: TrainingJob, request: RunRequest, run_dir: Path) -> list[dict[str, Any]]:
@@ -81,18 +70,10 @@ async def _record(runner: Runner, job: TrainingJob, request: RunRequest, run_dir
                 if stop.is_set():
                     raise Stop(Exit.INTERRUPTED, "interrupted; nothing is left running")
                 await asyncio.sleep(POLL_S)
-            events = [event for path in sorted(run_dir.rglob("trace-*.json")) for event in _read_events(path)]
+            events = read_events(run_dir)
         finally:
             await runner.stop(request.run)
     if not events:
         why = state.failure if isinstance(state, Finished) and state.failure else "the program left no trace"
         raise Stop(Exit.NOT_OBSERVED, f"Not traced: {why}; `amdahl-loop explain` says whether the job can be observed.")
     return events
-
-
-def _read_events(path: Path) -> list[dict[str, Any]]:
-    """Events of one rank; a file that was cut while it was written counts as none."""
-    try:
-        return list(json.loads(path.read_text(encoding="utf-8"))["traceEvents"])
-    except (ValueError, KeyError, TypeError):
-        return []

@@ -55,11 +55,12 @@ class WindowRequest(Frozen):
 
 
 class RunRequest(Frozen):
-    """One supervised run, named deterministically before it is submitted."""
+    """One supervised run, named deterministically before it is submitted. `trace`: it leaves a time line."""
 
     run: str
     plan_hash: str = ""
     live: bool
+    trace: bool = False
     windows: tuple[WindowRequest, ...] = Field(min_length=1)
     startup_timeout_s: Seconds
     step_timeout_s: Seconds

@@ -103,7 +103,7 @@ def build_plan(
         "switch": "live" if request.live else "relaunch",
         "command": [*(escape(word) for word in enter), *trainer.command, *trainer.args],
         "cwd": str(cwd),
-        "env": {"AMDAHL_REPLICAS": "1"},
+        "env": {"AMDAHL_REPLICAS": "1"} | ({"AMDAHL_TRACE": "1"} if request.trace else {}),
         "probe": str(probe),
         "dir": str(directory),
         "startup_timeout_s": request.startup_timeout_s,

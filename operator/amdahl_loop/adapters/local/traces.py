@@ -14,6 +14,9 @@ from amdahl_loop.domain.telemetry import MAX_SUMMARY_BYTES
 KEPT_LOGS = 20
 """Runs whose output is kept; the supervisor bounds each window's to one MiB."""
 
+MAX_TIME_LINE_BYTES = 64 * 2**20
+"""Of one rank; its own limit is a third of that."""
+
 
 class Kept(NamedTuple):
     """Who keeps a run, and since when; None while it waits for the machine's turn."""
@@ -101,11 +104,31 @@ class Traces:
 
     def read_summary(self) -> str:
         """What the supervisor left, at most one byte more than is allowed; the training could have written it too."""
-        with contextlib.suppress(OSError):
-            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-            with os.fdopen(os.open(self.block_dir / "summary.json", flags), "rb") as file:
-                return file.read(MAX_SUMMARY_BYTES + 1).decode(errors="replace")
-        return ""
+        return _read_at_most(self.block_dir / "summary.json", MAX_SUMMARY_BYTES + 1).decode(errors="replace")
+
+
+def read_events(run_dir: Path) -> list[dict[str, Any]]:
+    """Events of the time lines that the ranks left; the training could have written the files too."""
+    return [event for path in sorted(run_dir.rglob("trace-*.json")) for event in _read_time_line(path)]
+
+
+def _read_time_line(path: Path) -> list[dict[str, Any]]:
+    """A JSON array with one event a line, whose end is missing when the program was killed; none if it is not that."""
+    whole, _, _ = _read_at_most(path, MAX_TIME_LINE_BYTES).rpartition(b"\n")
+    try:
+        events = json.loads(whole if whole.endswith(b"]") else whole.rstrip(b",") + b"]")
+    except (ValueError, RecursionError):
+        return []
+    return [event for event in events if isinstance(event, dict)] if isinstance(events, list) else []
+
+
+def _read_at_most(path: Path, limit_bytes: int) -> bytes:
+    """The beginning of a file that the training may have put there; nothing where it cannot be read."""
+    with contextlib.suppress(OSError):
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        with os.fdopen(os.open(path, flags), "rb") as file:
+            return file.read(limit_bytes)
+    return b""
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 from amdahl_loop.adapters.recorded import encode_report
+from amdahl_loop.domain.experiments import Loss
 from amdahl_loop.domain.knob_values import Knobs
 from amdahl_loop.domain.resources import TrainingJob
 from amdahl_loop.domain.runs import Absent, Finished, Running, RunRequest, RunState, WindowRequest
@@ -65,16 +66,17 @@ class SimulatedRunner:
         )
         self.now_s += sum(window.wall_s for window in windows)
 
-    async def stop(self, run: str) -> None:
-        """Forget it."""
-        self.runs.pop(run, None)
+    async def stop(self, run: str) -> Loss | None:
+        """Forget it, and say what it had held."""
+        state = self.runs.pop(run, None)
+        if not isinstance(state, Finished):
+            return None
+        return Loss(run=run, started_at_s=state.started_at_s, held_device_s=state.held_device_s)
 
-    async def sweep(self, keep: Collection[str]) -> tuple[str, ...]:
+    async def sweep(self, keep: Collection[str]) -> tuple[Loss, ...]:
         """Forget what is not kept."""
-        gone = tuple(run for run in self.runs if run not in keep)
-        for run in gone:
-            del self.runs[run]
-        return gone
+        stopped = [await self.stop(run) for run in sorted(self.runs) if run not in keep]
+        return tuple(loss for loss in stopped if loss is not None)
 
     def _measure(self, request: RunRequest, window: WindowRequest) -> Window:
         knobs, outcome = window.knobs, self.truth.outcome(window.knobs)

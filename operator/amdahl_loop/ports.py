@@ -7,7 +7,7 @@ network; the local adapters keep the same shape so that one loop drives both.
 from collections.abc import Collection
 from typing import Protocol
 
-from amdahl_loop.domain.experiments import BlockRecord, Experiment, Plan, Verdict
+from amdahl_loop.domain.experiments import BlockRecord, Experiment, Loss, Plan, Verdict
 from amdahl_loop.domain.ledger import Application, JobMemory, Observation
 from amdahl_loop.domain.resources import TrainingJob
 from amdahl_loop.domain.runs import RunRequest, RunState
@@ -29,11 +29,14 @@ class Runner(Protocol):
     async def submit(self, job: TrainingJob, request: RunRequest) -> None:
         """Start a run, or adopt it when it runs already under the same plan hash."""
 
-    async def stop(self, run: str) -> None:
-        """Stop a run and everything it started, and drop its traces; what does not run is no error."""
+    async def stop(self, run: str) -> Loss | None:
+        """Stop a run and everything it started, and drop its traces; what it had held, None where there is no such run.
 
-    async def sweep(self, keep: Collection[str]) -> tuple[str, ...]:
-        """Stop every run of ours whose name is not kept; returns the names that were stopped."""
+        A run that was over is dropped alike, and says what it held.
+        """
+
+    async def sweep(self, keep: Collection[str]) -> tuple[Loss, ...]:
+        """Stop every run of ours whose name is not kept; returns what each had held, in the order of their names."""
 
 
 class LedgerStore(Protocol):
@@ -49,7 +52,13 @@ class LedgerStore(Protocol):
         """Record an experiment's plan, before its first block; the same plan twice is no error, another one is."""
 
     async def add_block(self, experiment: str, record: BlockRecord) -> None:
-        """Record a finished block once; a second record of the same block is refused."""
+        """Record a finished block once; a second record of the same block is refused.
+
+        An experiment that is closed takes holdout blocks and no others.
+        """
+
+    async def add_loss(self, experiment: str, loss: Loss) -> None:
+        """Charge a run that was stopped, to an experiment open or closed; the same one twice is no error."""
 
     async def add_verdict(self, experiment: str, verdict: Verdict, now_s: float) -> None:
         """Close an experiment."""

@@ -5,10 +5,11 @@ recorded before its first block, a block is recorded before its traces are dropp
 ledger and the runner say.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import assert_never
 
-from amdahl_loop.domain.experiments import BlockRecord
+from amdahl_loop.domain.experiments import BlockRecord, find_owner
 from amdahl_loop.domain.knob_values import Knobs
 from amdahl_loop.domain.ledger import Application, ApplicationKind, Observation
 from amdahl_loop.domain.plan import (
@@ -147,6 +148,16 @@ async def _advance_block(action: Launch | Challenge, snapshot: Snapshot, ports: 
         await ports.ledger.add_block(action.experiment.name, record)
         await ports.runner.stop(action.request.run)
     return state
+
+
+async def sweep(ports: Ports, keep: Collection[str] = ()) -> None:
+    """Stop every run that is not kept. What a block had held is charged to its experiment, unless it is recorded."""
+    held = [loss for loss in await ports.runner.sweep(keep) if loss.held_device_s > 0]
+    experiments = await ports.ledger.experiments() if held else ()
+    for loss in held:
+        owner = find_owner(loss.run, experiments)
+        if owner is not None:
+            await ports.ledger.add_loss(owner.name, loss)
 
 
 def _read(state: Finished, run: str) -> tuple[BlockReport | None, str]:

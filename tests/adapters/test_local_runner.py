@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,8 @@ from amdahl_loop.adapters.local.machine import Machine
 from amdahl_loop.adapters.local.processes import identify
 from amdahl_loop.adapters.local.programs import run_module
 from amdahl_loop.adapters.local.runner import LocalRunner, RunnerUnavailableError, RunRefusedError, default_state_dir
+from amdahl_loop.domain.experiments import Loss
+from amdahl_loop.domain.knob_values import KnobName
 from amdahl_loop.domain.parsing import parse_training_job
 from amdahl_loop.domain.resources import TrainingJob
 from amdahl_loop.domain.runs import Absent, Finished, Running, RunRequest, RunState, WindowRequest
@@ -330,7 +333,7 @@ class TestFindingAgain:
             for name in ("one", "two"):
                 await runner.submit(make_job(linger(token)), make_request(name))
             await wait_for_daemon(token)
-            assert await runner.sweep(("one",)) == ("two",)
+            assert [loss.run for loss in await runner.sweep(("one",))] == ["two"]
             assert isinstance(await runner.find("one"), Running)
             await runner.stop("one")
             assert [await runner.find(name) for name in ("one", "two")] == [Absent(), Absent()]
@@ -338,6 +341,33 @@ class TestFindingAgain:
         asyncio.run(scenario())
         assert find_processes(token) == []
         assert list(runner._runs_dir.iterdir()) == []
+
+    def test_what_a_stopped_run_had_held_is_told(self, runner: LocalRunner, token: str) -> None:
+        """Running: devices times the time since it began. Over: what it held in all. Still waiting its turn: nothing."""
+
+        async def scenario() -> tuple[Loss | None, ...]:
+            request = make_request("first")
+            two = request.windows[0].knobs.with_values({KnobName.GPUS_PER_REPLICA: 2})
+            windows = tuple(window.model_copy(update={"knobs": two}) for window in request.windows)
+            await runner.submit(make_job(linger(token)), request.model_copy(update={"windows": windows}))
+            await wait_for_daemon(token)
+            await runner.submit(make_job(), make_request("second"))
+            waiting, running = await runner.stop("second"), await runner.stop("first")
+            await runner.submit(make_job(), make_request("third"))
+            ended = await wait_for_end(runner, "third")
+            over, again = await runner.stop("third"), await runner.stop("third")
+            assert isinstance(ended, Finished)
+            assert over == Loss(run="third", started_at_s=ended.started_at_s, held_device_s=ended.held_device_s)
+            return waiting, running, again
+
+        before_s = time.time()
+        waiting, running, again = asyncio.run(scenario())
+        assert waiting is not None
+        assert waiting.held_device_s == 0
+        assert running is not None
+        assert before_s <= running.started_at_s
+        assert 0 < running.held_device_s <= 2 * (time.time() - running.started_at_s)
+        assert again is None
 
     def test_a_finished_run_is_picked_up_by_the_next_loop(self, runner: LocalRunner, base: Path) -> None:
         """A loop that was killed after its block ended loses nothing."""

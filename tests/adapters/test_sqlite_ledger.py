@@ -20,15 +20,19 @@ from amdahl_loop.adapters.sqlite import (
     LedgerUnavailableError,
     SqliteLedger,
 )
+from amdahl_loop.adapters.sqlite.entries import Body, entry_of
+from amdahl_loop.adapters.sqlite.file import APPLICATION_ID, MIGRATIONS
 from amdahl_loop.domain.experiments import (
     BlockRecord,
     Change,
     Hypothesis,
+    Loss,
     Plan,
     Source,
     Verdict,
     VerdictWord,
     enumerate_blocks,
+    holdout_block,
 )
 from amdahl_loop.domain.knob_values import KnobName, Knobs
 from amdahl_loop.domain.ledger import Application, ApplicationKind, JobMemory
@@ -77,6 +81,14 @@ def make_block(plan: Plan, index: int, at_s: float = 100.1) -> BlockRecord:
     return BlockRecord(spec=spec, node="here", started_at_s=at_s, held_device_s=20.2, report=report)
 
 
+def make_holdout(plan: Plan, index: int) -> BlockRecord:
+    """The record of a block after the verdict."""
+    return make_block(plan, 0).model_copy(update={"spec": holdout_block(plan, index)})
+
+
+LOSS = Loss(run="pydocs-e0-d3", started_at_s=7.5, held_device_s=3.25)
+
+
 def make_application(at_s: float = 5.5) -> Application:
     """An applied win."""
     return Application(
@@ -101,7 +113,9 @@ def fill(path: Path, plans: int = 2) -> None:
             await ledger.add_plan(plan)
             for index in range(3):
                 await ledger.add_block(plan.name, make_block(plan, index))
+            await ledger.add_loss(plan.name, LOSS.model_copy(update={"run": f"{plan.name}-d3"}))
             await ledger.add_verdict(plan.name, VERDICT, 50.5 + number)
+            await ledger.add_block(plan.name, make_holdout(plan, 0))
         await ledger.add_plan(make_plan("pydocs-open"))
         await ledger.add_application(make_application())
 
@@ -135,7 +149,9 @@ class TestRemembering:
         assert [e.name for e in memory.experiments] == ["pydocs-e0", "pydocs-e1", "pydocs-open"]
         assert memory.experiments[0].plan == plan
         assert memory.experiments[0].plan.hash == plan.hash
-        assert memory.experiments[0].blocks == tuple(make_block(plan, index) for index in range(3))
+        blocks = (*(make_block(plan, index) for index in range(3)), make_holdout(plan, 0))
+        assert memory.experiments[0].blocks == blocks
+        assert memory.experiments[0].losses == (LOSS,)
         assert memory.experiments[0].verdict == VERDICT
         assert memory.experiments[2].verdict is None
         assert memory.closed_at_s == {"pydocs-e0": 50.5, "pydocs-e1": 51.5}
@@ -196,6 +212,24 @@ class TestExactlyOnce:
         (experiment,) = asyncio.run(ledger.experiments())
         assert experiment.blocks == (make_block(plan, 0),)
         assert experiment.verdict == VERDICT
+
+    def test_holdout_blocks_come_after_the_verdict_and_charges_at_any_time(self, ledger: SqliteLedger) -> None:
+        """A block that tests a win on is refused while the experiment is open; a stopped run is charged once."""
+        plan = make_plan()
+        with pytest.raises(LedgerConflictError, match="no plan"):
+            asyncio.run(ledger.add_loss(plan.name, LOSS))
+        asyncio.run(ledger.add_plan(plan))
+        asyncio.run(ledger.add_loss(plan.name, LOSS))
+        with pytest.raises(LedgerConflictError, match="h0 comes before the verdict"):
+            asyncio.run(ledger.add_block(plan.name, make_holdout(plan, 0)))
+        asyncio.run(ledger.add_verdict(plan.name, VERDICT, 1.0))
+        asyncio.run(ledger.add_block(plan.name, make_holdout(plan, 0)))
+        later = LOSS.model_copy(update={"run": "pydocs-e0-h1"})
+        for loss in (LOSS, later, later):
+            asyncio.run(ledger.add_loss(plan.name, loss))
+        (experiment,) = asyncio.run(ledger.experiments())
+        assert experiment.blocks == (make_holdout(plan, 0),)
+        assert experiment.losses == (LOSS, later)
 
     @pytest.mark.parametrize("change", ["UPDATE entries SET body = '{}'", "DELETE FROM entries WHERE seq = 2"])
     def test_entries_never_change(self, path: Path, change: str) -> None:
@@ -344,6 +378,63 @@ class TestDamage:
         (tmp_path / "folder.db").mkdir()
         with pytest.raises(LedgerUnavailableError, match="unable to open"):
             SqliteLedger.open(tmp_path / "folder.db")
+
+
+def write_old_ledger(path: Path, bodies: list[Body], *unknown: str) -> None:
+    """A ledger of schema version 1 whose plans lack the constants that came later."""
+    connection = sqlite3.connect(path, isolation_level=None)
+    connection.executescript(f"{MIGRATIONS[0]} PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = 1;")
+    head = ""
+    for seq, body in enumerate(bodies, start=1):
+        entry = entry_of(body)
+        content = json.loads(entry.body)
+        for name in unknown:
+            content.get("constants", {}).pop(name, None)
+        entry = entry._replace(body=json.dumps(content))
+        row = (seq, *entry, head, entry.hash_after(head))
+        connection.execute("INSERT INTO entries VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
+        head = entry.hash_after(head)
+    connection.close()
+
+
+class TestOlderVersions:
+    UNKNOWN = ("checkSpacingS",)
+    """Constants that a plan of an older version did not hold."""
+
+    def test_an_old_ledger_is_read_as_it_is_and_lifted_by_the_next_loop(self, path: Path) -> None:
+        """Readers change nothing; a writer lifts the schema once, and everything is there as before."""
+        plan = make_plan()
+        write_old_ledger(path, [plan, make_application()], *self.UNKNOWN)
+        before = path.read_bytes()
+        assert [experiment.plan for experiment in recall(path).experiments] == [plan]
+        assert path.read_bytes() == before
+        with SqliteLedger.open(path) as ledger:
+            asyncio.run(ledger.add_plan(plan))
+            asyncio.run(ledger.add_loss(plan.name, LOSS))
+        (experiment,) = recall(path).experiments
+        assert (experiment.plan, experiment.losses) == (plan, (LOSS,))
+        assert recall(path).applications == (make_application(),)
+
+    def test_an_old_export_is_taken_and_taken_once(self, path: Path, tmp_path: Path) -> None:
+        """Also into the very ledger that it came from: what differs only in fields of later versions is the same."""
+        write_old_ledger(path, [make_plan(), make_application()], *self.UNKNOWN)
+        with SqliteLedger.open(path) as ledger:
+            lines = list(ledger.export_lines())
+            assert ledger.import_lines(lines) == 0
+        with SqliteLedger.open(tmp_path / "there.db") as target:
+            assert target.import_lines(lines) == 2
+        assert recall(tmp_path / "there.db") == recall(path)
+
+    def test_a_damaged_old_ledger_is_left_as_it_is(self, path: Path) -> None:
+        """Nothing is lifted before the whole file was found to be sound."""
+        write_old_ledger(path, [make_plan(), make_application()])
+        connection = sqlite3.connect(path, isolation_level=None)
+        connection.execute("DROP INDEX entries_by_job")
+        connection.close()
+        before = path.read_bytes()
+        with pytest.raises(LedgerCorruptError, match="tables or triggers"):
+            SqliteLedger.open(path)
+        assert path.read_bytes() == before
 
 
 WRITER = """

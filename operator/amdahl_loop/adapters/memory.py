@@ -7,7 +7,7 @@ value, so that a reader may keep it and return to it.
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from amdahl_loop.domain.experiments import BlockRecord, Experiment, Plan, Verdict
+from amdahl_loop.domain.experiments import BlockRecord, Experiment, Loss, Plan, Stage, Verdict
 from amdahl_loop.domain.ledger import Application, JobMemory, Observation
 
 
@@ -57,15 +57,22 @@ class MemoryLedger:
             raise ValueError(f"plan {plan.name} is recorded with other content")
 
     async def add_block(self, experiment: str, record: BlockRecord) -> None:
-        """Record a finished block once, under an open experiment."""
-        known = self._open(experiment)
+        """Record a finished block once, under an open experiment; a holdout block under a closed one."""
+        is_holdout = record.spec.stage is Stage.HOLDOUT
+        known = self._find(experiment, is_closed=is_holdout)
         if any(block.spec.name == record.spec.name for block in known.blocks):
             raise ValueError(f"block {record.spec.name} of {experiment} is recorded already")
         self._keep(known.with_block(record))
 
+    async def add_loss(self, experiment: str, loss: Loss) -> None:
+        """Charge a run that was stopped; the same one twice is no error."""
+        known = self._find(experiment)
+        if loss not in known.losses:
+            self._keep(known.with_loss(loss))
+
     async def add_verdict(self, experiment: str, verdict: Verdict, now_s: float) -> None:
         """Close an experiment, once."""
-        self._keep(self._open(experiment).with_verdict(verdict))
+        self._keep(self._find(experiment, is_closed=False).with_verdict(verdict))
         self.state = replace(self.state, closed_at_s={**self.state.closed_at_s, experiment: now_s})
 
     async def add_application(self, application: Application) -> None:
@@ -80,8 +87,10 @@ class MemoryLedger:
     def _keep(self, experiment: Experiment) -> None:
         self.state = replace(self.state, experiments={**self.state.experiments, experiment.name: experiment})
 
-    def _open(self, name: str) -> Experiment:
+    def _find(self, name: str, is_closed: bool | None = None) -> Experiment:
         known = self.state.experiments.get(name)
-        if known is None or known.verdict is not None:
-            raise ValueError(f"experiment {name} {'is closed' if known else 'has no plan'}")
+        if known is None:
+            raise ValueError(f"experiment {name} has no plan")
+        if is_closed is not None and (known.verdict is not None) is not is_closed:
+            raise ValueError(f"experiment {name} is {'still open' if is_closed else 'closed'}")
         return known

@@ -9,7 +9,7 @@ import math
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from amdahl_loop.domain.experiments import BlockRecord
+from amdahl_loop.domain.experiments import BlockRecord, Loss
 from amdahl_loop.domain.ledger import Observation
 from amdahl_loop.domain.resources import TrainingJob
 from amdahl_loop.domain.runs import Absent, Finished, RunRequest, RunState
@@ -39,10 +39,12 @@ class RecordedRunner:
         del job
         raise NotRecordedError(request.run)
 
-    async def stop(self, run: str) -> None:
+    async def stop(self, run: str) -> Loss | None:
         """Nothing runs."""
+        del run
+        return None
 
-    async def sweep(self, keep: Collection[str]) -> tuple[str, ...]:
+    async def sweep(self, keep: Collection[str]) -> tuple[Loss, ...]:
         """Nothing runs, so nothing is stopped."""
         del keep
         return ()

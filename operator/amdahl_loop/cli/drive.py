@@ -14,7 +14,7 @@ from amdahl_loop.domain.plan import Action, Challenge, Launch, Observe, Wait
 from amdahl_loop.domain.resources import TrainingJob
 from amdahl_loop.domain.runs import Running, RunRequest, RunState
 from amdahl_loop.ports import Clock, Runner
-from amdahl_loop.reconcile import Identity, Ports, Tick, tick
+from amdahl_loop.reconcile import Identity, Ports, Tick, sweep, tick
 
 POLL_S = 0.25
 """A run's end is noticed within this; a tenth of the shortest window."""
@@ -47,14 +47,14 @@ async def drive(job: TrainingJob, identity: Identity, ports: Ports, watch: Watch
                 return latest
             request = request_of(latest.action)
             if is_first:  # a loop that was killed may have left runs; only the one that was just adopted is wanted
-                await ports.runner.sweep(keep=[request.run] if request else [])
+                await sweep(ports, keep=[request.run] if request else [])
                 is_first = False
             if request is not None and latest.is_waiting:
                 await _wait(request, ports.runner, watch, stop)
             if isinstance(latest.action, Wait):
                 await _sleep_until(latest.action.until_s, ports.clock, stop)
     finally:
-        await ports.runner.sweep(keep=())
+        await sweep(ports)
 
 
 def request_of(action: Action) -> RunRequest | None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from amdahl_loop.adapters.memory import Facts, MemoryLedger
 from amdahl_loop.adapters.recorded import NotRecordedError, RecordedRunner, finished_block, finished_observation
-from amdahl_loop.adapters.sqlite.entries import Body, Closed, Measured, Observed
+from amdahl_loop.adapters.sqlite.entries import Body, Closed, Lost, Measured, Observed
 from amdahl_loop.cli.setting import Setting, find_setting
 from amdahl_loop.domain.experiments import Plan
 from amdahl_loop.domain.ledger import Application
@@ -37,10 +37,13 @@ class Decision:
 
 
 async def replay(bodies: Sequence[Body]) -> tuple[Decision, ...]:
-    """Derive every entry of a ledger from those before it."""
+    """Derive every entry of a ledger from those before it. What was stopped from outside is no decision of the loop."""
     ledger = MemoryLedger()
     decisions = []
     for position, body in enumerate(bodies):
+        if isinstance(body, Lost):
+            await record(ledger, body)
+            continue
         before = ledger.state
         setting = find_setting(bodies, position, before)
         difference = await _derive(body, setting, MemoryLedger(before)) if setting else ""
@@ -155,6 +158,8 @@ async def record(ledger: MemoryLedger, body: Body) -> None:
             await ledger.add_observation(body.job_uid, body.observation)
         case Measured():
             await ledger.add_block(body.experiment, body.record)
+        case Lost():
+            await ledger.add_loss(body.experiment, body.loss)
         case Closed():
             await ledger.add_verdict(body.experiment, body.verdict, body.at_s)
         case Application():
@@ -166,7 +171,7 @@ def subject_of(body: Body) -> str:
     match body:
         case Plan():
             return body.name
-        case Measured() | Closed():
+        case Measured() | Lost() | Closed():
             return body.experiment
         case Observed():
             return f"{body.observation.job.metadata.name} (observations)"
@@ -181,6 +186,8 @@ def name_of(body: Body) -> str:
             return f"plan {body.name}"
         case Measured():
             return f"block {body.record.spec.name} of {body.experiment}"
+        case Lost():
+            return f"stopped run {body.loss.run}"
         case Closed():
             return f"verdict {body.verdict.word} on {body.experiment}"
         case Observed():

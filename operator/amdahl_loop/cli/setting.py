@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from amdahl_loop.adapters.memory import Facts
-from amdahl_loop.adapters.sqlite.entries import Body, Closed, Measured, Observed
+from amdahl_loop.adapters.sqlite.entries import Body, Closed, Lost, Measured, Observed
 from amdahl_loop.domain.experiments import Plan
 from amdahl_loop.domain.ledger import Application, Observation, family_of
 from amdahl_loop.domain.resources import TrainingJob
@@ -73,6 +73,8 @@ def _own_time(body: Body) -> float | None:
             return body.observation.at_s
         case Measured():
             return body.record.started_at_s
+        case Lost():
+            return body.loss.started_at_s
         case Closed() | Application():
             return body.at_s
         case Plan():
@@ -89,6 +91,6 @@ def _since(body: Body, observation: Observation, facts: Facts) -> float:
 
 
 def _job_uid(body: Body, facts: Facts) -> str:
-    if isinstance(body, Measured | Closed):
+    if isinstance(body, Measured | Lost | Closed):
         return facts.experiments[body.experiment].plan.job_uid
     return body.job_uid

@@ -4,7 +4,7 @@ import time
 
 from amdahl_loop.domain.experiments import BlockSpec, Hypothesis, Plan, Stage
 
-_STAGES = {Stage.PROOF: "proof", Stage.DISCOVERY: "discovery", Stage.SOAK: "soak", Stage.NULL: "null (A/A)"}
+_STAGES = {stage: stage.value for stage in Stage} | {Stage.NULL: "null (A/A)"}
 
 
 def clean(text: str) -> str:

@@ -7,7 +7,7 @@ cold restart and a replay exact (design, sections 8 and 9).
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from enum import StrEnum
 from typing import Annotated, Literal
 
@@ -73,6 +73,8 @@ class Stage(StrEnum):
     REFUTE = "refute"
     SOAK = "soak"
     NULL = "null"
+    HOLDOUT = "holdout"
+    """After the verdict: does the win in force still stand? No part of the plan's blocks, and none of the verdict."""
 
 
 class Constants(Frozen):
@@ -218,6 +220,17 @@ class BlockRecord(Frozen):
     failure: Annotated[str, Field(max_length=200)] = ""
 
 
+class Loss(Frozen):
+    """A run that was stopped before its end: what it had held is charged, though it brought no evidence."""
+
+    run: str
+    """Name of the run."""
+    started_at_s: float
+    """When it began, in seconds since the epoch."""
+    held_device_s: Seconds
+    """Device-seconds that it had held; 0 where it had not begun."""
+
+
 class VerdictWord(StrEnum):
     """How an experiment ended."""
 
@@ -297,10 +310,11 @@ class Verdict(Frozen):
 
 
 class Experiment(Frozen):
-    """A plan, the blocks that have finished, and the verdict once there is one."""
+    """A plan, the blocks that have finished, what was stopped in between, and the verdict once there is one."""
 
     plan: Plan
     blocks: tuple[BlockRecord, ...] = ()
+    losses: tuple[Loss, ...] = ()
     verdict: Verdict | None = None
 
     @property
@@ -311,7 +325,8 @@ class Experiment(Frozen):
     @property
     def held_device_s(self) -> float:
         """Device-seconds that the experiment has held: what the budget and the bank are charged."""
-        return sum(block.held_device_s for block in self.blocks)
+        recorded_s = sum(block.held_device_s for block in self.blocks)
+        return recorded_s + sum(loss.held_device_s for loss in self.losses)
 
     def stage_records(self, stage: Stage, check: int | None = None) -> tuple[BlockRecord, ...]:
         """Finished blocks of a stage (of one check of it), in plan order."""
@@ -322,9 +337,22 @@ class Experiment(Frozen):
         """The experiment with one more finished block."""
         return self.model_copy(update={"blocks": (*self.blocks, record)})
 
+    def with_loss(self, loss: Loss) -> "Experiment":
+        """The experiment with one more run that was stopped."""
+        return self.model_copy(update={"losses": (*self.losses, loss)})
+
     def with_verdict(self, verdict: Verdict) -> "Experiment":
         """The experiment, closed."""
         return self.model_copy(update={"verdict": verdict})
+
+
+def find_owner(run: str, experiments: Iterable[Experiment]) -> Experiment | None:
+    """The experiment that must pay for a stopped run; None for observations, and for blocks that are recorded."""
+    owners = [e for e in experiments if run.startswith(f"{e.name}-")]
+    owner = max(owners, key=lambda experiment: len(experiment.name), default=None)
+    if owner is None or any(owner.plan.run_name(record.spec) == run for record in owner.blocks):
+        return None
+    return owner
 
 
 def hash_text(*parts: str) -> str:
@@ -357,6 +385,14 @@ def enumerate_blocks(seed: int, constants: Constants, skip_discovery: bool = Fal
     blocks += [coins.block(Stage.SOAK, 0, index) for index in range(constants.soak_blocks)]
     blocks += [coins.null_block(index) for index in range(constants.null_blocks)]
     return tuple(blocks)
+
+
+def holdout_block(plan: Plan, index: int) -> BlockSpec:
+    """Block `index` that tests an applied win on: from the plan's seed, too, but drawn by its own number.
+
+    Nobody knows at the start how many there will be, so they are no part of the plan's blocks.
+    """
+    return _Coins(int(hash_text(str(plan.seed), "holdout", str(index))[:12], 16)).block(Stage.HOLDOUT, 0, index)
 
 
 class _Coins:

@@ -38,6 +38,7 @@ from amdahl_loop.adapters.local.requests import (
 )
 from amdahl_loop.adapters.local.sandbox import Choice, Sandbox, short_tmp
 from amdahl_loop.adapters.local.traces import Kept, Traces
+from amdahl_loop.domain.experiments import Loss
 from amdahl_loop.domain.resources import TrainingJob
 from amdahl_loop.domain.runs import Absent, Finished, Running, RunRequest, RunState
 from amdahl_loop.domain.telemetry import BlockReport, parse_block_summary
@@ -136,30 +137,37 @@ class LocalRunner:
                 f"{self._state_dir}: {error.strerror or error}; free some space, or choose another state folder"
             ) from error
 
-    async def stop(self, run: str) -> None:
-        """Stop a run and everything it started, and drop its traces; what does not run is no error."""
-        kept, run_dir = self._read_kept(run), self._traces(run).run_dir
-        if kept is not None and self._is_alive(run, kept):
-            kept.keeper.send(signal.SIGTERM)
-            until_s = time.monotonic() + STOP_S + GRACE_S
-            while self._is_alive(run, kept):
-                if time.monotonic() > until_s:
-                    kept.keeper.send(signal.SIGKILL)
-                await asyncio.sleep(POLL_S)
-        if run_dir.exists():
-            await asyncio.to_thread(self._kill_strays, run)
-            self._traces(run).keep_logs(self.logs_dir)
-            await asyncio.to_thread(remove_tree, short_tmp(run_dir))
-            await asyncio.to_thread(remove_tree, run_dir)
-        self._keepers.pop(run, None)
+    async def stop(self, run: str) -> Loss | None:
+        """Stop a run and everything it started, and drop its traces; what it had held, None where there is no such run.
 
-    async def sweep(self, keep: Collection[str]) -> tuple[str, ...]:
-        """Stop every run of this scope whose name is not kept, and drop its traces; returns their names."""
+        What a run held whose keeper was killed with an earlier loop is not known: nothing is charged for it.
+        """
+        kept, traces = self._read_kept(run), self._traces(run)
+        if not traces.run_dir.exists():
+            self._keepers.pop(run, None)
+            return None
+        finished, now_s = traces.read_finished(self.machine.node), self._clock()
+        loss = Loss(run=run, started_at_s=now_s, held_device_s=0.0)
+        if finished is not None:
+            loss = Loss(run=run, started_at_s=finished.started_at_s, held_device_s=finished.held_device_s)
+        elif kept is not None and self._is_alive(run, kept):
+            devices, started_at_s = traces.devices, kept.started_at_s or now_s
+            await self._end(run, kept)
+            held_s = max(0.0, self._clock() - started_at_s) if kept.started_at_s else 0.0
+            loss = Loss(run=run, started_at_s=started_at_s, held_device_s=devices * held_s)
+        if traces.run_dir.exists():
+            await asyncio.to_thread(self._kill_strays, run)
+            traces.keep_logs(self.logs_dir)
+            await asyncio.to_thread(remove_tree, short_tmp(traces.run_dir))
+            await asyncio.to_thread(remove_tree, traces.run_dir)
+        self._keepers.pop(run, None)
+        return loss
+
+    async def sweep(self, keep: Collection[str]) -> tuple[Loss, ...]:
+        """Stop every run of this scope whose name is not kept, and drop its traces; what each had held."""
         found = sorted(path.name for path in self._runs_dir.iterdir()) if self._runs_dir.is_dir() else []
-        swept = tuple(name for name in found if name not in keep)
-        for name in swept:
-            await self.stop(name)
-        return swept
+        stopped = [await self.stop(name) for name in found if name not in keep]
+        return tuple(loss for loss in stopped if loss is not None)
 
     # --- starting ---------------------------------------------------------------------------------------------------
 
@@ -218,6 +226,15 @@ class LocalRunner:
                 env=environment | {RUN_DIR_VARIABLE: str(run_dir)},
                 start_new_session=True,
             )
+
+    async def _end(self, run: str, kept: Kept) -> None:
+        """Tell a living keeper to stop, and wait until it has."""
+        kept.keeper.send(signal.SIGTERM)
+        until_s = time.monotonic() + STOP_S + GRACE_S
+        while self._is_alive(run, kept):
+            if time.monotonic() > until_s:
+                kept.keeper.send(signal.SIGKILL)
+            await asyncio.sleep(POLL_S)
 
     # --- what is known of a run ---------------------------------------------------------------------------------------
 

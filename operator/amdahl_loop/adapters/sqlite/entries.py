@@ -10,7 +10,7 @@ from typing import NamedTuple
 from pydantic import ValidationError
 
 from amdahl_loop.adapters.sqlite.errors import LedgerCorruptError
-from amdahl_loop.domain.experiments import BlockRecord, Experiment, Plan, Verdict, hash_text
+from amdahl_loop.domain.experiments import BlockRecord, Experiment, Loss, Plan, Verdict, hash_text
 from amdahl_loop.domain.ledger import Application, Observation
 from amdahl_loop.domain.values import Frozen
 
@@ -31,6 +31,13 @@ class Measured(Frozen):
     record: BlockRecord
 
 
+class Lost(Frozen):
+    """An entry's body: one run of an experiment that was stopped before its end."""
+
+    experiment: str
+    loss: Loss
+
+
 class Closed(Frozen):
     """An entry's body: the end of an experiment, and when it came."""
 
@@ -39,12 +46,13 @@ class Closed(Frozen):
     verdict: Verdict
 
 
-Body = Plan | Observed | Measured | Closed | Application
+Body = Plan | Observed | Measured | Lost | Closed | Application
 
 _BODIES: dict[str, type[Body]] = {
     "observation": Observed,
     "plan": Plan,
     "block": Measured,
+    "loss": Lost,
     "verdict": Closed,
     "application": Application,
 }
@@ -74,6 +82,9 @@ def entry_of(body: Body) -> Entry:
             return Entry("plan", body.name, body.name, body.job_uid, body.fingerprint, body.family, text)
         case Measured():
             return Entry("block", f"{body.experiment}/{body.record.spec.name}", body.experiment, "", "", "", text)
+        case Lost():
+            key = f"{body.loss.run}/{body.loss.started_at_s!r}"
+            return Entry("loss", key, body.experiment, "", "", "", text)
         case Closed():
             return Entry("verdict", body.experiment, body.experiment, "", "", "", text)
         case Observed():
@@ -93,6 +104,8 @@ def fold_experiments(bodies: Iterable[Body]) -> tuple[tuple[Experiment, ...], di
                 experiments[body.name] = Experiment(plan=body)
             case Measured():
                 experiments[body.experiment] = experiments[body.experiment].with_block(body.record)
+            case Lost():
+                experiments[body.experiment] = experiments[body.experiment].with_loss(body.loss)
             case Closed():
                 experiments[body.experiment] = experiments[body.experiment].with_verdict(body.verdict)
                 closed_at_s[body.experiment] = body.at_s
@@ -122,7 +135,7 @@ def parse_export(lines: Iterable[str]) -> Iterator[Body]:
                 header = (raw["v"], raw["entries"], raw["head"])
                 continue
             body = _BODIES[raw["kind"]].model_validate_json(raw["body"])
-            head = entry_of(body).hash_after(head)
+            head = entry_of(body)._replace(body=raw["body"]).hash_after(head)  # an older version wrote fewer fields
             if head != raw["hash"]:
                 raise LedgerCorruptError(f"line {number} of the export breaks the chain of hashes; export it again")
             bodies.append(body)

@@ -42,12 +42,38 @@ MIGRATIONS = (
     CREATE TRIGGER entries_never_vanish BEFORE DELETE ON entries
         BEGIN SELECT RAISE(ABORT, 'the ledger is append-only: no entry is ever removed'); END;
     """,
+    """
+    ALTER TABLE entries RENAME TO entries_1;
+    CREATE TABLE entries (
+        seq INTEGER PRIMARY KEY,
+        kind TEXT NOT NULL CHECK (kind IN ('observation', 'plan', 'block', 'loss', 'verdict', 'application')),
+        key TEXT NOT NULL,
+        experiment TEXT NOT NULL,
+        job_uid TEXT NOT NULL,
+        fingerprint TEXT NOT NULL,
+        family TEXT NOT NULL,
+        body TEXT NOT NULL,
+        previous TEXT NOT NULL,
+        hash TEXT NOT NULL UNIQUE,
+        UNIQUE (kind, key)
+    );
+    INSERT INTO entries SELECT * FROM entries_1 ORDER BY seq;
+    DROP TABLE entries_1;
+    CREATE INDEX entries_by_experiment ON entries (experiment, seq);
+    CREATE INDEX entries_by_job ON entries (job_uid, kind);
+    CREATE INDEX entries_by_fingerprint ON entries (fingerprint, kind);
+    CREATE INDEX entries_by_family ON entries (family, kind);
+    CREATE TRIGGER entries_never_change BEFORE UPDATE ON entries
+        BEGIN SELECT RAISE(ABORT, 'the ledger is append-only: no entry is ever changed'); END;
+    CREATE TRIGGER entries_never_vanish BEFORE DELETE ON entries
+        BEGIN SELECT RAISE(ABORT, 'the ledger is append-only: no entry is ever removed'); END;
+    """,
 )
 """`MIGRATIONS[n]` lifts a ledger from schema version n to n + 1; a published one is never edited."""
 
 
 def connect(path: Path, exclusive: bool) -> sqlite3.Connection:
-    """A connection whose file is ours and of a version we know; a writer creates it or lifts it to the newest."""
+    """A connection whose file is ours and of a version we know; a writer creates it where there is none."""
     if exclusive and not path.exists():
         head_path(path).unlink(missing_ok=True)  # whoever removed the ledger wants a new one
     mode = "rwc" if exclusive else "ro"
@@ -57,9 +83,8 @@ def connect(path: Path, exclusive: bool) -> sqlite3.Connection:
         if exclusive:
             connection.execute("PRAGMA synchronous = FULL")  # an entry that was acknowledged survives a power cut
         _check_version(path, connection)
-        if exclusive:
-            _migrate(connection)
-            connection.execute("PRAGMA journal_mode = WAL")
+        if exclusive and _pragma(connection, "user_version") == 0:
+            prepare(connection)
     except BaseException:
         connection.close()
         raise
@@ -81,9 +106,15 @@ def _check_version(path: Path, connection: sqlite3.Connection) -> None:
         )
 
 
-def _migrate(connection: sqlite3.Connection) -> None:
+def prepare(connection: sqlite3.Connection) -> None:
+    """Make a file that is new, or was found to be whole, ready to be written to."""
+    _lift(connection)
+    connection.execute("PRAGMA journal_mode = WAL")
+
+
+def _lift(connection: sqlite3.Connection, newest: int = len(MIGRATIONS)) -> None:
     """Lift the schema to the newest version, each step with its version number in one transaction."""
-    for version in range(_pragma(connection, "user_version"), len(MIGRATIONS)):
+    for version in range(_pragma(connection, "user_version"), newest):
         connection.executescript(
             f"BEGIN IMMEDIATE; {MIGRATIONS[version]} PRAGMA application_id = {APPLICATION_ID}; "
             f"PRAGMA user_version = {version + 1}; COMMIT;"
@@ -99,11 +130,11 @@ def schema_of(connection: sqlite3.Connection) -> list[tuple[str, str]]:
     return connection.execute("SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL ORDER BY name").fetchall()
 
 
-def expected_schema() -> list[tuple[str, str]]:
-    """The schema that every migration together makes."""
-    with contextlib.closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
-        _migrate(connection)
-        return schema_of(connection)
+def expected_schema(connection: sqlite3.Connection) -> list[tuple[str, str]]:
+    """The schema that the file's own version must have: a reader lifts nothing."""
+    with contextlib.closing(sqlite3.connect(":memory:", isolation_level=None)) as model:
+        _lift(model, _pragma(connection, "user_version"))
+        return schema_of(model)
 
 
 def lock_or_refuse(path: Path) -> int:

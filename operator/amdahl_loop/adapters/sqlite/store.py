@@ -20,6 +20,7 @@ from amdahl_loop.adapters.sqlite.entries import (
     Body,
     Closed,
     Entry,
+    Lost,
     Measured,
     Observed,
     entry_of,
@@ -34,11 +35,12 @@ from amdahl_loop.adapters.sqlite.file import (
     expected_schema,
     head_path,
     lock_or_refuse,
+    prepare,
     read_head,
     schema_of,
     translate_errors,
 )
-from amdahl_loop.domain.experiments import BlockRecord, Experiment, Plan, Verdict
+from amdahl_loop.domain.experiments import BlockRecord, Experiment, Loss, Plan, Stage, Verdict
 from amdahl_loop.domain.ledger import Application, JobMemory, Observation
 
 
@@ -74,6 +76,7 @@ class SqliteLedger:
             with translate_errors(path):
                 ledger._verify()
                 if exclusive:
+                    prepare(connection)
                     ledger._remember_head()
         except BaseException:
             ledger.close()
@@ -128,8 +131,12 @@ class SqliteLedger:
         self._append([plan], once=False)
 
     async def add_block(self, experiment: str, record: BlockRecord) -> None:
-        """Record a finished block once, under an open experiment."""
+        """Record a finished block once, under an open experiment; a holdout block under a closed one."""
         self._append([Measured(experiment=experiment, record=record)], once=True)
+
+    async def add_loss(self, experiment: str, loss: Loss) -> None:
+        """Charge a run that was stopped; the same one twice is no error."""
+        self._append([Lost(experiment=experiment, loss=loss)], once=False)
 
     async def add_verdict(self, experiment: str, verdict: Verdict, now_s: float) -> None:
         """Close an experiment, once."""
@@ -166,7 +173,7 @@ class SqliteLedger:
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 for body in bodies:
-                    self._append_one(entry_of(body), once)
+                    self._append_one(body, once)
                 self._connection.execute("COMMIT")
             except BaseException:
                 if self._connection.in_transaction:
@@ -174,26 +181,30 @@ class SqliteLedger:
                 raise
             self._remember_head()
 
-    def _append_one(self, entry: Entry, once: bool) -> None:
+    def _append_one(self, body: Body, once: bool) -> None:
+        entry = entry_of(body)
         known = self._connection.execute(
             "SELECT body FROM entries WHERE kind = ? AND key = ?", (entry.kind, entry.key)
         ).fetchone()
         if known is not None:
-            if not once and known[0] == entry.body:
+            is_same = parse_body(entry._replace(body=known[0])) == body
+            if not once and is_same:
                 return
-            difference = "with other content" if known[0] != entry.body else "once already"
+            difference = "once already" if is_same else "with other content"
             raise LedgerConflictError(
                 f"{self.path}: {entry.kind} {entry.key} is recorded {difference}; nothing was changed"
             )
-        if entry.kind in ("block", "verdict"):
-            self._check_open(entry)
+        self._check_order(body, entry)
         seq, head = self._head()
         self._connection.execute(
             "INSERT INTO entries VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (seq + 1, *entry, head, entry.hash_after(head)),
         )
 
-    def _check_open(self, entry: Entry) -> None:
+    def _check_order(self, body: Body, entry: Entry) -> None:
+        """A plan comes before everything of its experiment, holdout blocks after the verdict, all others before it."""
+        if not isinstance(body, Measured | Lost | Closed):
+            return
         kinds = {
             row[0]
             for row in self._connection.execute(
@@ -202,10 +213,13 @@ class SqliteLedger:
         }
         if "plan" not in kinds:
             raise LedgerConflictError(f"{self.path}: {entry.kind} {entry.key} has no plan; record the plan first")
-        if "verdict" in kinds:
-            raise LedgerConflictError(
-                f"{self.path}: {entry.kind} {entry.key} comes after the verdict; nothing was changed"
-            )
+        is_holdout = isinstance(body, Measured) and body.record.spec.stage is Stage.HOLDOUT
+        if isinstance(body, Lost) or is_holdout is ("verdict" in kinds):
+            return
+        place = "before" if is_holdout else "after"
+        raise LedgerConflictError(
+            f"{self.path}: {entry.kind} {entry.key} comes {place} the verdict; nothing was changed"
+        )
 
     def _head(self) -> tuple[int, str]:
         row = self._connection.execute("SELECT seq, hash FROM entries ORDER BY seq DESC LIMIT 1").fetchone()
@@ -231,13 +245,13 @@ class SqliteLedger:
         found = self._connection.execute("PRAGMA integrity_check(1)").fetchone()[0]
         if found != "ok":
             raise LedgerCorruptError(describe_damage(self.path, str(found)))
-        if schema_of(self._connection) != expected_schema():
+        if schema_of(self._connection) != expected_schema(self._connection):
             raise LedgerCorruptError(describe_damage(self.path, "its tables or triggers were altered"))
         head, links = "", {0: ""}
         for row in read_rows(self._connection, "1"):
             if row.seq != len(links) or row.previous != head or row.hash != row.entry.hash_after(head):
                 raise LedgerCorruptError(describe_damage(self.path, f"entry {row.seq} breaks the chain of hashes"))
-            if entry_of(parse_body(row.entry)) != row.entry:
+            if entry_of(parse_body(row.entry))[:-1] != row.entry[:-1]:  # an older version wrote fewer fields
                 raise LedgerCorruptError(describe_damage(self.path, f"entry {row.seq} is not what its body says"))
             head = row.hash
             links[row.seq] = head

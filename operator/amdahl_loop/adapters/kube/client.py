@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Literal, Self
 
 from amdahl_loop.adapters.kube.kinds import Kind, Object
+from amdahl_loop.adapters.kube.transport import USER_AGENT as USER_AGENT
 from amdahl_loop.adapters.kube.transport import Answer, Request, Transport, UnreachableError, open_transport
 
 FIELD_MANAGER = "amdahl-loop"

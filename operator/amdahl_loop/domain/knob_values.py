@@ -77,7 +77,8 @@ class KnobBounds(Frozen):
             Rule(
                 holds="!has(self.min) || !has(self.max) || self.min <= self.max",
                 says="min is above max; swap them or drop one",
-                shows="'min ' + string(self.min) + ' is above max ' + string(self.max) + '; swap them or drop one'",
+                shows="min %d is above max %d; swap them or drop one",
+                values=("self.min", "self.max"),
             )
         )
     )

@@ -44,12 +44,12 @@ def _within_bounds(knob: str) -> Rule:
     declared = f"has(self.knobs) && has({value}) && has(self.tuning) && has(self.tuning.knobs) && has({limits})"
     above = f"(!has({limits}.min) || {value} >= {limits}.min)"
     below = f"(!has({limits}.max) || {value} <= {limits}.max)"
-    least, most = (f"(has({limits}.{end}) ? string({limits}.{end}) : 'none')" for end in ("min", "max"))
+    least, most = (f"has({limits}.{end}) ? string({limits}.{end}) : 'none'" for end in ("min", "max"))
     return Rule(
         holds=f"!({declared}) || ({above} && {below})",
         says=f"knobs.{knob} is outside tuning.knobs.{knob}; widen one of them",
-        shows=f"'knobs.{knob} is ' + string({value}) + ', outside tuning.knobs.{knob} [' + {least} + ', ' + {most}"
-        " + ']; widen one of them'",
+        shows=f"knobs.{knob} is %d, outside tuning.knobs.{knob} [%s, %s]; widen one of them",
+        values=(value, least, most),
         at=f".knobs.{knob}",
     )
 

@@ -23,18 +23,22 @@ MAP_TYPE = "x-kubernetes-map-type"
 class Rule:
     """One CEL rule: what must hold, and what is said when it does not.
 
-    `says` names field and fix and is always there; `shows` is a CEL expression that gives the same sentence with the
-    value in it. `at` is the field that the message is reported at, such as `.knobs.prefetchFactor`.
+    `says` names field and fix and is always there. `shows` says the same with the offending values in the places of
+    `%s` and `%d`; `values` are the CEL expressions for those (`format` is the only way to put a number into a message
+    that the server's cost estimate accepts). `at` is the field that is named, such as `.knobs.prefetchFactor`.
     """
 
     holds: str
     says: str
     shows: str = ""
+    values: tuple[str, ...] = ()
     at: str = ""
 
     def as_schema(self) -> JsonDict:
         """The rule as an entry of `x-kubernetes-validations`."""
-        parts = {"rule": self.holds, "message": self.says, "messageExpression": self.shows, "fieldPath": self.at}
+        quoted = self.shows.replace("\\", "\\\\").replace("'", "\\'")
+        sentence = f"'{quoted}'.format([{', '.join(self.values)}])" if self.shows else ""
+        parts = {"rule": self.holds, "message": self.says, "messageExpression": sentence, "fieldPath": self.at}
         return {name: text for name, text in parts.items() if text}
 
 

@@ -88,8 +88,8 @@ class PodTemplate(BaseModel):
             Rule(
                 holds=f"{_TRAINERS}.size() == 1",
                 says="no container is named trainer; name the one to tune 'trainer', exactly once",
-                shows="'containers are named ' + self.spec.containers.map(c, c.name).join(', ')"
-                """ + "; name the one to tune 'trainer', exactly once\"""",
+                shows="containers are named %s; name the one to tune 'trainer', exactly once",
+                values=("self.spec.containers.map(c, c.name)",),
                 at=".spec.containers",
             ),
             Rule(

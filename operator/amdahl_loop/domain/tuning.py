@@ -133,7 +133,8 @@ class Tuning(Frozen):
             Rule(
                 holds="!self.matches('^[0-9]+([.][0-9]+)?$') || double(self) >= 1.0",
                 says="must be at least 1: the factor in wall time that may be lost, such as '1.05'",
-                shows="""'maxSlowdown is ' + self + ', below 1; write the factor that may be lost, such as "1.05"'""",
+                shows="maxSlowdown '%s' is below 1; write the factor that may be lost, such as '1.05'",
+                values=("self",),
             )
         ),
     ] = "1.05"

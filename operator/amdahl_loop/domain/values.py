@@ -44,7 +44,8 @@ DecimalText = Annotated[
         Rule(
             holds=r"self.matches('^[0-9]+([.][0-9]+)?$')",
             says="must be a decimal number; write digits as text, such as '4' or '0.5'",
-            shows="""'"' + self + '" is no decimal number; write digits as text, such as "4" or "0.5"'""",
+            shows="'%s' is no decimal number; write digits as text, such as '4' or '0.5'",
+            values=("self",),
         )
     ),
 ]
@@ -58,7 +59,8 @@ Duration = Annotated[
         Rule(
             holds=r"self.matches('^([0-9]+([.][0-9]+)?(ms|s|m|h|d))+$') && self.matches('[1-9]')",
             says="must be a duration longer than zero, such as 30m, 1h30m or 250ms",
-            shows="""'"' + self + '" is no duration longer than zero; write one such as 30m, 1h30m or 250ms'""",
+            shows="'%s' is no duration longer than zero; write one such as 30m, 1h30m or 250ms",
+            values=("self",),
         )
     ),
 ]

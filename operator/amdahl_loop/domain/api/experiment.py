@@ -28,7 +28,7 @@ MAX_APPLICATIONS = 16
 MAX_NAME = 52
 """Names of blocks are the experiment's with up to 11 characters more."""
 
-Draw = Annotated[int, Field(ge=0, lt=2**31)]
+Draw = Annotated[int, Field(ge=0, le=2**31 - 1)]
 Order = Annotated[str, Field(pattern=r"^[AB]{2,4}$", max_length=4)]
 BlockName = Annotated[str, Field(pattern=r"^([pdsn]|r[0-9]{1,3}-)[0-9]{1,3}$", max_length=8)]
 Changes = Field(min_length=1, max_length=4)
@@ -84,7 +84,7 @@ class ExperimentSpec(Frozen):
         json_schema_extra=guarded_by(
             Rule(
                 holds="self == oldSelf",
-                says="spec is the plan, recorded before its first block; it never changes, delete the Experiment instead",
+                says="spec is the plan, recorded before its first block; it never changes, delete the object instead",
             )
         )
     )
@@ -136,7 +136,7 @@ class ExperimentSpec(Frozen):
     compute, comm, checkpoint, eval, other."""
     mem_limit_mib: Annotated[int | None, Field(ge=0, alias="memoryLimitMiB")] = None
     """Memory limit of the trainer container in MiB, where there is one."""
-    seed: Annotated[int, Field(ge=0, lt=2**53)]
+    seed: Annotated[int, Field(ge=0, le=2**53)]
     """Seed that every order, seed and offset of the blocks was drawn from."""
     blocks: Annotated[tuple[PlannedBlock, ...], Field(min_length=1, max_length=MAX_BLOCKS), keyed_by("name")]
     """Every block that may be needed, spares included."""

@@ -59,9 +59,10 @@ class Kind:
 
 def short_name(limit: int, why: str) -> Rule:
     """A name that children's names can be made from."""
+    fix = f"must be lower-case letters, digits and '-', at most {limit}, because {why}; rename it"
     return Rule(
         holds=f"self.metadata.name.size() <= {limit} && self.metadata.name.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$')",
-        says=f"metadata.name must be lower-case letters, digits and '-', at most {limit}, because {why}; rename it",
-        shows=f"\"metadata.name '\" + self.metadata.name + \"' must be lower-case letters, digits and '-', "
-        f'at most {limit}, because {why}; rename it"',
+        says=f"metadata.name {fix}",
+        shows=f"metadata.name '%s' {fix}",
+        values=("self.metadata.name",),
     )

@@ -1,0 +1,55 @@
+{{- /*
+Everything the operator may ask of the API server, each with its reason. It has no right to Secrets, nodes, namespaces,
+pods/exec, roles or webhooks, and none to create pods. What RBAC cannot say (only own children, only enabled namespaces,
+only spec.knobs) the admission policies say.
+*/ -}}
+{{- define "amdahl-loop.operatorRules" -}}
+# Reads the jobs it looks after; writes a proven value by a patch of one field.
+- apiGroups: [amdahl-loop.io]
+  resources: [trainingjobs]
+  verbs: [get, list, watch, patch]
+# Says what it found, and why it does nothing.
+- apiGroups: [amdahl-loop.io]
+  resources: [trainingjobs/status]
+  verbs: [patch]
+# The ledger: written before the first block runs, read again after a restart. No delete: it outlives the jobs.
+- apiGroups: [amdahl-loop.io]
+  resources: [experiments]
+  verbs: [get, list, watch, create, patch]
+# Blocks, verdicts and applications, appended with a resourceVersion.
+- apiGroups: [amdahl-loop.io]
+  resources: [experiments/status]
+  verbs: [patch]
+# An administrator's caps.
+- apiGroups: [amdahl-loop.io]
+  resources: [tuningpolicies]
+  verbs: [get, list, watch]
+# The running job and its blocks: created, suspended, swept.
+- apiGroups: [batch]
+  resources: [jobs]
+  verbs: [get, list, watch, create, patch, delete]
+# Phases, nodes, termination messages, the address of /metrics. Pods are created by Jobs, never by the operator.
+- apiGroups: [""]
+  resources: [pods]
+  verbs: [get, list, watch]
+# The ranks of a job find each other by a headless Service.
+- apiGroups: [""]
+  resources: [services]
+  verbs: [get, create, patch, delete]
+# Knob values and the probe. No list: other people's ConfigMaps are none of its business.
+- apiGroups: [""]
+  resources: [configmaps]
+  verbs: [get, create, patch, delete]
+# Verdicts and transitions.
+- apiGroups: [events.k8s.io]
+  resources: [events]
+  verbs: [create]
+# Trials yield where the owner's quota is exhausted.
+- apiGroups: [""]
+  resources: [resourcequotas]
+  verbs: [list]
+# A volume's access mode decides where a trial may run, before anything is spent.
+- apiGroups: [""]
+  resources: [persistentvolumeclaims]
+  verbs: [get]
+{{- end -}}

@@ -19,11 +19,14 @@ class ManifestError(ValueError):
 
 
 def parse_training_job(document: object) -> TrainingJob:
-    """The job that a parsed YAML or JSON document declares; ManifestError lists every field that is wrong."""
+    """The job that a parsed YAML or JSON document declares; ManifestError lists every field that is wrong.
+
+    A status is passed over: what an operator reported is no part of what is declared.
+    """
     if not isinstance(document, dict):
         raise ManifestError(f"the manifest holds {type(document).__name__}, not an object; write one TrainingJob")
     try:
-        return TrainingJob.model_validate(document)
+        return TrainingJob.model_validate({name: part for name, part in document.items() if name != "status"})
     except ValidationError as error:
         raise ManifestError("\n".join(_describe(dict(item)) for item in error.errors())) from error
 

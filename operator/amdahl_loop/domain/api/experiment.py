@@ -24,13 +24,15 @@ MAX_EXPERIMENT_BYTES = 128 * 1024
 MAX_BLOCKS = 64
 """More than any profile plans: `thorough` plans 55."""
 
+MAX_HOLDOUTS = 64
+MAX_LOSSES = 32
 MAX_APPLICATIONS = 16
 MAX_NAME = 52
 """Names of blocks are the experiment's with up to 11 characters more."""
 
 Draw = Annotated[int, Field(ge=0, le=2**31 - 1)]
 Order = Annotated[str, Field(pattern=r"^[AB]{2,4}$", max_length=4)]
-BlockName = Annotated[str, Field(pattern=r"^([pdsn]|r[0-9]{1,3}-)[0-9]{1,3}$", max_length=8)]
+BlockName = Annotated[str, Field(pattern=r"^([pdsnh]|r[0-9]{1,3}-)[0-9]{1,3}$", max_length=8)]
 Changes = Field(min_length=1, max_length=4)
 
 
@@ -161,6 +163,17 @@ class Block(Reported):
     """What it measured, as reported; absent where nothing believable was reported."""
 
 
+class LossReport(Reported):
+    """A run that was stopped before its end."""
+
+    run: ObjectName
+    """Name of the run."""
+    started_at: Timestamp
+    """When it began."""
+    held_device_s: Annotated[Seconds, Field(alias="heldDeviceSeconds")]
+    """Device-seconds that it had held: charged, though it brought no evidence."""
+
+
 class Reservation(Reported):
     """Device-time set aside before a block is created, so that no crash overspends the budget."""
 
@@ -186,6 +199,21 @@ class ApplicationReport(Reported):
     """Values in force from then on."""
 
 
+Finished = Annotated[
+    Block, WHOLE, ruled(Rule(holds="self == oldSelf", says="a finished block never changes; leave it as it is"))
+]
+
+
+def _never_removed(blocks: str) -> Rule:
+    """Entries of a list of blocks are only ever added."""
+    return Rule(
+        holds=f"!has(oldSelf.{blocks}) || (has(self.{blocks}) && "
+        f"oldSelf.{blocks}.all(before, self.{blocks}.exists(now, now.name == before.name)))",
+        says=f"a finished block is never removed; keep every entry of status.{blocks}",
+        at=f".{blocks}",
+    )
+
+
 class ExperimentStatus(Reported):
     """What was measured and decided."""
 
@@ -197,12 +225,8 @@ class ExperimentStatus(Reported):
                 says="the verdict is final; leave it as it is",
                 at=".verdict",
             ),
-            Rule(
-                holds="!has(oldSelf.blocks) || (has(self.blocks) && "
-                "oldSelf.blocks.all(before, self.blocks.exists(now, now.name == before.name)))",
-                says="a finished block is never removed; keep every entry of status.blocks",
-                at=".blocks",
-            ),
+            _never_removed("blocks"),
+            _never_removed("holdouts"),
         )
     )
 
@@ -212,19 +236,12 @@ class ExperimentStatus(Reported):
     """What holds at present, one entry a type. Complete is true once there is a verdict."""
     message: Sentence = ""
     """What happens next, or why nothing does."""
-    blocks: Annotated[
-        tuple[
-            Annotated[
-                Block,
-                WHOLE,
-                ruled(Rule(holds="self == oldSelf", says="a finished block never changes; leave it as it is")),
-            ],
-            ...,
-        ],
-        Field(max_length=MAX_BLOCKS),
-        keyed_by("name"),
-    ] = ()
-    """Finished blocks, oldest first; only ever added to."""
+    blocks: Annotated[tuple[Finished, ...], Field(max_length=MAX_BLOCKS), keyed_by("name")] = ()
+    """Finished blocks of the plan, oldest first; only ever added to."""
+    holdouts: Annotated[tuple[Finished, ...], Field(max_length=MAX_HOLDOUTS), keyed_by("name")] = ()
+    """Blocks that tested the win on after it was applied, oldest first; only ever added to."""
+    losses: Annotated[tuple[LossReport, ...], Field(max_length=MAX_LOSSES), ATOMIC] = ()
+    """Runs that were stopped before their end, oldest first; where there are too many, the oldest are added up."""
     reserved: Annotated[Reservation | None, WHOLE] = None
     """Device-time that is set aside for the block in flight."""
     verdict: Annotated[

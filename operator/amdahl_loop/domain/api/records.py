@@ -1,43 +1,46 @@
-"""How do the ledger's facts become Experiments, and how are they read back?
+"""How do the ledger's facts become an Experiment's status, and how is a whole Experiment read back?
 
-Lossless in both directions: the plan, its hash, every block, the verdict and the applications come back as they were.
-What cannot be read is a value with a reason, never a guess.
+Lossless in both directions: plan, hash, blocks, losses, verdict and applications come back as they were. What cannot be
+read is a value with a reason, never a guess.
 """
 
-import re
+import json
 from collections.abc import Mapping
 from typing import Any
 
 from pydantic import ValidationError
 
 from amdahl_loop.domain.api.experiment import (
-    EXPERIMENT,
     MAX_APPLICATIONS,
+    MAX_LOSSES,
     ApplicationReport,
     Block,
     ExperimentSpec,
     ExperimentStatus,
-    PlannedBlock,
-    PlannedChange,
-    PlannedHypothesis,
+    LossReport,
 )
-from amdahl_loop.domain.api.kinds import GROUP, VERSION
-from amdahl_loop.domain.api.parts import read_knob, write_knob
+from amdahl_loop.domain.api.plans import read_plan
 from amdahl_loop.domain.api.timestamps import to_epoch_s, to_timestamp
 from amdahl_loop.domain.api.wire import from_wire, to_wire
 from amdahl_loop.domain.assessment import percent
-from amdahl_loop.domain.experiments import BlockRecord, BlockSpec, Change, Experiment, Hypothesis, Plan, Stage, Verdict
+from amdahl_loop.domain.children import read_run
+from amdahl_loop.domain.experiments import (
+    BlockRecord,
+    BlockSpec,
+    Experiment,
+    Loss,
+    Plan,
+    Stage,
+    Verdict,
+    holdout_block,
+)
 from amdahl_loop.domain.ledger import Application
 from amdahl_loop.domain.summaries import render_block_summary
 from amdahl_loop.domain.telemetry import BlockReport, Malformed, parse_block_summary
 from amdahl_loop.domain.values import Frozen
 
-MAX_EVIDENCE_BYTES = 100_000
-"""All summaries of an Experiment together, quotes escaped: with plan, verdict and the rest it stays below 128 KiB."""
-
-_OWN_WORDS = {"name", "hypothesis", "blocks"}
-_SHARED = tuple(name for name in Plan.model_fields if name not in _OWN_WORDS)
-"""Fields that plan and spec hold alike."""
+MAX_EVIDENCE_BYTES = 80_000
+"""JSON of all finished blocks together: with plan, verdict and the rest, an Experiment stays below 128 KiB."""
 
 
 class StoredExperiment(Frozen):
@@ -56,55 +59,35 @@ class Unreadable(Frozen):
     reason: str
 
 
-def write_plan(plan: Plan) -> dict[str, Any]:
-    """The Experiment object that records a plan; namespace and labels are the caller's."""
-    shared = {name: getattr(plan, name) for name in _SHARED}
-    spec = ExperimentSpec(
-        plan_hash=plan.hash,
-        hypothesis=PlannedHypothesis(
-            changes=tuple(_plan_change(change) for change in plan.hypothesis.changes),
-            **plan.hypothesis.model_dump(exclude={"changes"}),
-        ),
-        blocks=tuple(_plan_block(block) for block in plan.blocks),
-        **shared,
-    )
-    return {
-        "apiVersion": f"{GROUP}/{VERSION}",
-        "kind": EXPERIMENT.name,
-        "metadata": {"name": plan.name},
-        "spec": to_wire(spec),
-    }
-
-
-def read_plan(name: str, spec: ExperimentSpec) -> Plan:
-    """The plan that an Experiment of this name records."""
-    shared = {field: getattr(spec, field) for field in _SHARED}
-    hypothesis = Hypothesis(
-        changes=tuple(
-            Change(
-                knob=change.knob,
-                before=None if change.before is None else read_knob(change.before),
-                after=read_knob(change.after),
-            )
-            for change in spec.hypothesis.changes
-        ),
-        **spec.hypothesis.model_dump(exclude={"changes"}),
-    )
-    return Plan(name=name, hypothesis=hypothesis, blocks=tuple(_read_block(block) for block in spec.blocks), **shared)
-
-
 def add_block(status: ExperimentStatus, record: BlockRecord) -> ExperimentStatus:
     """The status with one more finished block; one that it holds already stays as it is.
 
-    Where all summaries together would outgrow the object, this one is left out: missing data never becomes a win.
+    Where all blocks together would outgrow the object, this one's summary is left out: missing data is never a win.
     """
-    if any(block.name == record.spec.name for block in status.blocks):
+    finished, block = (*status.blocks, *status.holdouts), write_block(record)
+    if any(kept.name == block.name for kept in finished):
         return status
-    block = write_block(record)
-    evidence = sum(_escaped_bytes(kept.summary) for kept in (*status.blocks, block))
-    if evidence > MAX_EVIDENCE_BYTES:
+    if sum(_json_bytes(kept) for kept in (*finished, block)) > MAX_EVIDENCE_BYTES:
         block = block.model_copy(update={"summary": None, "failure": "the Experiment has no room for another summary"})
+    if record.spec.stage is Stage.HOLDOUT:
+        return status.model_copy(update={"holdouts": (*status.holdouts, block)})
     return status.model_copy(update={"blocks": (*status.blocks, block)})
+
+
+def add_loss(status: ExperimentStatus, loss: Loss) -> ExperimentStatus:
+    """The status with one more run that was stopped; the same one twice is kept once.
+
+    Where there are too many, the two oldest become one, so that no device-second is ever forgotten.
+    """
+    written = LossReport(run=loss.run, started_at=to_timestamp(loss.started_at_s), held_device_s=loss.held_device_s)
+    if written in status.losses:
+        return status
+    losses = (*status.losses, written)
+    if len(losses) > MAX_LOSSES:
+        first, second, *others = losses
+        both_s = first.held_device_s + second.held_device_s
+        losses = (second.model_copy(update={"held_device_s": both_s}), *others)
+    return status.model_copy(update={"losses": losses})
 
 
 def write_block(record: BlockRecord) -> Block:
@@ -124,9 +107,7 @@ def write_block(record: BlockRecord) -> Block:
 
 def read_block(plan: Plan, block: Block) -> BlockRecord:
     """The finished block that a status keeps; ValueError where the plan holds no such block."""
-    spec = next((planned for planned in plan.blocks if planned.name == block.name), None)
-    if spec is None:
-        raise ValueError(f"status.blocks names {block.name!r}, which the plan does not hold")
+    spec = _find_spec(plan, block.name)
     report, failure = _read_summary(plan, spec, block)
     return BlockRecord(
         spec=spec,
@@ -171,7 +152,8 @@ def read_experiment(document: Mapping[str, Any]) -> StoredExperiment | Unreadabl
         spec = from_wire(ExperimentSpec, document.get("spec"))
         status = from_wire(ExperimentStatus, document.get("status") or {})
         plan = read_plan(name, spec)
-        blocks = tuple(read_block(plan, block) for block in status.blocks)
+        blocks = tuple(read_block(plan, block) for block in (*status.blocks, *status.holdouts))
+        losses = tuple(_read_loss(report) for report in status.losses)
         applications = tuple(_read_application(plan, report) for report in status.applications)
         closed_at_s = to_epoch_s(status.closed_at) if status.closed_at else None
     except ValidationError as error:
@@ -183,54 +165,30 @@ def read_experiment(document: Mapping[str, Any]) -> StoredExperiment | Unreadabl
     if status.verdict is None and plan.hash != spec.plan_hash:
         return Unreadable(name=name, reason=f"its plan hashes to {plan.hash}, but {spec.plan_hash} was recorded")
     return StoredExperiment(
-        experiment=Experiment(plan=plan, blocks=blocks, verdict=status.verdict),
+        experiment=Experiment(plan=plan, blocks=blocks, losses=losses, verdict=status.verdict),
         closed_at_s=closed_at_s,
         applications=applications,
         status=status,
     )
 
 
-def _plan_change(change: Change) -> PlannedChange:
-    before = None if change.before is None else write_knob(change.before)
-    return PlannedChange(knob=change.knob, before=before, after=write_knob(change.after))
-
-
-def _plan_block(block: BlockSpec) -> PlannedBlock:
-    labels = block.labels if block.labels != block.order else None
-    same = block.model_dump(include={"stage", "order", "seeds", "offsets"})
-    return PlannedBlock(name=block.name, labels=labels, **same)
-
-
-_BLOCK_NAME = re.compile(r"^([a-z])(?:(\d+)-)?(\d+)$")
-
-
-def _read_block(block: PlannedBlock) -> BlockSpec:
-    """The planned block: its check and its index are in its name."""
-    found = _BLOCK_NAME.match(block.name)
-    if (
-        found is None
-        or found.group(1) != block.stage.value[0]
-        or (found.group(2) is None) == (block.stage is Stage.REFUTE)
-    ):
-        raise ValueError(f"a {block.stage} block is named {block.name!r}")
-    return BlockSpec(
-        stage=block.stage,
-        check=int(found.group(2) or 0),
-        index=int(found.group(3)),
-        order=block.order,
-        labels=block.labels or block.order,
-        seeds=block.seeds,
-        offsets=block.offsets,
-    )
+def _find_spec(plan: Plan, name: str) -> BlockSpec:
+    """The block of this name: one that the plan holds, or one drawn later from the plan's seed."""
+    named = read_run(f"{plan.name}-{name}")
+    if named is not None and named.stage is Stage.HOLDOUT:
+        return holdout_block(plan, named.index)
+    for spec in plan.blocks:
+        if spec.name == name:
+            return spec
+    raise ValueError(f"status.blocks names {name!r}, which the plan does not hold")
 
 
 def _read_summary(plan: Plan, spec: BlockSpec, block: Block) -> tuple[BlockReport | None, str]:
     """The report of a kept summary, checked anew; or none, and why."""
     if block.summary is None:
         return None, block.failure or ""
-    planned = plan.run_name(spec)
-    if block.run is None or not re.fullmatch(re.escape(planned) + r"(-t\d+)?", block.run):
-        return None, f"the summary is of run {block.run!r}, expected {planned!r}"[:200]
+    if block.run is None or read_run(block.run) != (plan.name, spec.stage, spec.check, spec.index):
+        return None, f"the summary is of run {block.run!r}, expected {plan.run_name(spec)!r}"[:200]
     report = parse_block_summary(block.summary, block.run)
     return (None, report.reason[:200]) if isinstance(report, Malformed) else (report, block.failure or "")
 
@@ -248,6 +206,9 @@ def _read_application(plan: Plan, report: ApplicationReport) -> Application:
     )
 
 
-def _escaped_bytes(summary: str | None) -> int:
-    """Bytes of a summary inside a JSON text: quotes and backslashes take two."""
-    return 0 if summary is None else len(summary) + summary.count('"') + summary.count("\\")
+def _read_loss(report: LossReport) -> Loss:
+    return Loss(run=report.run, started_at_s=to_epoch_s(report.started_at), held_device_s=report.held_device_s)
+
+
+def _json_bytes(block: Block) -> int:
+    return len(json.dumps(to_wire(block), separators=(",", ":"), ensure_ascii=False).encode())

@@ -4,23 +4,27 @@ The spec is the declared job's (`domain/resources.py`), alike with and without a
 tick by the operator, is at most 32 KiB, and holds nothing that spec and Experiments do not.
 """
 
+from collections.abc import Mapping
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from amdahl_loop.domain.api.conditions import JobCondition, JobConditionType
 from amdahl_loop.domain.api.kinds import AGE, Column, Kind, short_name
 from amdahl_loop.domain.api.parts import Fingerprint, KnobText, ObjectName, Reported, Sentence, Summary
 from amdahl_loop.domain.api.timestamps import Timestamp, to_epoch_s, to_timestamp
+from amdahl_loop.domain.api.wire import from_wire
 from amdahl_loop.domain.diagnosis import Bottleneck
 from amdahl_loop.domain.experiments import VerdictWord
 from amdahl_loop.domain.knob_values import KnobName, Knobs
 from amdahl_loop.domain.ledger import Observation
+from amdahl_loop.domain.parsing import parse_training_job
 from amdahl_loop.domain.resources import TrainingJob, TrainingJobSpec
 from amdahl_loop.domain.rules import ATOMIC, WHOLE, keyed_by
 from amdahl_loop.domain.summaries import render_block_summary
 from amdahl_loop.domain.telemetry import Malformed, Seconds, parse_block_summary
+from amdahl_loop.domain.values import Frozen
 
 MAX_STATUS_BYTES = 32 * 1024
 MAX_LAST_VERDICTS = 10
@@ -149,6 +153,25 @@ class TrainingJobStatus(Reported):
     """The Experiment that is open for this job."""
     last_verdicts: Annotated[tuple[VerdictReport, ...], Field(max_length=MAX_LAST_VERDICTS), ATOMIC] = ()
     """How the latest experiments ended, newest first."""
+
+
+class StoredJob(Frozen):
+    """A TrainingJob as it was read: what is declared, and what was reported last."""
+
+    job: TrainingJob
+    status: TrainingJobStatus
+
+
+def read_training_job(document: Mapping[str, Any]) -> StoredJob:
+    """The job that an object holds; ManifestError lists every field of its spec that is wrong.
+
+    A status that this version cannot read counts as none: it is written anew with every pass.
+    """
+    try:
+        status = from_wire(TrainingJobStatus, document.get("status") or {})
+    except ValidationError:
+        status = TrainingJobStatus()
+    return StoredJob(job=parse_training_job(dict(document)), status=status)
 
 
 def report_observation(observation: Observation) -> ObservationReport | None:

@@ -4,7 +4,7 @@ import difflib
 import io
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 from ruamel.yaml import YAML
@@ -18,6 +18,7 @@ _NOTICE = (
 )
 
 
+@cache
 def render_definition(kind: Kind) -> str:
     """The definition of a kind as YAML; the same models give the same text, letter for letter."""
     yaml = YAML(typ="safe", pure=True)

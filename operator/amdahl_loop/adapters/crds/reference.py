@@ -1,6 +1,7 @@
 """How do the kinds read as one page? The text of every field, its type, its bounds and its rules, as Markdown."""
 
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 from amdahl_loop.adapters.crds.definitions import KINDS, object_schema
@@ -19,6 +20,7 @@ All kinds are namespaced, and `kubectl get {CATEGORY}` lists them together. Abse
 """
 
 
+@cache
 def render_reference() -> str:
     """The whole page."""
     return "\n".join([_HEAD, *(line for kind in KINDS for line in _render_kind(kind))])
@@ -40,7 +42,10 @@ def _render_kind(kind: Kind) -> Iterator[str]:
             yield "| field | type | meaning |\n|---|---|---|"
             yield from _render_fields(schema["properties"][part], "")
             yield ""
-    rules = [f"| `{place or kind.name}` | {rule['message']} |" for place, rule in find_rules(schema)]
+    rules = dict.fromkeys(
+        f"| `{(place + rule.get('fieldPath', '')).lstrip('.') or kind.name}` | {rule['message']} |"
+        for place, rule in find_rules(schema)
+    )
     if rules:
         yield f"### {kind.name}: what the server refuses\n"
         yield "| where | what it says |\n|---|---|"
@@ -71,22 +76,21 @@ def find_rules(node: dict[str, Any], place: str = "") -> Iterator[tuple[str, dic
 
 def describe_type(field: dict[str, Any]) -> str:
     """Type and bounds in a few words."""
-    words = [_name_type(field)]
-    if "enum" in field:
-        words = [" or ".join(f"`{value}`" for value in field["enum"])]
-    words += _describe_bounds(field)
+    words = [_name_type(field), *_describe_bounds(field)]
     if "default" in field and field["default"] != {}:
         words.append(f"default `{_plain(field['default'])}`")
     return _cell(", ".join(words))
 
 
 def _name_type(field: dict[str, Any]) -> str:
+    if "enum" in field:
+        return " or ".join(f"`{value}`" for value in field["enum"])
     if field.get("pattern") == DECIMAL_PATTERN:
         return "decimal text"
     if field.get("type") == "array":
         keys = "+".join(field.get(LIST_KEYS, []))
         kept = {"map": f" by {keys}", "set": " without doubles"}.get(field.get(LIST_TYPE, ""), "")
-        return f"list of {_name_type(field['items'])}{kept}"
+        return f"list of {_name_type(field['items']).split(',')[0]}{kept}"
     if "additionalProperties" in field:
         return "map"
     if field.get("type") == "object" and field.get(KEEP_UNKNOWN):

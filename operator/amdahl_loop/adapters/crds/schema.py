@@ -130,5 +130,5 @@ def _settle_defaults(node: dict[str, Any], has_defaults: bool) -> dict[str, Any]
         default = {} if any("default" in field for field in settled["properties"].values()) else None
         default = None if settled.get("required") else default
     if has_defaults and default not in (None, [], ""):
-        settled["default"] = default
+        settled["default"] = repr(default) if isinstance(default, float) else default
     return {word: settled[word] for word in _KEYWORDS if word in settled}

@@ -5,6 +5,7 @@ to a number of bytes, so that the size of a whole status is bounded by its field
 """
 
 import json
+from functools import partial
 from typing import Annotated
 
 from pydantic import BeforeValidator, ConfigDict, Field
@@ -14,6 +15,7 @@ from amdahl_loop.domain.telemetry import MAX_SUMMARY_BYTES
 from amdahl_loop.domain.values import Frozen
 
 MAX_SENTENCE = 500
+MAX_PHRASE = 160
 ELLIPSIS = "..."
 
 
@@ -41,13 +43,16 @@ def _size_bytes(text: str) -> int:
 Sentence = Annotated[str, BeforeValidator(clip), Field(max_length=MAX_SENTENCE)]
 """A sentence for people; what is too long is cut at the end."""
 
+Phrase = Annotated[str, BeforeValidator(partial(clip, limit=MAX_PHRASE)), Field(max_length=MAX_PHRASE)]
+"""A few words for people, cut likewise."""
+
 ObjectName = Annotated[str, Field(min_length=1, max_length=63, pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")]
 """Name of an object in the same namespace: references are local names only."""
 
 Summary = Annotated[str, Field(max_length=MAX_SUMMARY_BYTES)]
 """Summary of a block as its supervisor wrote it: checksummed JSON (docs/telemetry.md, section 4)."""
 
-Fingerprint = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
+Fingerprint = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$", max_length=16)]
 """Identity of the work, or its looser family: 16 hex digits."""
 
 KnobText = Annotated[str, Field(pattern=r"^(true|false|[0-9]{1,8})$", max_length=8)]

@@ -12,7 +12,7 @@ from pydantic import Field, ValidationError
 
 from amdahl_loop.domain.api.conditions import JobCondition, JobConditionType
 from amdahl_loop.domain.api.kinds import AGE, Column, Kind, short_name
-from amdahl_loop.domain.api.parts import Fingerprint, KnobText, ObjectName, Reported, Sentence, Summary
+from amdahl_loop.domain.api.parts import Fingerprint, KnobText, ObjectName, Phrase, Reported, Sentence, Summary
 from amdahl_loop.domain.api.timestamps import Timestamp, to_epoch_s, to_timestamp
 from amdahl_loop.domain.api.wire import from_wire
 from amdahl_loop.domain.diagnosis import Bottleneck
@@ -120,7 +120,7 @@ class VerdictReport(Reported):
     """Name of the Experiment."""
     word: VerdictWord
     """How it ended."""
-    change: Annotated[str, Field(max_length=160)]
+    change: Phrase
     """What was tried."""
     sentence: Sentence
     """Why, with the numbers."""

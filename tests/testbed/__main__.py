@@ -7,7 +7,9 @@ from pathlib import Path
 
 from testbed import starter
 from testbed.binaries import BuildError, binary
+from testbed.images import ImageError
 from testbed.layout import Facts, Folder, Plan, StateError, default_folder
+from testbed.packages import MachineError
 from testbed.pki import OpensslError
 from testbed.servers import StartError
 from testbed.teardown import LeftoverError
@@ -23,7 +25,16 @@ def main() -> int:
         if options.verb == "up":
             return _up(folder, options)
         return _down(folder) if options.verb == "down" else _status(folder)
-    except (BuildError, StateError, StartError, OpensslError, LeftoverError) as problem:
+    except (
+        BuildError,
+        StateError,
+        StartError,
+        OpensslError,
+        LeftoverError,
+        MachineError,
+        ImageError,
+        TimeoutError,
+    ) as problem:
         print(f"testbed: {problem}", file=sys.stderr)
         return 1
 

@@ -46,6 +46,8 @@ BINARIES = {
         Binary("kube-scheduler", "kubernetes", f"{KUBERNETES}/cmd/kube-scheduler", KUBERNETES, "1"),
         Binary("kubelet", "kubernetes", f"{KUBERNETES}/cmd/kubelet", KUBERNETES, "4"),
         Binary("kube-proxy", "kubernetes", f"{KUBERNETES}/cmd/kube-proxy", KUBERNETES, "1"),
+        Binary("coredns", "coredns", ".", "github.com/coredns/coredns", "2"),
+        Binary("pause", "pause", ".", "", "1"),
         Binary("helm", "helm", "helm.sh/helm/v4/cmd/helm", "helm.sh/helm/v4", "3"),
         Binary(
             "kubeconform",
@@ -58,6 +60,8 @@ BINARIES = {
     )
 }
 API_SERVER_BINARIES = ("etcd", "kube-apiserver", "kubectl")
+CONTROLLER_BINARIES = ("kube-controller-manager", "kube-scheduler")
+NODE_BINARIES = ("kubelet", "kube-proxy", "coredns", "pause")
 
 
 def binary(name: str) -> Path:
@@ -96,11 +100,11 @@ def cache_key(module: str, pinned_by: str) -> str:
 
 
 def pinned_version(module: str, pinned_by: str) -> str:
-    """The version that the module's go.mod requires of another module, such as `v1.34.4`; "local" for our own sources."""
+    """The version that the module's go.mod requires of another module, such as `v1.34.4`; "v0" for a program of our own."""
     found = re.search(
         rf"^(?:require)?\s*{re.escape(pinned_by)} (v\S+)", (MODULES / module / "go.mod").read_text(), re.MULTILINE
     )
-    return found[1] if found else "local"
+    return found[1] if found else "v0"
 
 
 @functools.cache

@@ -2,11 +2,14 @@
 
 import contextlib
 import os
+import shlex
 import shutil
+import subprocess
 import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +19,9 @@ import yaml
 from testbed import access, pki, processes, starter
 from testbed.access import Access
 from testbed.binaries import binary
+from testbed.images import Image, write_archive, write_layout
 from testbed.layout import Facts, Folder, Plan, StateError, default_folder
+from testbed.node import import_image
 
 # A suite may write anything into the cluster it runs on, so a context must be named before it is touched.
 ALLOWED_CONTEXTS = "amdahl-testbed,kind-amdahl-loop"
@@ -85,17 +90,51 @@ class Cluster:
         """
         return self._own_folder("its audit log cannot be read").audit_log
 
-    def stop(self, server: str) -> None:
-        """End a server (`etcd`, `kube-apiserver`, …) with SIGTERM."""
-        starter.order(self._own_folder("its servers cannot be stopped"), "stop", server)
+    def stop(self, name: str) -> None:
+        """End a server (`etcd`, `kube-apiserver`, `node-1.kubelet`, …) with SIGTERM."""
+        starter.order(self._own_folder("its servers cannot be stopped"), "stop", name)
 
-    def kill(self, server: str) -> None:
-        """End a server with SIGKILL."""
-        starter.order(self._own_folder("its servers cannot be killed"), "kill", server)
+    def kill(self, name: str) -> None:
+        """End a server with SIGKILL, or a whole node (`node-2`) with all that runs on it."""
+        starter.order(self._own_folder("its servers cannot be killed"), "kill", name)
 
-    def start(self, server: str) -> None:
-        """Start a server that was ended; returns when it is ready."""
-        starter.order(self._own_folder("its servers cannot be started"), "start", server)
+    def start(self, name: str) -> None:
+        """Start a server or a node that was ended; returns when it is ready."""
+        starter.order(self._own_folder("its servers cannot be started"), "start", name)
+
+    def cut(self, node_name: str) -> None:
+        """Pull a node's network cable: its pods run on, unseen."""
+        starter.order(self._own_folder("its nodes cannot be cut off"), "cut", node_name)
+
+    def join(self, node_name: str) -> None:
+        """Plug the cable in again."""
+        starter.order(self._own_folder("its nodes cannot be cut off"), "join", node_name)
+
+    @property
+    def node_names(self) -> list[str]:
+        """All nodes, ready or not."""
+        return [node["metadata"]["name"] for node in self.admin.get("/api/v1/nodes").body["items"]]
+
+    def set_gpus(self, node_name: str, count: int) -> None:
+        """Say that a node has GPUs; scheduler and kubelet then count them like real ones, until its kubelet restarts."""
+        path = f"/api/v1/nodes/{node_name}"
+        patch = {"status": {"capacity": {"nvidia.com/gpu": str(count)}, "allocatable": {"nvidia.com/gpu": str(count)}}}
+        reply = self.admin.request("PATCH", f"{path}/status", patch, "application/strategic-merge-patch+json")
+        assert reply.status == 200, reply.message
+
+    def load_image(self, image: Image) -> None:
+        """Make an image and give it to every node; pods name it with `imagePullPolicy: Never`.
+
+        On a cluster of the user's, the command in `AMDAHL_IMAGE_LOAD` is run with the path of a tar file in place of `{archive}`.
+        """
+        with tempfile.TemporaryDirectory(dir=self.scratch) as work:
+            layout = write_layout(image, Path(work) / "image")
+            if self.folder is None:
+                _load_by_command(layout, Path(work) / "image.tar")
+                return
+            insides = [starter.namespaces_of(self.folder, name) for name in self.node_names]
+            with ThreadPoolExecutor() as at_once:
+                list(at_once.map(lambda inside: import_image(layout, inside), insides))
 
     def snapshot_etcd(self, target: Path) -> None:
         """Copy the store as it is now into `target`; the API server and etcd restart for it."""
@@ -124,6 +163,16 @@ class Cluster:
                 f"this is a cluster of yours (AMDAHL_KUBECONFIG), so {what_not}: run this test on the testbed's own"
             )
         return self.folder
+
+
+def _load_by_command(layout: Path, archive: Path) -> None:
+    template = os.environ.get("AMDAHL_IMAGE_LOAD")
+    if not template:
+        message = "images cannot be given to a cluster of yours without a command: set AMDAHL_IMAGE_LOAD, such as 'kind load image-archive {archive} --name amdahl-loop'"
+        raise StateError(message)
+    with archive.open("wb") as output:
+        write_archive(layout, output)
+    subprocess.run([part.replace("{archive}", str(archive)) for part in shlex.split(template)], check=True)
 
 
 @contextlib.contextmanager

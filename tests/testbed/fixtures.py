@@ -13,6 +13,8 @@ import pytest
 from testbed.cluster import Cluster, attach, plan_for_session, started
 
 _API_SERVER = pytest.StashKey[Cluster]()
+_CLUSTER = pytest.StashKey[Cluster]()
+NODES = 2
 
 
 @pytest.fixture(scope="session")
@@ -27,6 +29,20 @@ def api_namespace(api_server: Cluster) -> Iterator[str]:
     name = api_server.create_namespace("test")
     yield name
     api_server.delete_namespace(name)
+
+
+@pytest.fixture(scope="session")
+def cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Cluster:
+    """The whole: control plane, controllers, DNS and two nodes with real pods. Needs root."""
+    return _shared(request.config, _CLUSTER, tmp_path_factory, api_only=False, nodes=NODES)
+
+
+@pytest.fixture
+def cluster_namespace(cluster: Cluster) -> Iterator[str]:
+    """A namespace of this test's own on the cluster."""
+    name = cluster.create_namespace("test")
+    yield name
+    cluster.delete_namespace(name)
 
 
 def _shared(

@@ -39,6 +39,7 @@ class Facts:
     keeper: Process
     api_only: bool
     server: str  # https://address:port
+    machine: str  # this machine's address, as the API server and pods see it
     node_names: tuple[str, ...]
     ends_at: float  # Unix time, s
 
@@ -114,6 +115,21 @@ class Folder:
         """The data of etcd."""
         return self.path / "etcd"
 
+    @property
+    def nodes(self) -> Path:
+        """One folder per node: its configuration, images, pods and their logs."""
+        return self.path / "nodes"
+
+    @property
+    def images(self) -> Path:
+        """OCI layouts made for this cluster."""
+        return self.path / "images"
+
+    @property
+    def slot(self) -> Path:
+        """The number of the cluster's slot, while it holds one."""
+        return self.path / "slot"
+
     def log(self, name: str) -> Path:
         """The log of one server."""
         return self.logs / f"{name}.log"
@@ -135,7 +151,7 @@ def create_folder(folder: Folder) -> None:
         raise StateError(
             f"state folder {folder.path} is too long for the sockets in it (at most {LONGEST_FOLDER} bytes): give a shorter one by --state"
         )
-    for path in (folder.path, folder.logs, folder.processes, folder.users):
+    for path in (folder.path, folder.logs, folder.processes, folder.users, folder.images):
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
 
 

@@ -23,6 +23,7 @@ class Server:
     name: str
     command: tuple[str | Path, ...]
     is_ready: Callable[[], bool]
+    is_in_node: bool = False  # run through nsenter, whose child is the process that signals are meant for
 
 
 def free_port() -> int:
@@ -34,12 +35,14 @@ def free_port() -> int:
         return port
 
 
-def answers_ok(url_host: str, port: int, path: str, authority: Path, client: KeyPair | None = None) -> bool:
-    """Whether an HTTPS server answers 200 for a path."""
-    context = ssl.create_default_context(cafile=str(authority))
-    if client is not None:
-        context.load_cert_chain(client.certificate, client.key)
-    connection = http.client.HTTPSConnection(url_host, port, timeout=5, context=context)
+def answers_ok(host: str, port: int, path: str, authority: Path | None, client: KeyPair | None = None) -> bool:
+    """Whether a server answers 200 for a path: over HTTPS under this authority, or over plain HTTP where none is given."""
+    connection = http.client.HTTPConnection(host, port, timeout=5)
+    if authority is not None:
+        context = ssl.create_default_context(cafile=str(authority))
+        if client is not None:
+            context.load_cert_chain(client.certificate, client.key)
+        connection = http.client.HTTPSConnection(host, port, timeout=5, context=context)
     try:
         connection.request("GET", path)
         return connection.getresponse().status == http.client.OK

@@ -14,13 +14,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from testbed import processes, teardown
-from testbed.binaries import API_SERVER_BINARIES, binary
+from testbed import packages, processes, teardown
+from testbed.binaries import API_SERVER_BINARIES, CONTROLLER_BINARIES, NODE_BINARIES, binary
 from testbed.layout import Facts, Folder, Plan, StateError, create_folder, read_facts, read_process, write_json
+from testbed.namespaces import Namespaces, first_child
 from testbed.servers import StartError
 
 READY_TIMEOUT_S = 600.0  # the keeper bounds each step itself; this only ends a wait for a keeper that hangs
-Verb = Literal["stop", "kill", "start"]
+Verb = Literal["stop", "kill", "start", "cut", "join"]
 
 
 def up(folder: Folder, plan: Plan) -> Facts:
@@ -38,7 +39,9 @@ def up(folder: Folder, plan: Plan) -> Facts:
             )
         _end(folder)
         _empty(folder)
-        write_json(folder.plan, replace(plan, binaries={name: str(binary(name)) for name in API_SERVER_BINARIES}))
+        if plan.nodes:
+            packages.ensure()
+        write_json(folder.plan, replace(plan, binaries={name: str(binary(name)) for name in _needed(plan)}))
         tests = str(Path(__file__).parents[1])
         with folder.log("keeper").open("ab") as log:
             command = [sys.executable, "-m", "testbed.keeper", str(folder.path)]
@@ -71,8 +74,8 @@ def status(folder: Folder) -> Facts | None:
     return facts if facts is not None and processes.is_alive(facts.keeper) else None
 
 
-def order(folder: Folder, verb: Verb, server: str) -> None:
-    """Have the keeper stop (SIGTERM), kill (SIGKILL) or start one server by name; returns when it has ended, or is ready again.
+def order(folder: Folder, verb: Verb, name: str) -> None:
+    """Have the keeper stop (SIGTERM), kill (SIGKILL) or start a server or node, or cut or join a node; returns when that is done, or ready.
 
     Raises:
         StartError: the keeper could not do it; the message says why.
@@ -80,11 +83,32 @@ def order(folder: Folder, verb: Verb, server: str) -> None:
     with socket.socket(socket.AF_UNIX) as connection:
         connection.connect(str(folder.control))
         with connection.makefile("rw") as stream:
-            stream.write(json.dumps({"verb": verb, "server": server}) + "\n")
+            stream.write(json.dumps({"verb": verb, "name": name}) + "\n")
             stream.flush()
             error = json.loads(stream.readline())["error"]
     if error is not None:
-        raise StartError(f"{verb} {server}: {error}")
+        raise StartError(f"{verb} {name}: {error}")
+
+
+def namespaces_of(folder: Folder, node_name: str) -> Namespaces:
+    """A running node's namespaces.
+
+    Raises:
+        StateError: the node does not run.
+    """
+    holder = read_process(folder.processes / f"{node_name}.json")
+    pid = first_child(holder.pid) if holder is not None and processes.is_alive(holder) else None
+    if pid is None:
+        raise StateError(f"{node_name} does not run in {folder.path}")
+    return Namespaces(pid)
+
+
+def _needed(plan: Plan) -> list[str]:
+    return [
+        *API_SERVER_BINARIES,
+        *(() if plan.api_only else CONTROLLER_BINARIES),
+        *(NODE_BINARIES if plan.nodes else ()),
+    ]
 
 
 def _wait_ready(folder: Folder) -> Facts:
@@ -109,7 +133,7 @@ def _end(folder: Folder) -> bool:
         processes.stop(keeper, grace_s=60.0)
         folder.keeper.unlink()
     folder.facts.unlink(missing_ok=True)
-    teardown.remove(folder)
+    teardown.remove_all(folder)
     return was_up
 
 

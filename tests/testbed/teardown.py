@@ -6,7 +6,7 @@ Works from what the state folder records, so it serves the keeper's own end and 
 import shutil
 from pathlib import Path
 
-from testbed import processes
+from testbed import processes, slots
 from testbed.layout import Folder, read_process
 
 
@@ -14,17 +14,36 @@ class LeftoverError(Exception):
     """Something could not be removed safely; the message names it."""
 
 
-def remove(folder: Folder) -> None:
-    """End every recorded process, then remove data and keys. Logs stay, to be read."""
+def end_processes(folder: Folder) -> None:
+    """Kill every recorded process that still is the one recorded, the latest first."""
     for record in sorted(folder.processes.glob("*.json"), key=lambda path: path.stat().st_mtime, reverse=True):
         process = read_process(record)
         if process is not None:
             processes.stop(process, grace_s=0)
         record.unlink()
-    for data in (folder.etcd, folder.pki, folder.users):
+
+
+def remove_data(folder: Folder) -> None:
+    """Remove data and keys. Logs stay, to be read."""
+    for data in (
+        folder.etcd,
+        folder.pki,
+        folder.users,
+        folder.images,
+        *folder.nodes.glob("*/kubelet"),
+        *folder.nodes.glob("*/containerd"),
+    ):
         remove_tree(data)
-    for file in (folder.kubeconfig, folder.control):
+    for file in (folder.kubeconfig, folder.control, folder.slot):
         file.unlink(missing_ok=True)
+
+
+def remove_all(folder: Folder) -> None:
+    """Everything in one go, for a cluster whose keeper is gone."""
+    end_processes(folder)
+    if folder.slot.exists():
+        slots.clear_if_free(slots.Slot(int(folder.slot.read_text())))
+    remove_data(folder)
 
 
 def remove_tree(path: Path) -> None:

@@ -14,8 +14,19 @@ from amdahl_probe import bundle
 from amdahl_probe.records import Save, Step
 from amdahl_probe.spans import PHASES
 from amdahl_probe.windows import RankLog
+from probe import runs
 
 SCRIPTS = Path(__file__).parent / "scripts"
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say which torch ran the scripts, and what it lacks of what they use: tests of that expected less."""
+    if runs.look_at_torch.cache_info().currsize:
+        torch = runs.look_at_torch()
+        lacks = sorted(name for name, is_there in torch["has"].items() if not is_there)
+        terminalreporter.write_line(
+            f"scripts ran on torch {torch['version']}; it lacks: {', '.join(lacks) or 'nothing'}"
+        )
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """Runs of real torch scripts, with and without the probe, that several test modules share."""
 
+import functools
 import json
 import os
 import socket
@@ -12,6 +13,21 @@ from typing import Any, NamedTuple
 from amdahl_probe import records
 
 SCRIPTS = Path(__file__).parent / "scripts"
+
+PYTHON = os.environ.get("AMDAHL_PROBE_PYTHON", sys.executable)
+"""The interpreter, and so the torch, that runs the scripts; pytest itself may have another."""
+
+
+@functools.cache
+def look_at_torch() -> dict[str, Any]:
+    """`version` of the scripts' torch, and what it `has` (name -> bool) of what the scripts use where they can."""
+    asked = subprocess.run([PYTHON, SCRIPTS / "torch_has.py"], capture_output=True, text=True, check=True)
+    return json.loads(asked.stdout)
+
+
+def torch_has(name: str) -> bool:
+    """Whether the scripts' torch has an interface; without it a test expects less, and the session says so."""
+    return look_at_torch()["has"][name]
 
 
 class Ran(NamedTuple):
@@ -38,7 +54,7 @@ class Scripts:
             env["PYTHONPATH"] = os.pathsep.join(path)
             env.setdefault("AMDAHL_TELEMETRY_DIR", str(self.directory(name)))
         (self.home / name).mkdir()
-        self._futures[name] = self._pool.submit(self._run, [sys.executable, *arguments], env)
+        self._futures[name] = self._pool.submit(self._run, [PYTHON, *arguments], env)
 
     def _run(self, command: list[str], env: dict[str, str]) -> Ran:
         ran = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=300)

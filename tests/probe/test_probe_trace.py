@@ -3,7 +3,6 @@
 import json
 import signal
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import pytest
 
 from amdahl_probe import trace
 from amdahl_probe.trace import Trace
-from probe.runs import SCRIPTS
+from probe.runs import PYTHON, SCRIPTS
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -115,7 +114,7 @@ def test_a_killed_script_leaves_its_trace(
 ) -> None:
     """What was closed by the last flush is there."""
     env = {**bare_env, "PYTHONPATH": str(probe_zip), "AMDAHL_TELEMETRY_DIR": str(tmp_path), "AMDAHL_TRACE": "1"}
-    with subprocess.Popen([sys.executable, str(SCRIPTS / "endless.py")], env=env, stdout=subprocess.PIPE) as process:
+    with subprocess.Popen([PYTHON, str(SCRIPTS / "endless.py")], env=env, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         while not (tmp_path / "trace-0.json").exists():
             assert process.stdout.readline()

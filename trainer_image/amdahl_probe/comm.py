@@ -38,9 +38,9 @@ class LastGradient:
         self._is_watching = False
 
     def install(self) -> None:
-        """Watch every model that DDP wraps from now on, where this torch has the hook (2.1)."""
+        """Watch every model that DDP wraps from now on."""
         ddp = getattr(self.torch.nn.parallel, "DistributedDataParallel", None)
-        if ddp is None or not hasattr(self.torch.Tensor, "register_post_accumulate_grad_hook"):
+        if ddp is None:
             return
         original = ddp.__init__
 
@@ -56,8 +56,19 @@ class LastGradient:
         """Stamp the gradients of the model's first parameters."""
         parameters: List[Any] = [p for p in model.parameters() if p.requires_grad]
         for parameter in parameters[:WATCHED]:
-            parameter.register_post_accumulate_grad_hook(self._stamp)
+            self._hook(parameter)
             self._is_watching = True
+
+    def _hook(self, parameter: Any) -> None:
+        register = getattr(parameter, "register_post_accumulate_grad_hook", None)
+        if register is not None:
+            register(self._stamp)
+            return
+        # Before torch 2.1: on the graph's node that accumulates the gradient, which DDP keeps alive. A hook on the
+        # parameter itself would let `torch.save` warn.
+        with self.torch.enable_grad():
+            node = parameter.expand_as(parameter).grad_fn.next_functions[0][0]
+        node.register_hook(lambda *_: self._stamp(parameter))
 
     @guarded
     def _stamp(self, parameter: Any) -> None:

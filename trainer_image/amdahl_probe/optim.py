@@ -55,9 +55,24 @@ def install(probe: Probe, torch: Any, loaders: Loaders) -> None:
         if scaler is not None and "scale" in vars(scaler):
             _patch_scale(backwards, scaler)
     # The attribute `torch.optim.optimizer` is deleted by some versions; the module is not.
-    optimizers: Any = sys.modules["torch.optim.optimizer"]
-    optimizers.register_optimizer_step_post_hook(lambda optimizer, *_: probe.end_step(optimizer))
+    _hook_steps(probe, sys.modules["torch.optim.optimizer"])
     _patch_rendezvous(probe, torch.distributed)
+
+
+def _hook_steps(probe: Probe, optimizers: Any) -> None:
+    register = getattr(optimizers, "register_optimizer_step_post_hook", None)
+    if register is not None:
+        register(lambda optimizer, *_: probe.end_step(optimizer))
+        return
+    # Before torch 2.0: where the hooks run now, an empty method is called, which the profiler goes by.
+    original = optimizers.Optimizer._optimizer_step_code  # noqa: SLF001 (see above)
+
+    @functools.wraps(original)
+    def mark(self: Any) -> None:
+        original(self)
+        probe.end_step(self)
+
+    optimizers.Optimizer._optimizer_step_code = mark  # noqa: SLF001
 
 
 def _patch_backward(backwards: Backwards, autograd: Any) -> None:

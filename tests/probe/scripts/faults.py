@@ -6,6 +6,7 @@ OUT_DIR/<function>.losses and .said; the child "none" has no fault, and is the o
 
 # ruff: noqa: PTH105, PTH108 (as scripts write it)
 import atexit
+import importlib
 import os
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ from types import FunctionType
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
+import torch_has
 from loops import accumulated, loss_of, new_model, plain
 
 
@@ -36,7 +37,9 @@ def kept(out):
         if at:
             os.unlink(out / f"{at - 1}.pt")
     assert sorted(path.name for path in out.iterdir()) == ["2.pt", "first"]
-    if hasattr(dcp, "async_save"):
+    if torch_has.find()["torch.distributed.checkpoint.async_save"]:
+        import torch.distributed.checkpoint as dcp
+
         dcp.async_save({"model": model.state_dict()}, checkpoint_id=str(out / "async")).result()
     return losses
 
@@ -77,7 +80,8 @@ def train(out, name):
 
 
 def main(out):
-    import torch._dynamo  # which the first optimizer would import, in each child anew
+    if torch_has.find()["torch.compile"]:
+        importlib.import_module("torch._dynamo")  # which the first optimizer would import, in each child anew
 
     torch.set_num_threads(1)
     for rank, (name, function) in enumerate([("none", None), *find_guarded()]):

@@ -5,12 +5,14 @@ probe tells the loops apart by RANK. None of the libraries that these patterns c
 """
 
 import atexit
+import importlib
 import os
 import sys
 import threading
 from pathlib import Path
 
 import torch
+import torch_has
 from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, RandomSampler, get_worker_info
 
 
@@ -136,11 +138,18 @@ class Wrapped(torch.optim.Optimizer):
         self.inner.zero_grad(set_to_none)
 
 
+def new_scaler():
+    """A scaler that works without CUDA, or one that is switched off."""
+    if torch_has.find()["torch.amp.GradScaler"]:
+        return torch.amp.GradScaler("cpu", init_scale=1024.0)
+    return torch.cuda.amp.GradScaler(enabled=False)
+
+
 def accumulated(out):
     """Two micro-batches a step, a scaler, a wrapped optimizer, a schedule, evaluation that asks with gradients on."""
     model, inner = new_model()
     schedule = torch.optim.lr_scheduler.LambdaLR(inner, lambda step: 1 / (1 + step))
-    optimizer, scaler = Wrapped(inner), torch.amp.GradScaler("cpu", init_scale=1024.0)
+    optimizer, scaler = Wrapped(inner), new_scaler()
     loader, losses = DataLoader(Rows(), 4, shuffle=True), []
     for _ in range(2):
         total = 0.0
@@ -220,7 +229,8 @@ LOOPS = [plain, forked, spawned, streamed, closures, accumulated, adversarial, t
 
 
 def main(out):
-    import torch._dynamo  # which the first optimizer would import, in each child anew
+    if torch_has.find()["torch.compile"]:
+        importlib.import_module("torch._dynamo")  # which the first optimizer would import, in each child anew
 
     torch.set_num_threads(1)
     for rank, loop in enumerate(LOOPS):

@@ -8,6 +8,7 @@ import urllib.request
 from pathlib import Path
 
 import torch
+import torch_has
 from safetensors.torch import save_model
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
@@ -31,7 +32,7 @@ class Endless(IterableDataset):
 def main():
     told = {"seeded": [random.randrange(10**9), torch.randint(10**9, ()).item()]}
     model = torch.nn.Linear(3, 1)
-    compiled = torch.compile(model, backend="eager")
+    compiled = torch.compile(model, backend="eager") if torch_has.find()["torch.compile"] else model
     optimizer = torch.optim.AdamW(model.parameters())
     loader = DataLoader(Numbers(), 4)
     told["workers"] = loader.num_workers

@@ -50,7 +50,7 @@ class BlockRun(NamedTuple):
     experiment: str
     stage: Stage
     check: int
-    index: int
+    number: int
 
 
 def read_run(run: str) -> BlockRun | None:

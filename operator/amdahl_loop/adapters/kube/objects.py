@@ -84,6 +84,8 @@ class JobFacts:
     is_suspended: bool = False
     replicas: int = 1
     active: int = 0
+    ready: int = 0
+    failed: int = 0
     terminating: int = 0
     is_complete: bool = False
     failure_reason: str = ""
@@ -117,6 +119,8 @@ def read_job(raw: Object) -> JobFacts:
         is_suspended=bool(spec.get("suspend")),
         replicas=spec.get("completions") or 1,
         active=status.get("active") or 0,
+        ready=status.get("ready") or 0,
+        failed=status.get("failed") or 0,
         terminating=status.get("terminating") or 0,
         is_complete="Complete" in conditions or "SuccessCriteriaMet" in conditions,
         failure_reason=(failed.get("reason") or "Failed") if failed else "",

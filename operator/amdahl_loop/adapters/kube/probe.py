@@ -59,7 +59,7 @@ def pack_probe() -> Probe:
 
 
 async def place_probe(client: KubeClient, namespace: str, probe: Probe) -> bool | Refused:
-    """Create or find the probe's ConfigMap. True: it was created now; False: it is there; Refused: it cannot be used."""
+    """Create or find the probe's ConfigMap. True: created now; False: it was there; Refused: it cannot be used."""
     wanted = probe.render(namespace)
     present = await client.get(Kind.CONFIG_MAP, namespace, probe.name)
     if present is None:

@@ -5,6 +5,7 @@ labels, and what an Indexed Job needs. The command is never wrapped.
 """
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from amdahl_loop.adapters.kube.kinds import Object
@@ -31,6 +32,7 @@ from amdahl_loop.adapters.kube.render import (
 from amdahl_loop.domain.children import (
     DECLARED_ANNOTATION,
     JOB_LABEL,
+    PREFIX,
     REVISION_LABEL,
     knobs_name,
     revision_name,
@@ -45,6 +47,13 @@ METRICS_PORT = 9178
 
 SEQUENCE_KEY = "seq"
 
+CHANGED_ANNOTATION = f"{PREFIX}changed-at"
+"""When a value in the knobs' ConfigMap last changed, in seconds since the epoch: older pods have others."""
+REVISION_ANNOTATION = f"{PREFIX}next-revision"
+"""The revision that is to run, written down on the knobs' ConfigMap before the one before it is taken away."""
+DEVICES_ANNOTATION = f"{PREFIX}gpus-per-replica"
+"""Value of that knob in a revision; empty where it is none."""
+
 
 def render_job(job: TrainingJob, revision: int, probe: str | None, suspended: bool = False) -> Object:
     """The running Job of a revision; `job` has the values in force, `probe` names its ConfigMap (None: without it)."""
@@ -53,6 +62,8 @@ def render_job(job: TrainingJob, revision: int, probe: str | None, suspended: bo
     template = dump_template(job)
     metadata = template.setdefault("metadata", {})
     metadata["labels"] = (metadata.get("labels") or {}) | {JOB_LABEL: job.metadata.name} | labels
+    declared = {DECLARED_ANNOTATION: digest_declared(job), DEVICES_ANNOTATION: devices_text(job)}
+    metadata["annotations"] = (metadata.get("annotations") or {}) | declared
     pod = template["spec"]
     if pod.get("restartPolicy", "Always") == "Always":
         pod["restartPolicy"] = "Never"
@@ -74,8 +85,7 @@ def render_job(job: TrainingJob, revision: int, probe: str | None, suspended: bo
     }
     if pod["restartPolicy"] == "Never":
         spec["podFailurePolicy"] = _INTERRUPTIONS
-    annotations = {DECLARED_ANNOTATION: digest_declared(job)}
-    return {"metadata": child_metadata(job, name, job.queue_labels | labels, annotations), "spec": spec}
+    return {"metadata": child_metadata(job, name, job.queue_labels | labels, declared), "spec": spec}
 
 
 _INTERRUPTIONS = {"rules": [{"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}]}
@@ -109,15 +119,20 @@ def _knob_source(job: TrainingJob, knob: Any) -> Object:
 
 
 def digest_declared(job: TrainingJob) -> str:
-    """Digest of what makes a new revision necessary: template, replicas, devices and which knobs there are.
+    """Digest of what its owner's change makes a new revision: template, replicas and which knobs there are.
 
-    Values of S0 knobs are not in it, and nothing that the operator adds: another version of it replaces no Job.
+    No value of a knob is in it, and nothing that the operator adds: another version of it replaces no Job.
     """
     spec = job.spec
-    devices = str(spec.knobs.gpus_per_replica)
     names = ",".join(sorted(spec.knobs.declared()))
     template = json.dumps(dump_template(job), sort_keys=True)
-    return hash_text(template, str(spec.replicas), spec.device_resource, devices, names)[:16]
+    return hash_text(template, str(spec.replicas), spec.device_resource, names)[:16]
+
+
+def devices_text(job: TrainingJob) -> str:
+    """The knob that is part of the pod itself, as text."""
+    count = job.spec.knobs.gpus_per_replica
+    return "" if count is None else str(count)
 
 
 def render_service(job: TrainingJob) -> Object:
@@ -132,12 +147,12 @@ def render_service(job: TrainingJob) -> Object:
     }
 
 
-def render_knobs(job: TrainingJob, live: bool, sequence: int) -> Object:
+def render_knobs(job: TrainingJob, live: bool, sequence: int, annotations: Mapping[str, str]) -> Object:
     """The ConfigMap of the values in force: a variable each, and the live file where values may be switched live."""
     data = knob_data(job.spec.knobs)
     if live:
         data[KNOBS_KEY] = live_file(job.spec.knobs, sequence)
-    return {"metadata": child_metadata(job, knobs_name(job.metadata.name), {}, {}), "data": data}
+    return {"metadata": child_metadata(job, knobs_name(job.metadata.name), {}, annotations), "data": data}
 
 
 def knob_data(knobs: Knobs) -> dict[str, str]:

@@ -17,8 +17,10 @@ SCRATCH_VOLUME = "amdahl-scratch"
 SCRATCH_LIMIT = "64Gi"
 """A trial that writes more is evicted, before it can fill a node's disk."""
 
-PRIVATE = frozenset({"emptyDir", "ephemeral", "configMap", "secret", "downwardAPI", "projected", "image", "gitRepo"})
+PRIVATE = frozenset({"emptyDir", "ephemeral", "configMap", "secret", "downwardAPI", "projected"})
 """Kinds that are the pod's own, or read-only by nature."""
+IMMUTABLE = frozenset({"image"})
+"""Kinds that cannot be written to, and whose mounts say so."""
 CLOSABLE = frozenset(
     {
         "persistentVolumeClaim",
@@ -49,10 +51,11 @@ def close_volumes(pod: Object) -> str | None:
     shared = set()
     for volume in pod.get("volumes") or ():
         kinds = sorted(set(volume) - {"name"})
-        if len(kinds) != 1 or kinds[0] not in PRIVATE | CLOSABLE:
+        if len(kinds) != 1 or kinds[0] not in PRIVATE | IMMUTABLE | CLOSABLE:
             return f"spec.volumes[{volume.get('name')}]: {', '.join(kinds) or 'no kind'} cannot be made read-only"
         if kinds[0] in CLOSABLE:
             volume[kinds[0]] = (volume[kinds[0]] or {}) | {"readOnly": True}
+        if kinds[0] not in PRIVATE:
             shared.add(volume["name"])
     for container in (*pod["containers"], *(pod.get("initContainers") or ())):
         if container.get("volumeDevices"):

@@ -1,0 +1,265 @@
+"""How do runs become Jobs and scrapes of a cluster, found again by name after any crash?
+
+The `Runner` port for one TrainingJob. A block is one Job; an observation reads the running job's own counters and
+changes nothing. What a server refuses is remembered until it is recorded; everything else is read anew each time.
+"""
+
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from dataclasses import dataclass, field
+
+from amdahl_loop.adapters.kube.client import ApiUnavailable, KubeClient, Refused
+from amdahl_loop.adapters.kube.kinds import Kind, Object
+from amdahl_loop.adapters.kube.objects import JobFacts, PodFacts, read_job, read_pod
+from amdahl_loop.adapters.kube.observing import Observer, Watches
+from amdahl_loop.adapters.kube.outcomes import Trouble, judge_block, lost, refused
+from amdahl_loop.adapters.kube.placement import Visit, place
+from amdahl_loop.adapters.kube.probe import Probe, place_probe
+from amdahl_loop.adapters.kube.render import find_clashes
+from amdahl_loop.adapters.kube.render_block import Unfit, render_block
+from amdahl_loop.adapters.kube.scrape import Fetch, fetch_metrics
+from amdahl_loop.adapters.kube.volumes import claims_of
+from amdahl_loop.domain.children import (
+    DEVICES_ANNOTATION,
+    EXPERIMENT_LABEL,
+    JOB_LABEL,
+    PLAN_HASH_ANNOTATION,
+    REVISION_LABEL,
+    RUN_ANNOTATION,
+    BlockRun,
+    block_name,
+    is_observation,
+    read_run,
+)
+from amdahl_loop.domain.experiments import Loss
+from amdahl_loop.domain.isolation import find_obstacles, say_obstacles
+from amdahl_loop.domain.resources import TrainingJob
+from amdahl_loop.domain.runs import Absent, Finished, Running, RunRequest, RunState
+from amdahl_loop.ports import Clock
+
+JOB_NAME_LABEL = "batch.kubernetes.io/job-name"
+ONE_NODE_MODES = frozenset({"ReadWriteOnce", "ReadWriteOncePod"})
+MANY_NODE_MODES = frozenset({"ReadWriteMany"})
+
+Reserve = Callable[[str, str, float], Awaitable[bool]]
+"""Set device-seconds aside for a run of an experiment before it is created; False where that cannot be done now."""
+
+
+@dataclass
+class Memory:
+    """What one operator remembers of runs between passes, by UID of the job and name of the run.
+
+    After a restart a refused block is refused once more, and an observation begins anew.
+    """
+
+    refusals: dict[tuple[str, str], Finished] = field(default_factory=dict)
+    watches: Watches = field(default_factory=dict)
+
+
+class KubeRunner:
+    """The `Runner` port for one job; `job` is as declared, with its namespace and UID.
+
+    `plan_hashes` are those of the experiments that the ledger knows: a block of another plan is not adopted.
+    """
+
+    def __init__(
+        self,
+        client: KubeClient,
+        job: TrainingJob,
+        probe: Probe,
+        memory: Memory,
+        *,
+        reserve: Reserve,
+        clock: Clock,
+        fetch: Fetch = fetch_metrics,
+        plan_hashes: Mapping[str, str] | None = None,
+    ) -> None:
+        self._client = client
+        self._job = job
+        self._namespace, self._uid = job.metadata.namespace, job.metadata.uid
+        self._probe = probe
+        self._refusals = memory.refusals
+        self._observer = Observer(client, job, memory.watches, clock, fetch)
+        self._reserve = reserve
+        self._clock = clock
+        self._plan_hashes = plan_hashes or {}
+
+    # --- the port -------------------------------------------------------------------------------------------------
+
+    async def find(self, run: str) -> RunState:
+        """State of a run by name; Absent when there is none."""
+        if is_observation(run):
+            return await self._observer.find(run)
+        refusal = self._refusals.get((self._uid, run))
+        if refusal is not None:
+            return refusal
+        raw = await self._client.get(Kind.JOB, self._namespace, block_name(run))
+        if raw is None:
+            return Absent()
+        facts = read_job(raw)
+        if not self._is_ours(facts, run):
+            return refused(Trouble.SQUATTED, f"Job {facts.name} is somebody else's; rename or delete it", self._clock())
+        if facts.is_deleting:
+            return Running()
+        return judge_block(run, facts, await self._pods(facts), _devices(facts), self._clock())
+
+    async def submit(self, job: TrainingJob, request: RunRequest) -> None:
+        """Start a run, or adopt it. What cannot be started is `Finished` with a reason when it is looked for next."""
+        if is_observation(request.run):
+            self._observer.begin(job, request)
+            return
+        block = read_run(request.run)
+        assert block is not None, f"{request.run} is neither a block nor an observation"
+        refusal = await self._submit_block(job, request, block)
+        if refusal is not None:
+            self._refusals[self._uid, request.run] = refusal
+
+    async def stop(self, run: str) -> Loss | None:
+        """Stop a run and delete its Job, pods included; what it had held, None where there is no such run."""
+        if is_observation(run):
+            return self._observer.stop(run)
+        refusal = self._refusals.pop((self._uid, run), None)
+        raw = await self._client.get(Kind.JOB, self._namespace, block_name(run))
+        facts = None if raw is None else read_job(raw)
+        if facts is None or not self._is_ours(facts, run):
+            return Loss(run=run, started_at_s=refusal.started_at_s, held_device_s=0.0) if refusal else None
+        return await self._delete(facts, run)
+
+    async def sweep(self, keep: Collection[str]) -> tuple[Loss, ...]:
+        """Stop every run of this job whose name is not kept; what each had held, in the order of their names."""
+        found = self._observer.sweep(keep)
+        labels = f"{JOB_LABEL}={self._job.metadata.name},{EXPERIMENT_LABEL}"
+        jobs = [read_job(raw) async for raw in self._client.list(Kind.JOB, self._namespace, labels)]
+        for facts in jobs:
+            run = facts.annotations.get(RUN_ANNOTATION, facts.name)
+            if run not in keep and self._is_ours(facts, run):
+                found.append(await self._delete(facts, run))
+        for uid, run in [key for key in self._refusals if key[0] == self._uid and key[1] not in keep]:
+            del self._refusals[uid, run]
+        return tuple(sorted(found, key=lambda loss: loss.run))
+
+    # --- starting a block -----------------------------------------------------------------------------------------
+
+    async def _submit_block(self, job: TrainingJob, request: RunRequest, block: BlockRun) -> Finished | None:
+        """Create or adopt a block's Job; its end, where it cannot begin."""
+        modes = await self._access_modes()
+        obstacles = find_obstacles(job.spec.template, job.spec.tuning.trial, modes)
+        clashes = find_clashes(job)
+        if obstacles or clashes:
+            return self._refuse(Trouble.REJECTED, say_obstacles(obstacles) if obstacles else clashes[0])
+        experiment = await self._client.get(Kind.EXPERIMENT, self._namespace, block.experiment)
+        if experiment is None or "deletionTimestamp" in experiment["metadata"]:
+            return None  # somebody deleted it: the next pass reads the ledger without it
+        if experiment["spec"].get("planHash") != request.plan_hash:
+            return self._refuse(Trouble.SQUATTED, f"Experiment {block.experiment} holds another plan")
+        placed = await place_probe(self._client, self._namespace, self._probe)
+        if isinstance(placed, Refused):
+            return self._refuse(_word(placed), placed.message)
+        placement = place(block.stage, block.check, read_visits(experiment), await self._bound_nodes(modes))
+        uid = experiment["metadata"]["uid"]
+        body = render_block(job, request, block, uid, self._probe.name, placement)
+        if isinstance(body, Unfit):
+            return self._refuse(Trouble.REJECTED, body.why)
+        if not await self._reserve(block.experiment, request.run, request.reserved_device_s(job.spec.replicas)):
+            return None
+        made = await self._client.create(Kind.JOB, self._namespace, body)
+        return await self._adopt(made, request) if isinstance(made, Refused) else None
+
+    async def _adopt(self, refusal: Refused, request: RunRequest) -> Finished | None:
+        """What a refused create means: our own Job of before, somebody else's, or no."""
+        if refusal.is_taken:
+            raw = await self._client.get(Kind.JOB, self._namespace, block_name(request.run))
+            if raw is None:
+                return None
+            facts = read_job(raw)
+            is_of_plan = facts.annotations.get(PLAN_HASH_ANNOTATION) == request.plan_hash
+            if is_of_plan and self._is_ours(facts, request.run):
+                return None
+            return self._refuse(Trouble.SQUATTED, f"Job {facts.name} is there and is not of this plan; delete it")
+        if refusal.is_outdated:
+            return None
+        if refusal.status == 401:
+            raise ApiUnavailable(f"the API server does not know us: {refusal.message}", refusal)
+        return self._refuse(_word(refusal), refusal.message)
+
+    def _refuse(self, word: Trouble, why: str) -> Finished:
+        return refused(word, why, self._clock())
+
+    async def _access_modes(self) -> dict[str, tuple[str, ...]]:
+        """Access modes of the claims that the template mounts, by name; those that are not there are left out."""
+        found = {}
+        pod = self._job.spec.template.spec.model_dump(mode="json", by_alias=True)
+        for name in claims_of(pod):
+            claim = await self._client.get(Kind.CLAIM, self._namespace, name)
+            if claim is not None:
+                found[name] = tuple(claim["spec"].get("accessModes") or ())
+        return found
+
+    async def _bound_nodes(self, modes: Mapping[str, Collection[str]]) -> tuple[str, ...]:
+        """The nodes of the job's pods where its storage can be attached to no other; () where it does not matter."""
+        if not any(ONE_NODE_MODES & set(of) and not MANY_NODE_MODES & set(of) for of in modes.values()):
+            return ()
+        labels = f"{JOB_LABEL}={self._job.metadata.name},{REVISION_LABEL}"
+        pods = [read_pod(raw) async for raw in self._client.list(Kind.POD, self._namespace, labels)]
+        return tuple(sorted({pod.node for pod in pods if pod.node and not pod.is_over}))
+
+    # --- what is known of a block ---------------------------------------------------------------------------------
+
+    def _is_ours(self, facts: JobFacts, run: str) -> bool:
+        """Whether a Job is this run's: by owner, experiment and run, and by plan where the ledger knows it.
+
+        Without any owner it is ours as well: labels of ours are the operator's alone, owner references are not.
+        """
+        block = read_run(run)
+        if block is None or facts.owner_uid not in ("", self._uid):
+            return False
+        known = self._plan_hashes.get(block.experiment)
+        return (
+            facts.labels.get(EXPERIMENT_LABEL) == block.experiment
+            and facts.annotations.get(RUN_ANNOTATION) == run
+            and known in (None, facts.annotations.get(PLAN_HASH_ANNOTATION))
+        )
+
+    async def _pods(self, facts: JobFacts) -> tuple[PodFacts, ...]:
+        """The pods that a Job has made; of two for the same rank the newer one."""
+        found: dict[int, PodFacts] = {}
+        async for raw in self._client.list(Kind.POD, self._namespace, f"{JOB_NAME_LABEL}={facts.name}"):
+            if not _is_controlled_by(raw, facts.uid):
+                continue
+            pod = read_pod(raw)
+            if pod.index not in found or pod.created_at_s > found[pod.index].created_at_s:
+                found[pod.index] = pod
+        return tuple(found[index] for index in sorted(found))
+
+    async def _delete(self, facts: JobFacts, run: str) -> Loss:
+        """Delete a block's Job; its pods are collected with it."""
+        loss = lost(run, facts, await self._pods(facts), _devices(facts), self._clock())
+        gone = await self._client.delete(Kind.JOB, self._namespace, facts.name, facts.uid)
+        if isinstance(gone, Refused) and not gone.is_outdated:
+            raise ApiUnavailable(f"cannot delete Job {facts.name}: {gone.status} {gone.message}", gone)
+        return loss
+
+
+def read_visits(experiment: Object) -> tuple[Visit, ...]:
+    """Where the finished blocks of an Experiment ran, oldest first."""
+    visits = []
+    for entry in (experiment.get("status") or {}).get("blocks") or ():
+        block = read_run(f"{experiment['metadata']['name']}-{entry.get('name', '')}")
+        if block is not None:
+            nodes = tuple(node for node in (entry.get("node") or "").split(",") if node)
+            visits.append(Visit(stage=block.stage, check=block.check, nodes=nodes))
+    return tuple(visits)
+
+
+def _is_controlled_by(raw: Object, uid: str) -> bool:
+    references = raw["metadata"].get("ownerReferences") or ()
+    return any(reference.get("uid") == uid for reference in references)
+
+
+def _devices(facts: JobFacts) -> int:
+    """Devices that each pod of a block holds, as its Job says."""
+    text = facts.annotations.get(DEVICES_ANNOTATION, "")
+    return int(text) if text.isdecimal() else 1
+
+
+def _word(refusal: Refused) -> Trouble:
+    return Trouble.SQUATTED if refusal.reason == "Squatted" else Trouble.REJECTED

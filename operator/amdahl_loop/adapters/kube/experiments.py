@@ -1,0 +1,96 @@
+"""How is an Experiment object made, changed and closed, and how are all of them found at the start?"""
+
+import logging
+from collections.abc import Iterable
+
+from amdahl_loop.adapters.kube.client import KubeClient, Refused
+from amdahl_loop.adapters.kube.index import ExperimentIndex, Key, key_of
+from amdahl_loop.adapters.kube.kinds import Kind, Object
+from amdahl_loop.domain.api.conditions import ConditionStatus, ExperimentCondition, ExperimentConditionType, report
+from amdahl_loop.domain.api.experiment import ExperimentStatus
+from amdahl_loop.domain.api.plans import write_plan
+from amdahl_loop.domain.api.wire import to_wire
+from amdahl_loop.domain.children import CLOSED_LABEL, FAMILY_LABEL, FINGERPRINT_LABEL, JOB_UID_LABEL
+from amdahl_loop.domain.experiments import Plan
+
+PAGE = 50
+"""Experiments a page of a list: at most 6 MiB."""
+
+_log = logging.getLogger(__name__)
+
+
+def render(plan: Plan, namespace: str) -> Object:
+    """The object that records a plan. No owner: the ledger outlives the jobs."""
+    body = write_plan(plan)
+    body["metadata"] |= {
+        "namespace": namespace,
+        "labels": {
+            JOB_UID_LABEL: plan.job_uid,
+            FINGERPRINT_LABEL: plan.fingerprint,
+            FAMILY_LABEL: plan.family,
+            CLOSED_LABEL: "false",
+        },
+    }
+    return body
+
+
+def diff(document: Object, before: ExperimentStatus, after: ExperimentStatus) -> Object:
+    """The merge patch that leads from one status to the next, bound to the version that was read.
+
+    Finished blocks are sent back letter for letter as they were read, since the server lets none of them change.
+    """
+    present, old, new = document.get("status") or {}, to_wire(before), to_wire(after)
+    patch = {name: new.get(name) for name in {**old, **new} if old.get(name) != new.get(name)}
+    for name in {"blocks", "holdouts"}.intersection(patch):
+        patch[name] = [*(present.get(name) or ()), *new[name][len(old[name]) :]]
+    return {"metadata": {"resourceVersion": document["metadata"]["resourceVersion"]}, "status": patch}
+
+
+def say_closed(status: ExperimentStatus) -> ExperimentStatus:
+    """A status with its verdict, told as condition and message too; nothing is set aside any more."""
+    assert status.verdict is not None
+    assert status.closed_at is not None
+    complete = ExperimentCondition(
+        type=ExperimentConditionType.COMPLETE,
+        status=ConditionStatus.TRUE,
+        reason=status.verdict.word.value,
+        message=status.verdict.sentence,
+        last_transition_time=status.closed_at,
+        observed_generation=1,
+    )
+    return status.model_copy(
+        update={
+            "conditions": report(status.conditions, complete),
+            "message": complete.message,
+            "reserved": None,
+        }
+    )
+
+
+async def label_closed(client: KubeClient, key: Key) -> None:
+    """Mark an Experiment as closed for those who select by label. Where it is gone, there is nothing to mark."""
+    body: Object = {"metadata": {"labels": {CLOSED_LABEL: "true"}}}
+    answer = await client.patch(Kind.EXPERIMENT, *key, body)
+    if isinstance(answer, Refused) and not answer.is_gone:
+        _log.warning("Experiment %s/%s could not be labelled closed: %s", *key, answer.message)
+
+
+async def load_index(client: KubeClient, namespaces: Iterable[str | None]) -> ExperimentIndex:
+    """Every Experiment of these namespaces (None: of all), by one list each; labels that a crash left are mended.
+
+    An object that nobody could have written is passed over, with a warning: it must not stop the others.
+    """
+    index, unlabelled = ExperimentIndex(), []
+    for namespace in namespaces:
+        async for document in client.list(Kind.EXPERIMENT, namespace, limit=PAGE):
+            try:
+                index.learn(document)
+            except (KeyError, TypeError, ValueError, AttributeError) as error:
+                _log.warning("Experiment %s/%s is passed over: %r", *key_of(document), error)
+                continue
+            is_closed = "verdict" in (document.get("status") or {})
+            if is_closed and (document["metadata"].get("labels") or {}).get(CLOSED_LABEL) != "true":
+                unlabelled.append(key_of(document))
+    for key in unlabelled:
+        await label_closed(client, key)
+    return index

@@ -1,0 +1,120 @@
+"""What does a TrainingJob say at this moment?
+
+One live read, parsed once: what is declared or why it cannot be used, what was reported last, who owns which field.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import ValidationError
+
+from amdahl_loop.adapters.kube.client import KubeClient
+from amdahl_loop.adapters.kube.kinds import Kind, Object
+from amdahl_loop.domain.api.training_job import TrainingJobStatus, read_training_job
+from amdahl_loop.domain.api.wire import from_wire
+from amdahl_loop.domain.applying import DeclaredSpec
+from amdahl_loop.domain.knob_values import KnobName
+from amdahl_loop.domain.parsing import ManifestError
+from amdahl_loop.domain.resources import TrainingJob
+from amdahl_loop.domain.status import read_seen
+from amdahl_loop.domain.stewards import Claim, read_marks
+
+_KNOBS = {f"f:{knob}": knob for knob in KnobName}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SeenJob:
+    """A TrainingJob as it was read. `job` is None where the spec cannot be used; `faults` then says why."""
+
+    document: Object = field(repr=False)
+    job: TrainingJob | None
+    faults: str = ""
+    status: TrainingJobStatus
+
+    @property
+    def namespace(self) -> str:
+        """Namespace of the job."""
+        return str(self.document["metadata"]["namespace"])
+
+    @property
+    def name(self) -> str:
+        """Name of the job."""
+        return str(self.document["metadata"]["name"])
+
+    @property
+    def uid(self) -> str:
+        """UID: another job of the same name is another job."""
+        return str(self.document["metadata"]["uid"])
+
+    @property
+    def resource_version(self) -> str:
+        """Version that was read: a write that carries it fails where somebody wrote in between."""
+        return str(self.document["metadata"]["resourceVersion"])
+
+    @property
+    def generation(self) -> int:
+        """Number of the spec that was read."""
+        return int(self.document["metadata"].get("generation") or 0)
+
+    @property
+    def is_deleting(self) -> bool:
+        """Whether the job is on its way out."""
+        return "deletionTimestamp" in self.document["metadata"]
+
+    @property
+    def declared(self) -> DeclaredSpec:
+        """What the spec says of the knobs, and who keeps it so; the job must be usable."""
+        assert self.job is not None, "an unusable spec declares nothing"
+        metadata = self.document["metadata"]
+        marks = {**(metadata.get("labels") or {}), **(metadata.get("annotations") or {})}
+        return DeclaredSpec(
+            name=self.name,
+            namespace=self.namespace,
+            knobs=self.job.spec.knobs,
+            claims=read_claims(metadata.get("managedFields") or ()),
+            tracked_by=read_marks(marks),
+            seen=read_seen(self.status),
+        )
+
+
+async def look_up(client: KubeClient, namespace: str, name: str) -> SeenJob | None:
+    """The TrainingJob of that name, read live; None where there is none."""
+    document = await client.get(Kind.TRAINING_JOB, namespace, name)
+    return None if document is None else see(document)
+
+
+def see(document: Object) -> SeenJob:
+    """A TrainingJob object, parsed."""
+    try:
+        stored = read_training_job(document)
+    except ManifestError as error:
+        return SeenJob(document=document, job=None, faults=str(error), status=_read_status(document))
+    return SeenJob(document=document, job=stored.job, status=stored.status)
+
+
+def _read_status(document: Mapping[str, Any]) -> TrainingJobStatus:
+    """The status beside a spec that cannot be used; what cannot be read counts as none."""
+    try:
+        return from_wire(TrainingJobStatus, document.get("status") or {})
+    except ValidationError:
+        return TrainingJobStatus()
+
+
+def read_claims(managed_fields: Iterable[Mapping[str, Any]]) -> tuple[Claim, ...]:
+    """Who owns which knob's field, from `metadata.managedFields`; managers of the status own none."""
+    return tuple(
+        Claim(manager=str(entry.get("manager", "")), knob=knob)
+        for entry in managed_fields
+        if not entry.get("subresource")
+        for knob in _owned_knobs(entry.get("fieldsV1") or {})
+    )
+
+
+def _owned_knobs(fields: Mapping[str, Any]) -> tuple[KnobName, ...]:
+    """Knobs below `spec.knobs`; all of them where `spec` or `spec.knobs` is owned as one."""
+    spec = fields.get("f:spec")
+    knobs = spec.get("f:knobs") if spec else spec
+    if knobs is None:
+        return ()
+    return tuple(KnobName) if not knobs else tuple(_KNOBS[key] for key in knobs if key in _KNOBS)

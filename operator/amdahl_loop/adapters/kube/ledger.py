@@ -1,0 +1,270 @@
+"""How are the loop's facts kept in a cluster, each exactly once?
+
+The `LedgerStore` port on Experiment objects and one field of the TrainingJob's status. Everything is created by its
+name, or appended with the version that was read. Where an answer is lost or somebody was faster, the object is read
+again: what is there already with the same content is no error, other content is refused, nothing is ever overwritten.
+"""
+
+from collections.abc import Callable
+
+from amdahl_loop.adapters.kube.client import ApiUnavailable, KubeClient, Refused
+from amdahl_loop.adapters.kube.experiments import PAGE, diff, label_closed, render, say_closed
+from amdahl_loop.adapters.kube.index import ExperimentIndex, Key
+from amdahl_loop.adapters.kube.jobs import SeenJob, see
+from amdahl_loop.adapters.kube.kinds import Kind, Object
+from amdahl_loop.domain.api import records
+from amdahl_loop.domain.api.experiment import ExperimentStatus, Reservation
+from amdahl_loop.domain.api.records import StoredExperiment, Unreadable, read_experiment
+from amdahl_loop.domain.api.training_job import read_observation, report_observation
+from amdahl_loop.domain.api.wire import to_wire
+from amdahl_loop.domain.experiments import BlockRecord, Experiment, Loss, Plan, Stage, Verdict
+from amdahl_loop.domain.ledger import Application, JobMemory, Observation
+from amdahl_loop.domain.telemetry import BlockReport, Malformed
+from amdahl_loop.ports import Clock
+
+TRIES = 5
+"""Reads and writes of one change while others keep being faster; then the queue comes back later."""
+STALE_S = 60.0
+"""So long an Experiment is not believed that is shown as it was before; then the server's store was put back."""
+STEP_S = 0.001
+"""A later application never bears an earlier moment than the one before it, whatever the clock does."""
+
+Change = Callable[[StoredExperiment], ExperimentStatus]
+
+
+class LedgerConflictError(ValueError):
+    """What was to be recorded contradicts what is recorded already; nothing was changed."""
+
+
+class LedgerRefusedError(Exception):
+    """The API server does not let the operator record this; the message is the server's."""
+
+
+class LedgerUnreadableError(Exception):
+    """An Experiment of the job's cannot be read by this version; the message names it, and the fix."""
+
+
+class KubeLedger:
+    """The `LedgerStore` port for one pass over one job. The index is shared by all jobs, `seen` is this job's."""
+
+    def __init__(self, client: KubeClient, index: ExperimentIndex, seen: SeenJob, clock: Clock) -> None:
+        self._client = client
+        self._index = index
+        self._clock = clock
+        self._recalled: dict[str, StoredExperiment] = {}
+        self.seen = seen
+        """The job as it stands after this pass's own writes."""
+
+    # --- reading ------------------------------------------------------------------------------------------------------
+
+    async def recall(self, job_uid: str, fingerprint: str, family: str) -> JobMemory:
+        """All that is known of a job, of its fingerprint and of its family, in the job's namespace.
+
+        What is open or in force is read live, the rest comes from the index. Closed experiments are compact: without
+        blocks and votes. Of other jobs' experiments the newest answer to each question and the latest few are recalled.
+        """
+        index, namespace = self._index, self.seen.namespace
+        own = [found for key in index.of_job(namespace, job_uid) if (found := await self._read(key)) is not None]
+        self._recalled = {stored.experiment.name: stored for stored in own}
+        kin = [index.recall(key) for key in index.of_kin(namespace, job_uid, fingerprint, family)]
+        known = [*own, *(stored for stored in kin if isinstance(stored, StoredExperiment))]
+        known.sort(key=lambda stored: stored.closed_at_s or float("inf"))
+        applications = [application for stored in own for application in stored.applications]
+        return JobMemory(
+            observations=self._observations(job_uid),
+            experiments=tuple(
+                stored.experiment
+                for stored in known
+                if stored.experiment.plan.job_uid == job_uid or stored.experiment.plan.fingerprint == fingerprint
+            ),
+            closed_at_s={s.experiment.name: s.closed_at_s for s in known if s.closed_at_s is not None},
+            applications=tuple(sorted(applications, key=lambda application: application.at_s)),
+            family=tuple(
+                stored.experiment
+                for stored in known
+                if stored.experiment.verdict is not None
+                and stored.experiment.plan.family == family
+                and stored.experiment.plan.fingerprint != fingerprint
+            ),
+        )
+
+    async def experiments(self) -> tuple[Experiment, ...]:
+        """Every experiment of the job's namespace with all its evidence, oldest first; read live."""
+        found: list[tuple[float, Experiment]] = []
+        async for document in self._client.list(Kind.EXPERIMENT, self.seen.namespace, limit=PAGE):
+            stored = _believe(read_experiment(document))
+            found.append((stored.closed_at_s or float("inf"), stored.experiment))
+        return tuple(experiment for _, experiment in sorted(found, key=lambda pair: pair[0]))
+
+    def _observations(self, job_uid: str) -> tuple[Observation, ...]:
+        """The newest observation, which the job's status keeps."""
+        reported = self.seen.status.observation
+        if reported is None or self.seen.job is None or job_uid != self.seen.uid:
+            return ()
+        observation = read_observation(reported, self.seen.job)
+        return () if isinstance(observation, Malformed) else (observation,)
+
+    async def _read(self, key: Key) -> StoredExperiment | None:
+        """An own experiment: live where that may matter, else compact; None where it is gone."""
+        if not self._index.is_unsettled(key):
+            compact = self._index.recall(key)
+            return None if compact is None else _believe(compact)
+        document = await self._get(key)
+        return None if document is None else _believe(self._index.parse(document))
+
+    async def _get(self, key: Key) -> Object | None:
+        """An Experiment as the server shows it now; ApiUnavailable where that is older than what it has shown."""
+        document = await self._client.get(Kind.EXPERIMENT, *key)
+        if document is None:
+            self._index.forget(key)
+        elif self._index.is_older(document, self._clock(), STALE_S):
+            raise ApiUnavailable(f"Experiment {key.namespace}/{key.name} is shown as it was before")
+        else:
+            self._index.learn(document)
+        return document
+
+    # --- writing ------------------------------------------------------------------------------------------------------
+
+    async def add_plan(self, plan: Plan) -> None:
+        """Create the plan's Experiment; the same plan twice is no error, another one under its name is."""
+        key = Key(self.seen.namespace, plan.name)
+        body = render(plan, key.namespace)
+        self._index.expect(key, plan.job_uid)
+        answer = await self._client.create(Kind.EXPERIMENT, key.namespace, body)
+        if not isinstance(answer, Refused):
+            self._index.learn(answer)
+            return
+        if not answer.is_taken:
+            self._index.forget(key)
+            raise LedgerRefusedError(f"Experiment {plan.name}: {answer.message}")
+        document = await self._get(key)
+        if document is None:
+            raise ApiUnavailable(f"Experiment {key.namespace}/{key.name} was taken, and is gone")
+        stored = self._index.parse(document)
+        if isinstance(stored, Unreadable) or stored.experiment.plan != plan:
+            raise LedgerConflictError(f"plan {plan.name} is recorded with other content; delete Experiment {plan.name}")
+
+    async def add_block(self, experiment: str, record: BlockRecord) -> None:
+        """Append a finished block once, to an open experiment; a holdout block to a closed one."""
+
+        def append(stored: StoredExperiment) -> ExperimentStatus:
+            finished = {block.name: block for block in (*stored.status.blocks, *stored.status.holdouts)}
+            known, written = finished.get(record.spec.name), records.write_block(record)
+            if known is not None:
+                if known.summary is None:  # it had no room
+                    written = written.model_copy(update={"summary": None, "failure": known.failure})
+                return _settle(stored, known == written, f"block {record.spec.name} of {experiment}")
+            is_closed, is_holdout = stored.status.verdict is not None, record.spec.stage is Stage.HOLDOUT
+            if is_closed is not is_holdout:
+                state = "closed" if is_closed else "still open"
+                raise LedgerConflictError(f"experiment {experiment} is {state}; it takes no block {record.spec.name}")
+            return records.add_block(stored.status, record).model_copy(update={"reserved": None})
+
+        await self._change(experiment, append)
+
+    async def add_loss(self, experiment: str, loss: Loss) -> None:
+        """Charge a run that was stopped; the same one twice is no error."""
+
+        def charge(stored: StoredExperiment) -> ExperimentStatus:
+            reserved = stored.status.reserved
+            if reserved is not None and reserved.run == loss.run:
+                reserved = None
+            return records.add_loss(stored.status, loss).model_copy(update={"reserved": reserved})
+
+        await self._change(experiment, charge)
+
+    async def add_verdict(self, experiment: str, verdict: Verdict, now_s: float) -> None:
+        """Close an experiment once; the same verdict twice is no error, whenever it came."""
+
+        def close(stored: StoredExperiment) -> ExperimentStatus:
+            if stored.status.verdict is not None:
+                return _settle(stored, stored.status.verdict == verdict, f"the verdict of {experiment}")
+            return say_closed(records.close(stored.status, verdict, now_s))
+
+        await self._change(experiment, close)
+        await label_closed(self._client, Key(self.seen.namespace, experiment))
+
+    async def add_application(self, application: Application) -> None:
+        """Record that values were applied, rolled back or put back. ApiUnavailable where others did so meanwhile."""
+        others = [a for stored in self._recalled.values() for a in stored.applications if a != application]
+        least_s = max((other.at_s + STEP_S for other in others), default=0.0)
+        written = application.model_copy(update={"at_s": max(application.at_s, least_s)})
+        recalled = self._recalled.get(application.experiment)
+
+        def append(stored: StoredExperiment) -> ExperimentStatus:
+            if {application, written}.intersection(stored.applications):
+                return stored.status
+            if recalled is not None and recalled.applications != stored.applications:
+                raise ApiUnavailable(f"applications of {application.experiment} have changed since they were recalled")
+            return records.add_application(stored.status, written)
+
+        await self._change(application.experiment, append)
+
+    async def reserve(self, experiment: str, run: str, device_s: float) -> None:
+        """Set device-time aside before a run is created; its block or its loss clears it."""
+        reserved = Reservation(run=run, device_s=device_s)
+
+        def put_aside(stored: StoredExperiment) -> ExperimentStatus:
+            return stored.status.model_copy(update={"reserved": reserved})
+
+        await self._change(experiment, put_aside)
+
+    async def add_observation(self, job_uid: str, observation: Observation) -> None:
+        """Keep an observation of the job; the one before it is replaced. A job that is gone keeps nothing."""
+        reported = report_observation(observation)
+        if reported is None:
+            failed = BlockReport(run=observation.run, state="error", why="the summary is too long to be kept")
+            reported = report_observation(observation.model_copy(update={"report": failed}))
+        assert reported is not None, "a report without windows is short"
+        wanted = to_wire(reported)
+        for _ in range(TRIES):
+            if self.seen.uid != job_uid:
+                return
+            metadata = {"resourceVersion": self.seen.resource_version}
+            body: Object = {"metadata": metadata, "status": {"observation": wanted}}
+            answer = await self._client.patch_status(Kind.TRAINING_JOB, self.seen.namespace, self.seen.name, body)
+            if not isinstance(answer, Refused):
+                self.seen = see(answer)
+                return
+            if not (answer.is_outdated or answer.is_gone):
+                raise LedgerRefusedError(f"status of {self.seen.name}: {answer.message}")
+            document = await self._client.get(Kind.TRAINING_JOB, self.seen.namespace, self.seen.name)
+            if document is None:
+                return
+            self.seen = see(document)
+        raise ApiUnavailable(f"others keep writing TrainingJob {self.seen.namespace}/{self.seen.name}")
+
+    async def _change(self, experiment: str, change: Change) -> None:
+        """Read, change, write with the version that was read; again where somebody was faster or an answer was lost."""
+        key = Key(self.seen.namespace, experiment)
+        for _ in range(TRIES):
+            document = await self._get(key)
+            if document is None:
+                raise LedgerConflictError(f"experiment {experiment} has no plan; record the plan first")
+            stored = _believe(self._index.parse(document))
+            status = change(stored)
+            if status == stored.status:
+                return
+            self._index.doubt(key)
+            answer = await self._client.patch_status(Kind.EXPERIMENT, *key, diff(document, stored.status, status))
+            if not isinstance(answer, Refused):
+                self._index.learn(answer)
+                return
+            if not (answer.is_outdated or answer.is_gone):
+                raise LedgerRefusedError(f"Experiment {experiment}: {answer.message}")
+        raise ApiUnavailable(f"others keep writing Experiment {key.namespace}/{key.name}")
+
+
+def _believe(stored: StoredExperiment | Unreadable) -> StoredExperiment:
+    if isinstance(stored, Unreadable):
+        raise LedgerUnreadableError(
+            f"Experiment {stored.name} cannot be read: {stored.reason}; use the version that wrote it, or delete it"
+        )
+    return stored
+
+
+def _settle(stored: StoredExperiment, is_same: bool, what: str) -> ExperimentStatus:
+    """What is recorded already stays; it is a contradiction unless it is the same."""
+    if not is_same:
+        raise LedgerConflictError(f"{what} is recorded with other content; nothing was changed")
+    return stored.status

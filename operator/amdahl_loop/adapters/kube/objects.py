@@ -90,6 +90,7 @@ class JobFacts:
     is_complete: bool = False
     failure_reason: str = ""
     failure_message: str = ""
+    failed_at_s: float | None = None
 
     @property
     def is_over(self) -> bool:
@@ -125,6 +126,7 @@ def read_job(raw: Object) -> JobFacts:
         is_complete="Complete" in conditions or "SuccessCriteriaMet" in conditions,
         failure_reason=(failed.get("reason") or "Failed") if failed else "",
         failure_message=failed.get("message") or "",
+        failed_at_s=_time_s(failed.get("lastTransitionTime")),
     )
 
 

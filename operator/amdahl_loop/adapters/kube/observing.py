@@ -13,8 +13,8 @@ from amdahl_loop.adapters.kube.objects import PodFacts, read_pod
 from amdahl_loop.adapters.kube.render import KNOBS_KEY
 from amdahl_loop.adapters.kube.render_running import (
     CHANGED_ANNOTATION,
-    DEVICES_ANNOTATION,
     METRICS_PORT,
+    REPLICA_ANNOTATION,
     devices_text,
     digest_declared,
     knob_data,
@@ -132,7 +132,7 @@ class Observer:
             if pod.index or not pod.ip or pod.is_over or pod.is_deleting or pod.trainer.running_since_s is None:
                 continue
             is_present = annotations.get(DECLARED_ANNOTATION) == digest_declared(job)
-            has_devices = annotations.get(DEVICES_ANNOTATION) == devices_text(job)
+            has_devices = annotations.get(REPLICA_ANNOTATION) == devices_text(job)
             if is_present and has_devices and self._is_current(pod, values):
                 return pod
         return None

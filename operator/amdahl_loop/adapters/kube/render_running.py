@@ -51,7 +51,7 @@ CHANGED_ANNOTATION = f"{PREFIX}changed-at"
 """When a value in the knobs' ConfigMap last changed, in seconds since the epoch: older pods have others."""
 REVISION_ANNOTATION = f"{PREFIX}next-revision"
 """The revision that is to run, written down on the knobs' ConfigMap before the one before it is taken away."""
-DEVICES_ANNOTATION = f"{PREFIX}gpus-per-replica"
+REPLICA_ANNOTATION = f"{PREFIX}gpus-per-replica"
 """Value of that knob in a revision; empty where it is none."""
 
 
@@ -62,7 +62,7 @@ def render_job(job: TrainingJob, revision: int, probe: str | None, suspended: bo
     template = dump_template(job)
     metadata = template.setdefault("metadata", {})
     metadata["labels"] = (metadata.get("labels") or {}) | {JOB_LABEL: job.metadata.name} | labels
-    declared = {DECLARED_ANNOTATION: digest_declared(job), DEVICES_ANNOTATION: devices_text(job)}
+    declared = {DECLARED_ANNOTATION: digest_declared(job), REPLICA_ANNOTATION: devices_text(job)}
     metadata["annotations"] = (metadata.get("annotations") or {}) | declared
     pod = template["spec"]
     if pod.get("restartPolicy", "Always") == "Always":

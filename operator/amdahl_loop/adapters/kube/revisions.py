@@ -1,0 +1,181 @@
+"""Does the running job have to be restarted for what is wanted now, and may it be?
+
+A running Job is never edited but for `suspend`; what cannot be switched in place makes a new revision. What its owner
+changed takes effect at once. A value that the loop put in force waits for the next durable checkpoint, so that no work
+is lost; the old Job's pods are gone before the new Job is made.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from amdahl_loop.adapters.kube.objects import JobFacts
+from amdahl_loop.domain.conditions import Note
+from amdahl_loop.domain.reasons import Reason
+from amdahl_loop.domain.tuning import ApplyWhen
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """What a revision should be: digest of its owner's part, the knob in the pod itself; and how to get there."""
+
+    declared: str
+    devices: str
+    is_suspended: bool = False
+    is_queued: bool = False
+    when: ApplyWhen = ApplyWhen.LIVE
+    is_live: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Revision:
+    """One running Job that is there, and what it was made from."""
+
+    number: int
+    declared: str
+    devices: str
+    facts: JobFacts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Present:
+    """What there is: the revision that is to run, every Job, and what is known of their pods.
+
+    `pods_left`: pods of other revisions that have not ended. `is_outdated`: a pod started before the values in force
+    were set. `has_saved`: a checkpoint was written since a restart became necessary.
+    """
+
+    target: int
+    revisions: Sequence[Revision] = ()
+    pods_left: int = 0
+    is_outdated: bool = False
+    has_saved: bool = False
+    changed_s: float = 0.0
+
+    @property
+    def newest(self) -> Revision | None:
+        """The Job of the revision that is to run."""
+        return next((revision for revision in self.revisions if revision.number == self.target), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Create:
+    """Make the Job of a revision."""
+
+    revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class Advance:
+    """Write down that another revision is to run."""
+
+    revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class Remove:
+    """Delete a Job, pods included."""
+
+    job: JobFacts
+
+
+@dataclass(frozen=True, slots=True)
+class SetSuspend:
+    """Let a Job's pods go, or come back."""
+
+    job: JobFacts
+    suspend: bool
+
+
+Step = Create | Advance | Remove | SetSuspend
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """The next step, if any, and how the job stands until then."""
+
+    step: Step | None
+    note: Note
+
+
+def decide(wanted: Wanted, present: Present) -> Decision:
+    """The next step towards one running Job of the wanted kind."""
+    newest = present.newest
+    stale = [revision for revision in present.revisions if revision is not newest]
+    if stale:
+        return _clear_away(stale[0].facts)
+    if newest is None:
+        return _make(wanted, present)
+    if newest.facts.is_deleting:
+        return Decision(None, _note(Reason.REPLACING, f"Job {newest.facts.name} is being deleted."))
+    if newest.facts.is_complete:
+        return Decision(None, _note(Reason.FINISHED, "The job has run to its end."))
+    if wanted.is_suspended:
+        return _suspend(wanted, newest)
+    if _must_restart(wanted, newest, present):
+        return _restart(wanted, newest, present)
+    if newest.facts.failure_reason:
+        facts = newest.facts
+        said = f"Job {facts.name} failed: {facts.failure_message or facts.failure_reason}"
+        return Decision(None, _note(Reason.JOB_FAILED, said))
+    return _run_on(wanted, newest)
+
+
+def _note(reason: Reason, sentence: str) -> Note:
+    return Note(reason=reason, sentence=sentence)
+
+
+def _clear_away(facts: JobFacts) -> Decision:
+    note = _note(Reason.REPLACING, f"Job {facts.name} of an earlier revision is taken away.")
+    return Decision(None if facts.is_deleting else Remove(facts), note)
+
+
+def _make(wanted: Wanted, present: Present) -> Decision:
+    if wanted.is_suspended:
+        return Decision(None, _note(Reason.SUSPENDED, "spec.suspend is true; the job has no pods."))
+    if present.pods_left:
+        said = f"Waiting for {present.pods_left} pods of the revision before to end."
+        return Decision(None, _note(Reason.REPLACING, said))
+    return Decision(Create(present.target), _note(Reason.STARTING, f"Starting revision {present.target}."))
+
+
+def _suspend(wanted: Wanted, newest: Revision) -> Decision:
+    """A Job that a queue manages is deleted: its `suspend` is the queue's own word."""
+    note = _note(Reason.SUSPENDED, "spec.suspend is true; the job has no pods.")
+    if wanted.is_queued:
+        return Decision(Remove(newest.facts), note)
+    return Decision(None if newest.facts.is_suspended else SetSuspend(newest.facts, True), note)
+
+
+def _must_restart(wanted: Wanted, newest: Revision, present: Present) -> bool:
+    """Whether the Job, as it runs, is not what is wanted, and no switch in place makes it so."""
+    facts = newest.facts
+    if newest.declared != wanted.declared or newest.devices != wanted.devices:
+        return True
+    if facts.failure_reason:  # failed with values that were changed since: the new ones deserve a start
+        return facts.failed_at_s is not None and present.changed_s > facts.failed_at_s
+    return present.is_outdated and not wanted.is_live and wanted.when is not ApplyWhen.NEXT_RESTART
+
+
+def _restart(wanted: Wanted, newest: Revision, present: Present) -> Decision:
+    """Move on to the next revision as soon as nothing is lost by it."""
+    advance = Advance(present.target + 1)
+    if newest.declared != wanted.declared:
+        return Decision(advance, _note(Reason.REPLACING, "The job's template was changed; it is started anew."))
+    if newest.facts.failure_reason or not newest.facts.active:
+        return Decision(advance, _note(Reason.REPLACING, "Nothing of the job runs; it is started with the new values."))
+    if wanted.when is ApplyWhen.NEXT_RESTART:
+        return Decision(None, _note(Reason.AS_DECLARED, "The new values take effect at the next restart."))
+    if present.has_saved:
+        return Decision(advance, _note(Reason.REPLACING, "A checkpoint is written; the job is started anew from it."))
+    return Decision(None, _note(Reason.REPLACING, "The new values take effect after the next checkpoint."))
+
+
+def _run_on(wanted: Wanted, newest: Revision) -> Decision:
+    facts = newest.facts
+    if facts.is_suspended and wanted.is_queued:
+        return Decision(None, _note(Reason.QUEUED, f"The queue has not admitted Job {facts.name}."))
+    if facts.is_suspended:
+        return Decision(SetSuspend(facts, False), _note(Reason.STARTING, "The job resumes."))
+    if facts.ready < facts.replicas:
+        return Decision(None, _note(Reason.STARTING, f"{facts.ready} of {facts.replicas} pods are ready."))
+    return Decision(None, _note(Reason.AS_DECLARED, f"{facts.ready} of {facts.replicas} pods are ready."))

@@ -1,0 +1,308 @@
+"""How does the running job come to be as its spec and the values in force ask? One effect a pass.
+
+Names are derived and every effect is preceded by a read, so that a pass that was cut anywhere is simply repeated. Only
+what is the job's own is touched: an object of the right name that somebody else owns is named, never changed.
+"""
+
+from dataclasses import dataclass, field
+
+from amdahl_loop.adapters.kube.client import KubeClient, Refused
+from amdahl_loop.adapters.kube.kinds import Kind, Object
+from amdahl_loop.adapters.kube.objects import JobFacts, PodFacts, controller_uid, read_job, read_pod
+from amdahl_loop.adapters.kube.probe import Probe, place_probe
+from amdahl_loop.adapters.kube.render import KNOBS_KEY, find_clashes
+from amdahl_loop.adapters.kube.render_running import (
+    CHANGED_ANNOTATION,
+    METRICS_PORT,
+    REPLICA_ANNOTATION,
+    REVISION_ANNOTATION,
+    devices_text,
+    digest_declared,
+    knob_data,
+    live_file,
+    read_sequence,
+    render_job,
+    render_knobs,
+    render_service,
+)
+from amdahl_loop.adapters.kube.revisions import (
+    Advance,
+    Create,
+    Decision,
+    Present,
+    Remove,
+    Revision,
+    SetSuspend,
+    Wanted,
+    decide,
+)
+from amdahl_loop.adapters.kube.scrape import Fetch, fetch_metrics, parse_metrics
+from amdahl_loop.domain.children import (
+    DECLARED_ANNOTATION,
+    JOB_LABEL,
+    REVISION_LABEL,
+    knobs_name,
+    revision_name,
+    service_name,
+)
+from amdahl_loop.domain.conditions import Note
+from amdahl_loop.domain.reasons import Reason
+from amdahl_loop.domain.resources import TrainingJob
+from amdahl_loop.domain.telemetry import Malformed
+from amdahl_loop.domain.tuning import ApplyWhen
+from amdahl_loop.ports import Clock
+
+CRASHES = 3
+"""So many ends of the same program, with none of it running: it cannot run with the values in force."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunningState:
+    """How the running job stands after a pass. `acted`: something was written, so the next pass follows at once.
+
+    `failing` says why the job cannot run with the values in force; empty where it can.
+    """
+
+    note: Note
+    acted: bool = False
+    failing: str = ""
+    revision: int | None = None
+
+
+@dataclass
+class SaveCounts:
+    """How many checkpoints a job had written when a restart became necessary, by its UID; begun anew by a restart."""
+
+    seen: dict[str, tuple[str, int]] = field(default_factory=dict)
+
+
+class RunningJob:
+    """The running job of one TrainingJob; `job` has the values in force, and its namespace and UID."""
+
+    def __init__(
+        self,
+        client: KubeClient,
+        job: TrainingJob,
+        probe: Probe,
+        saves: SaveCounts,
+        *,
+        clock: Clock,
+        live: bool = False,
+        fetch: Fetch = fetch_metrics,
+    ) -> None:
+        """`live`: the program is known to switch values while it runs."""
+        self._client = client
+        self._job = job
+        self._name, self._namespace, self._uid = job.metadata.name, job.metadata.namespace, job.metadata.uid
+        self._probe = probe
+        self._saves = saves
+        self._clock = clock
+        self._is_live = live and job.spec.tuning.apply.when is ApplyWhen.LIVE
+        self._fetch = fetch
+
+    async def ensure(self) -> RunningState:
+        """One step towards what is wanted."""
+        clashes = find_clashes(self._job)
+        if clashes:
+            return RunningState(note=Note(reason=Reason.INVALID_SPEC, sentence="\n".join(clashes)))
+        revisions = await self._revisions()
+        values = await self._client.get(Kind.CONFIG_MAP, self._namespace, knobs_name(self._name))
+        if values is None or not self._owns(values):
+            return await self._place_values(values, max((r.number for r in revisions), default=0))
+        if not self._holds(values):
+            return await self._update_values(values)
+        present = await self._look(values, revisions)
+        decision = decide(self._wanted(), present)
+        failing = await self._find_failing(present.newest)
+        state = await self._perform(decision, values)
+        return RunningState(note=state.note, acted=state.acted, failing=failing, revision=present.target)
+
+    # --- what there is ------------------------------------------------------------------------------------------------
+
+    async def _revisions(self) -> tuple[Revision, ...]:
+        """The running Jobs of this very TrainingJob, oldest first."""
+        labels = f"{JOB_LABEL}={self._name},{REVISION_LABEL}"
+        found = [raw async for raw in self._client.list(Kind.JOB, self._namespace, labels) if self._owns(raw)]
+        return tuple(sorted((_read_revision(raw) for raw in found), key=lambda revision: revision.number))
+
+    def _owns(self, raw: Object) -> bool:
+        return controller_uid(raw) == self._uid
+
+    def _wanted(self) -> Wanted:
+        spec = self._job.spec
+        return Wanted(
+            declared=digest_declared(self._job),
+            devices=devices_text(self._job),
+            is_suspended=spec.suspend,
+            is_queued=bool(self._job.queue_labels),
+            when=spec.tuning.apply.when,
+            is_live=self._is_live,
+        )
+
+    async def _look(self, values: Object, revisions: tuple[Revision, ...]) -> Present:
+        """Jobs, and pods only where they matter: while revisions change, or after values did."""
+        annotations = values["metadata"].get("annotations") or {}
+        target = _whole(annotations.get(REVISION_ANNOTATION), max((r.number for r in revisions), default=0))
+        changed_s = float(_whole(annotations.get(CHANGED_ANNOTATION), 0))
+        newest = next((revision for revision in revisions if revision.number == target), None)
+        is_settled = newest is not None and len(revisions) == 1 and changed_s <= newest.facts.created_at_s
+        wanted = self._wanted()
+        if newest is not None and is_settled and newest.devices == wanted.devices:
+            return Present(target=target, revisions=revisions, changed_s=changed_s)
+        pods = await self._pods()
+        own = [pod for number, pod in pods if number == target and not pod.is_over]
+        is_outdated = any((pod.trainer.running_since_s or changed_s) < changed_s for pod in own)
+        must_wait = newest is not None and (is_outdated or newest.devices != wanted.devices)
+        key = f"{target}/{wanted.devices}/{changed_s}"
+        return Present(
+            target=target,
+            revisions=revisions,
+            pods_left=sum(number != target and not pod.is_over for number, pod in pods),
+            is_outdated=is_outdated,
+            has_saved=must_wait and await self._has_saved(own, key),
+            changed_s=changed_s,
+        )
+
+    async def _pods(self) -> list[tuple[int, PodFacts]]:
+        """Pods of the running job with the number of their revision."""
+        labels = f"{JOB_LABEL}={self._name},{REVISION_LABEL}"
+        found = [raw async for raw in self._client.list(Kind.POD, self._namespace, labels)]
+        return [(_whole(raw["metadata"]["labels"].get(REVISION_LABEL), 0), read_pod(raw)) for raw in found]
+
+    async def _has_saved(self, pods: list[PodFacts], key: str) -> bool:
+        """Whether the program has written a checkpoint since it was first asked under this key.
+
+        A checkpoint that is written while training goes on is safe when the next one has begun.
+        """
+        first = next((pod for pod in pods if pod.index == 0 and pod.ip), None)
+        text = await self._fetch(first.ip, METRICS_PORT) if first else Malformed(reason="no pod")
+        counters = text if isinstance(text, Malformed) else parse_metrics(text)
+        if isinstance(counters, Malformed):
+            return False
+        before = self._saves.seen.get(self._uid)
+        if before is None or before[0] != key or counters.saves < before[1]:
+            self._saves.seen[self._uid] = (key, counters.saves)
+            return False
+        needed = 2 if self._job.spec.knobs.async_checkpoint else 1
+        return counters.saves >= before[1] + needed
+
+    async def _find_failing(self, newest: Revision | None) -> str:
+        """Why the program cannot run: it has failed for good, or again and again with nothing of it left running."""
+        if newest is None or newest.facts.is_complete:
+            return ""
+        facts = newest.facts
+        if facts.failure_reason:
+            return f"Job {facts.name} failed: {facts.failure_message or facts.failure_reason}"
+        if facts.ready:
+            return ""
+        if facts.failed >= CRASHES:
+            return f"the pods of Job {facts.name} failed {facts.failed} times"
+        pods = [pod for number, pod in await self._pods() if number == newest.number] if facts.active else []
+        restarts = max((pod.trainer.restarts for pod in pods), default=0)
+        return f"the trainer of Job {facts.name} ended {restarts} times" if restarts >= CRASHES else ""
+
+    # --- the values in force ------------------------------------------------------------------------------------------
+
+    def _holds(self, values: Object) -> bool:
+        """Whether the ConfigMap holds the values in force, and the live file where there should be one."""
+        data = dict(values.get("data") or {})
+        file = data.pop(KNOBS_KEY, None)
+        if data != knob_data(self._job.spec.knobs) or (file is None) == self._is_live:
+            return False
+        return file is None or file == live_file(self._job.spec.knobs, read_sequence(file))
+
+    async def _place_values(self, present: Object | None, revision: int) -> RunningState:
+        name = knobs_name(self._name)
+        if present is not None:
+            return _squatted("ConfigMap", name)
+        body = render_knobs(self._job, self._is_live, 1, {REVISION_ANNOTATION: str(revision), CHANGED_ANNOTATION: "0"})
+        made = await self._client.create(Kind.CONFIG_MAP, self._namespace, body)
+        return _starting() if not isinstance(made, Refused) or made.is_taken else _refused(made)
+
+    async def _update_values(self, values: Object) -> RunningState:
+        """Put the values in force into the ConfigMap; older pods have others from that moment on."""
+        data, annotations = values.get("data") or {}, dict(values["metadata"].get("annotations") or {})
+        if {key: data[key] for key in data if key != KNOBS_KEY} != knob_data(self._job.spec.knobs):
+            annotations[CHANGED_ANNOTATION] = str(int(self._clock()))
+        body = render_knobs(self._job, self._is_live, read_sequence(data.get(KNOBS_KEY)) + 1, annotations)
+        body["metadata"]["resourceVersion"] = values["metadata"]["resourceVersion"]
+        name = values["metadata"]["name"]
+        done = await self._client.replace(Kind.CONFIG_MAP, self._namespace, name, body)
+        if isinstance(done, Refused) and not (done.is_outdated or done.is_gone):
+            return _refused(done)
+        return RunningState(note=Note(reason=Reason.STARTING, sentence="The values in force are set."), acted=True)
+
+    # --- effects ------------------------------------------------------------------------------------------------------
+
+    async def _perform(self, decision: Decision, values: Object) -> RunningState:
+        step, note = decision.step, decision.note
+        match step:
+            case None:
+                return RunningState(note=note)
+            case Create(revision):
+                return await self._create(revision, note)
+            case Advance(revision):
+                version, name = values["metadata"]["resourceVersion"], values["metadata"]["name"]
+                body = {"metadata": {"resourceVersion": version, "annotations": {REVISION_ANNOTATION: str(revision)}}}
+                done: object = await self._client.patch(Kind.CONFIG_MAP, self._namespace, name, body)
+            case Remove(facts):
+                done = await self._client.delete(Kind.JOB, self._namespace, facts.name, facts.uid)
+            case SetSuspend(facts, suspend):
+                change = {"metadata": {"resourceVersion": facts.resource_version}, "spec": {"suspend": suspend}}
+                done = await self._client.patch(Kind.JOB, self._namespace, facts.name, change)
+        if isinstance(done, Refused) and not (done.is_outdated or done.is_gone):
+            return _refused(done)
+        return RunningState(note=note, acted=True)
+
+    async def _create(self, revision: int, note: Note) -> RunningState:
+        """The Job of a revision, after what its pods need: names for its ranks, and the probe where it can be had."""
+        service = await self._ensure_service()
+        if service is not None:
+            return service
+        placed = await place_probe(self._client, self._namespace, self._probe)
+        probe = None if isinstance(placed, Refused) else self._probe.name
+        made = await self._client.create(Kind.JOB, self._namespace, render_job(self._job, revision, probe))
+        if not isinstance(made, Refused):
+            return RunningState(note=note, acted=True)
+        if not made.is_taken:
+            return _refused(made)
+        name = revision_name(self._name, revision)
+        raw = await self._client.get(Kind.JOB, self._namespace, name)
+        return RunningState(note=note, acted=True) if raw is None or self._owns(raw) else _squatted("Job", name)
+
+    async def _ensure_service(self) -> RunningState | None:
+        """None where the Service is there and ours."""
+        name = service_name(self._name)
+        present = await self._client.get(Kind.SERVICE, self._namespace, name)
+        if present is not None:
+            return None if self._owns(present) else _squatted("Service", name)
+        made = await self._client.create(Kind.SERVICE, self._namespace, render_service(self._job))
+        return _refused(made) if isinstance(made, Refused) and not made.is_taken else None
+
+
+def _read_revision(raw: Object) -> Revision:
+    facts: JobFacts = read_job(raw)
+    return Revision(
+        number=_whole(facts.labels.get(REVISION_LABEL), 0),
+        declared=facts.annotations.get(DECLARED_ANNOTATION, ""),
+        devices=facts.annotations.get(REPLICA_ANNOTATION, ""),
+        facts=facts,
+    )
+
+
+def _whole(text: str | None, default: int) -> int:
+    return int(text) if text is not None and text.isdecimal() and len(text) < 12 else default
+
+
+def _starting() -> RunningState:
+    return RunningState(note=Note(reason=Reason.STARTING, sentence="The job's objects are being made."), acted=True)
+
+
+def _squatted(kind: str, name: str) -> RunningState:
+    sentence = f"{kind} {name} is there and belongs to somebody else; rename or delete it, or rename this job."
+    return RunningState(note=Note(reason=Reason.SQUATTED, sentence=sentence))
+
+
+def _refused(refusal: Refused) -> RunningState:
+    sentence = f"The API server refused ({refusal.status}): {refusal.message}"
+    return RunningState(note=Note(reason=Reason.REFUSED_BY_SERVER, sentence=sentence))

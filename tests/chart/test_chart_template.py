@@ -1,0 +1,350 @@
+"""Which values render which objects, and what do these say? No server: real Helm renders, a truth table reads."""
+
+from typing import Any
+
+import pytest
+
+from chart.helm import CHART, HelmError, Manifests, read_values, render, run_helm
+
+pytestmark = pytest.mark.slow  # the first run builds Helm
+
+CLUSTER_SCOPED = {
+    "ClusterRole",
+    "ClusterRoleBinding",
+    "CustomResourceDefinition",
+    "PriorityClass",
+    "ValidatingAdmissionPolicy",
+    "ValidatingAdmissionPolicyBinding",
+}
+NAMESPACED = {"Deployment", "NetworkPolicy", "Role", "RoleBinding", "Service", "ServiceAccount"}
+CI_VALUES = sorted((CHART / "ci").glob("*-values.yaml"))
+POLICIES = ("labels", "ledger", "operator-children", "operator-trainingjobs", "trainingjobs", "trials")
+
+NAMESPACED_SCOPE = {"scope": "Namespaced"}
+ADMIN_PART = {"operator": {"enabled": False}}
+TWO_TEAMS = {"watchNamespaces": ["team-a", "team-b"]}
+
+
+@pytest.mark.parametrize(
+    ("values", "kinds"),
+    [
+        pytest.param(
+            {}, CLUSTER_SCOPED - {"CustomResourceDefinition"} | NAMESPACED - {"Role", "RoleBinding"}, id="cluster"
+        ),
+        pytest.param(
+            TWO_TEAMS,
+            CLUSTER_SCOPED - {"CustomResourceDefinition", "ClusterRoleBinding"} | NAMESPACED - {"Role"},
+            id="cluster, namespaces named: no right anywhere else",
+        ),
+        pytest.param(NAMESPACED_SCOPE, NAMESPACED, id="namespaced: nothing that an administrator must install"),
+        pytest.param(
+            ADMIN_PART,
+            CLUSTER_SCOPED - {"CustomResourceDefinition", "ClusterRoleBinding"},
+            id="the administrator's part alone",
+        ),
+        pytest.param(
+            ADMIN_PART | {"crds": {"enabled": True}},
+            CLUSTER_SCOPED - {"ClusterRoleBinding"},
+            id="the administrator's part with definitions",
+        ),
+        pytest.param(ADMIN_PART | NAMESPACED_SCOPE, set(), id="neither part"),
+    ],
+)
+def test_scope_decides_which_kinds_are_rendered(values: dict[str, Any], kinds: set[str]) -> None:
+    """Cluster-scoped objects come with scope Cluster, the operator's with operator.enabled, and nothing else does."""
+    assert render(values).kinds == kinds
+
+
+@pytest.mark.parametrize(
+    ("values", "kind", "names"),
+    [
+        ({"admission": {"enabled": False}}, "ValidatingAdmissionPolicy", []),
+        ({"admission": {"enabled": False}}, "ValidatingAdmissionPolicyBinding", []),
+        ({}, "ValidatingAdmissionPolicy", [f"amdahl-loop-{suffix}" for suffix in POLICIES]),
+        ({}, "ValidatingAdmissionPolicyBinding", [f"amdahl-loop-{suffix}" for suffix in POLICIES]),
+        ({"rbac": {"create": False}}, "ClusterRole", ["amdahl-loop-admin", "amdahl-loop-edit", "amdahl-loop-view"]),
+        ({"rbac": {"aggregate": False}}, "ClusterRole", ["amdahl-loop-operator"]),
+        ({"rbac": {"create": False}}, "ClusterRoleBinding", []),
+        (NAMESPACED_SCOPE, "Role", ["amdahl-system/amdahl-loop-operator"]),
+        (NAMESPACED_SCOPE | TWO_TEAMS, "Role", ["team-a/amdahl-loop-operator", "team-b/amdahl-loop-operator"]),
+        (NAMESPACED_SCOPE | TWO_TEAMS, "RoleBinding", ["team-a/amdahl-loop-operator", "team-b/amdahl-loop-operator"]),
+        (TWO_TEAMS, "RoleBinding", ["team-a/amdahl-loop-operator", "team-b/amdahl-loop-operator"]),
+        (NAMESPACED_SCOPE | {"rbac": {"create": False}}, "Role", []),
+        ({"trials": {"priorityClass": {"create": False}}}, "PriorityClass", []),
+        ({"networkPolicy": {"enabled": False}}, "NetworkPolicy", []),
+        ({"serviceAccount": {"create": False}}, "ServiceAccount", []),
+        ({}, "ResourceQuota", []),
+        (NAMESPACED_SCOPE | {"trials": {"quota": {"hard": {"pods": 4}}}}, "ResourceQuota", ["amdahl-system/amdahl-loop-trials"]),
+        (TWO_TEAMS | {"trials": {"quota": {"hard": {"pods": 4}}}}, "ResourceQuota", ["team-a/amdahl-loop-trials", "team-b/amdahl-loop-trials"]),
+        ({"trials": {"quota": {"hard": {"pods": 4}, "namespaces": ["team-c"]}}}, "ResourceQuota", ["team-c/amdahl-loop-trials"]),
+        ({}, "PodDisruptionBudget", []),
+        ({}, "Secret", []),
+        ({"monitoring": {"serviceMonitor": {"enabled": True}}}, "ServiceMonitor", ["amdahl-system/amdahl-loop"]),
+        ({"monitoring": {"podMonitor": {"enabled": True}}}, "PodMonitor", ["amdahl-system/amdahl-loop-jobs"]),
+        ({"monitoring": {"prometheusRule": {"enabled": True}}}, "PrometheusRule", ["amdahl-system/amdahl-loop"]),
+        ({"monitoring": {"grafanaDashboard": {"enabled": True}}}, "ConfigMap", ["amdahl-system/amdahl-loop-dashboard"]),
+        ({"extraObjects": ["{apiVersion: v1, kind: ConfigMap, metadata: {name: '{{ .Release.Name }}-own'}}"]}, "ConfigMap", ["amdahl-loop-own"]),
+        (NAMESPACED_SCOPE | {"crds": {"enabled": True}}, "CustomResourceDefinition", []),
+        ({"crds": {"enabled": True}}, "CustomResourceDefinition", ["experiments.amdahl-loop.io", "trainingjobs.amdahl-loop.io", "tuningpolicies.amdahl-loop.io"]),
+    ],
+)  # fmt: skip
+def test_a_value_decides_which_objects_are_rendered(values: dict[str, Any], kind: str, names: list[str]) -> None:
+    """Each switch adds or removes exactly its objects."""
+    assert render(values).names(kind) == names
+
+
+@pytest.mark.parametrize(
+    ("values", "variable", "value"),
+    [
+        ({}, "AMDAHL_LOOP_NAMESPACES", ""),
+        (TWO_TEAMS, "AMDAHL_LOOP_NAMESPACES", "team-a,team-b"),
+        (NAMESPACED_SCOPE, "AMDAHL_LOOP_NAMESPACES", "amdahl-system"),
+        (NAMESPACED_SCOPE | TWO_TEAMS, "AMDAHL_LOOP_NAMESPACES", "team-a,team-b"),
+        ({}, "AMDAHL_LOOP_TRIALS", "true"),
+        ({"trials": {"enabled": False}}, "AMDAHL_LOOP_TRIALS", "false"),
+        ({"admission": {"enabled": False}}, "AMDAHL_LOOP_TRIALS", "false"),
+        ({"admission": {"enabled": False, "installedByAdmin": True}}, "AMDAHL_LOOP_TRIALS", "false"),
+        (NAMESPACED_SCOPE, "AMDAHL_LOOP_TRIALS", "false"),
+        (NAMESPACED_SCOPE | {"admission": {"installedByAdmin": True}}, "AMDAHL_LOOP_TRIALS", "true"),
+        ({"trials": {"parallel": 10000}}, "AMDAHL_LOOP_PARALLEL_TRIALS", "10000"),
+        ({"workers": 200}, "AMDAHL_LOOP_WORKERS", "200"),
+        ({"log": {"format": "plain"}}, "AMDAHL_LOOP_LOG_FORMAT", "plain"),
+        ({"metrics": {"port": 9090}}, "AMDAHL_LOOP_METRICS_PORT", "9090"),
+        ({"health": {"port": 9091}}, "AMDAHL_LOOP_HEALTH_PORT", "9091"),
+        ({"extraEnv": [{"name": "HTTPS_PROXY", "value": "p"}]}, "HTTPS_PROXY", "p"),
+    ],
+)  # fmt: skip
+def test_a_value_reaches_the_operator_as_a_variable(values: dict[str, Any], variable: str, value: str) -> None:
+    """Settings are environment variables; without the policies trials are off, whatever else is said."""
+    assert render(values).env[variable] == value
+
+
+@pytest.mark.parametrize(
+    ("values", "image"),
+    [
+        ({}, "amdahl-loop/operator:0.1.0"),
+        ({"image": {"tag": "dev"}}, "amdahl-loop/operator:dev"),
+        ({"image": {"registry": "registry.example.com:5000", "repository": "ml/op", "tag": "1"}}, "registry.example.com:5000/ml/op:1"),
+        ({"image": {"tag": "1", "digest": "sha256:" + "a" * 64}}, "amdahl-loop/operator@sha256:" + "a" * 64),
+    ],
+)  # fmt: skip
+def test_the_image_is_put_together_from_its_parts(values: dict[str, Any], image: str) -> None:
+    """A digest wins over a tag; the default tag is the chart's appVersion."""
+    assert render(values).container["image"] == image
+
+
+@pytest.mark.parametrize(
+    ("release", "values", "name"),
+    [
+        ("amdahl-loop", {}, "amdahl-loop"),
+        ("ml", {}, "ml-amdahl-loop"),
+        ("ml", {"nameOverride": "tuner"}, "ml-tuner"),
+        ("ml", {"fullnameOverride": "tuner"}, "tuner"),
+        ("r" * 53, {}, "r" * 40),
+    ],
+)
+def test_names_follow_the_release_and_stay_short(release: str, values: dict[str, Any], name: str) -> None:
+    """Two releases do not collide, and no name exceeds 63 characters with its suffix."""
+    manifests = render(values, release=release)
+    assert manifests.one("Deployment")["metadata"]["name"] == name
+    assert all(len(item["metadata"]["name"]) <= 63 for item in manifests)
+
+
+def test_the_operator_runs_restricted() -> None:
+    """Non-root, no escalation, no capability, seccomp, read-only root, and no service links that would set AMDAHL_LOOP_*."""
+    pod = render().one("Deployment")["spec"]["template"]["spec"]
+    context = pod["containers"][0]["securityContext"]
+    assert (pod["securityContext"]["runAsNonRoot"], pod["securityContext"]["seccompProfile"]) == (
+        True,
+        {"type": "RuntimeDefault"},
+    )
+    assert context["allowPrivilegeEscalation"] is False
+    assert context["readOnlyRootFilesystem"] is True
+    assert context["capabilities"] == {"drop": ["ALL"]}
+    assert pod["enableServiceLinks"] is False
+    assert render().one("ServiceAccount")["automountServiceAccountToken"] is False
+    assert not any("hostPath" in volume for volume in pod["volumes"])
+
+
+def test_one_operator_ends_before_the_next_one_starts() -> None:
+    """One replica, Recreate, and probes on the health port."""
+    spec = render({"health": {"port": 9091}}).one("Deployment")["spec"]
+    container = spec["template"]["spec"]["containers"][0]
+    assert (spec["replicas"], spec["strategy"]) == (1, {"type": "Recreate"})
+    assert {"name": "health", "containerPort": 9091} in container["ports"]
+    for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
+        assert container[probe]["httpGet"] == {"path": "/healthz", "port": "health"}
+
+
+def test_trials_push_nobody_out_and_grow_no_cluster() -> None:
+    """The class of trials never preempts, is nobody's default, and lies below the autoscaler's cut-off of -10."""
+    trial = render().one("PriorityClass")
+    assert (trial["metadata"]["name"], trial["value"]) == ("amdahl-loop-trial", -1000)
+    assert (trial["preemptionPolicy"], trial["globalDefault"]) == ("Never", False)
+
+
+def test_the_quota_counts_trials_only() -> None:
+    """The quota is scoped to the class of trials, so it never counts the users' own pods."""
+    quota = render(NAMESPACED_SCOPE | {"trials": {"quota": {"hard": {"requests.nvidia.com/gpu": "4"}}}}).one(
+        "ResourceQuota"
+    )
+    assert quota["spec"]["hard"] == {"requests.nvidia.com/gpu": "4"}
+    assert quota["spec"]["scopeSelector"]["matchExpressions"] == [
+        {"scopeName": "PriorityClass", "operator": "In", "values": ["amdahl-loop-trial"]}
+    ]
+
+
+def test_a_quota_without_a_namespace_is_refused() -> None:
+    """The message names the value that is missing."""
+    with pytest.raises(HelmError, match=r"none is named: list them in trials\.quota\.namespaces"):
+        render({"trials": {"quota": {"hard": {"pods": 1}}}})
+
+
+@pytest.mark.parametrize(("keep", "annotation"), [(True, "keep"), (False, None)])
+def test_definitions_stay_unless_they_are_told_not_to(keep: bool, annotation: str | None) -> None:
+    """crds.keep is Helm's resource policy; the definitions carry the chart's labels."""
+    for definition in render({"crds": {"enabled": True, "keep": keep}}):
+        if definition["kind"] == "CustomResourceDefinition":
+            assert definition["metadata"].get("annotations", {}).get("helm.sh/resource-policy") == annotation
+            assert definition["metadata"]["labels"]["app.kubernetes.io/part-of"] == "amdahl-loop"
+
+
+@pytest.mark.parametrize(
+    ("role", "label", "rights"),
+    [
+        ("view", "view", {("trainingjobs", "get"), ("experiments", "get"), ("tuningpolicies", "get")}),
+        ("edit", "edit", {("trainingjobs", "create"), ("trainingjobs", "delete"), ("trainingjobs", "patch")}),
+        ("admin", "admin", {("tuningpolicies", "create"), ("tuningpolicies", "patch"), ("tuningpolicies", "delete")}),
+    ],
+)
+def test_people_get_their_rights_by_aggregation(role: str, label: str, rights: set[tuple[str, str]]) -> None:
+    """TuningPolicies are written by admins, never by editors; nobody is given Experiments or a status to write."""
+    found = render().one("ClusterRole", f"amdahl-loop-{role}")
+    granted = {(resource, verb) for rule in found["rules"] for resource in rule["resources"] for verb in rule["verbs"]}
+    assert found["metadata"]["labels"][f"rbac.authorization.k8s.io/aggregate-to-{label}"] == "true"
+    assert rights <= granted
+    assert not [(r, v) for r, v in granted if v not in ("get", "list", "watch") and (r == "experiments" or "/" in r)]
+    assert role == "admin" or not [v for r, v in granted if r == "tuningpolicies" and v not in ("get", "list", "watch")]
+
+
+OPERATOR_RIGHTS = {
+    ("amdahl-loop.io", "trainingjobs"): {"get", "list", "watch", "patch"},
+    ("amdahl-loop.io", "trainingjobs/status"): {"patch"},
+    ("amdahl-loop.io", "experiments"): {"get", "list", "watch", "create", "patch"},
+    ("amdahl-loop.io", "experiments/status"): {"patch"},
+    ("amdahl-loop.io", "tuningpolicies"): {"get", "list", "watch"},
+    ("batch", "jobs"): {"get", "list", "watch", "create", "patch", "delete"},
+    ("", "pods"): {"get", "list", "watch"},
+    ("", "services"): {"get", "create", "patch", "delete"},
+    ("", "configmaps"): {"get", "create", "patch", "delete"},
+    ("events.k8s.io", "events"): {"create"},
+    ("", "resourcequotas"): {"list"},
+    ("", "persistentvolumeclaims"): {"get"},
+}
+
+
+@pytest.mark.parametrize(
+    ("values", "kind"), [({}, "ClusterRole"), (TWO_TEAMS, "ClusterRole"), (NAMESPACED_SCOPE, "Role")]
+)
+def test_the_operator_has_these_rights_and_no_others(values: dict[str, Any], kind: str) -> None:
+    """The golden list: no wildcard, no Secret, no node, no namespace, no pod of its own making, in every scope alike."""
+    rules = render(values).one(kind, "amdahl-loop-operator")["rules"]
+    granted = {(g, r): set(rule["verbs"]) for rule in rules for g in rule["apiGroups"] for r in rule["resources"]}
+    assert granted == OPERATOR_RIGHTS
+
+
+def test_every_right_of_the_operator_has_its_reason() -> None:
+    """In the rendered role a comment stands above every rule: who reviews the install reads why."""
+    lines = run_helm("template", "x", CHART, "--show-only", "templates/rbac.yaml").splitlines()
+    rules = [index for index, line in enumerate(lines) if line.startswith("- apiGroups:")]
+    assert len(rules) == len(OPERATOR_RIGHTS)
+    assert all(lines[index - 1].startswith("# ") for index in rules)
+
+
+def test_the_operator_reaches_only_what_it_needs() -> None:
+    """Egress: the API server's ports and the metrics of training pods, in the namespaces that are looked after."""
+    egress = render(TWO_TEAMS | {"networkPolicy": {"apiServer": {"cidrs": ["10.0.0.1/32"], "ports": [8443]}}}).one(
+        "NetworkPolicy"
+    )["spec"]["egress"]
+    assert egress[0] == {"ports": [{"protocol": "TCP", "port": 8443}], "to": [{"ipBlock": {"cidr": "10.0.0.1/32"}}]}
+    assert egress[1]["to"][0]["namespaceSelector"]["matchExpressions"][0]["values"] == ["team-a", "team-b"]
+    assert len(egress) == 2
+    everywhere = render().one("NetworkPolicy")["spec"]["egress"][1]["to"][0]
+    assert everywhere["namespaceSelector"] == {"matchLabels": {"amdahl-loop.io/enabled": "true"}}
+
+
+def test_the_port_of_training_pods_is_the_same_everywhere() -> None:
+    """NetworkPolicy and PodMonitor name one port."""
+    manifests = render({"monitoring": {"podMonitor": {"enabled": True}}})
+    port = manifests.one("NetworkPolicy")["spec"]["egress"][1]["ports"][0]["port"]
+    addresses = [
+        r["replacement"]
+        for r in manifests.one("PodMonitor")["spec"]["podMetricsEndpoints"][0]["relabelings"]
+        if r.get("targetLabel") == "__address__"
+    ]
+    assert addresses == [f"[$1]:{port}", f"$1:{port}"]
+
+
+def test_everything_that_can_be_filled_in_arrives() -> None:
+    """The full values of ci/ reach their fields."""
+    manifests = render(read_values(CHART / "ci" / "full-values.yaml"))
+    deployment = manifests.one("Deployment")
+    pod = deployment["spec"]["template"]
+    spec = pod["spec"]
+    assert deployment["metadata"]["labels"]["cost-centre"] == "42"
+    assert (pod["metadata"]["labels"]["team"], pod["metadata"]["annotations"]["example.com/note"]) == ("ml", "yes")
+    assert (spec["serviceAccountName"], spec["priorityClassName"]) == ("tuner", "system-cluster-critical")
+    assert (spec["nodeSelector"], spec["terminationGracePeriodSeconds"]) == ({"kubernetes.io/os": "linux"}, 60)
+    assert spec["tolerations"][0]["key"] == "control-plane"
+    assert "nodeAffinity" in spec["affinity"]
+    assert spec["imagePullSecrets"] == [{"name": "pull"}]
+    assert [volume["name"] for volume in spec["volumes"]] == ["tmp", "ca"]
+    assert [mount["name"] for mount in manifests.container["volumeMounts"]] == ["tmp", "ca"]
+    assert manifests.container["args"] == ["--help"]
+    assert manifests.container["resources"]["limits"] == {"memory": "2Gi"}
+    assert manifests.one("ServiceAccount")["metadata"]["annotations"] == {"example.com/owner": "ml"}
+    assert manifests.names("ConfigMap") == [
+        "amdahl-system/amdahl-loop-dashboard",
+        "amdahl-system/amdahl-loop-extra-text",
+        "extra-object",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("values", "phrases"),
+    [
+        ({}, ["every namespace that is enabled", "kubectl label namespace", "rollout status deployment/amdahl-loop"]),
+        (TWO_TEAMS, ["looks after team-a, team-b", "kubectl --namespace team-a apply"]),
+        ({"admission": {"enabled": False}}, ["TRIALS ARE OFF", "set admission.enabled=true"]),
+        ({"trials": {"enabled": False}}, ["TRIALS ARE OFF", "Set trials.enabled=true"]),
+        (NAMESPACED_SCOPE, ["TRIALS ARE OFF", "admission.operators: [{namespace: amdahl-system, serviceAccount: amdahl-loop"]),
+        (ADMIN_PART, ["cluster-scoped part", "none: name them in admission.operators"]),
+        (read_values(CHART / "ci" / "admin-values.yaml"), ["system:serviceaccount:team-b:tuner in team-b, team-b-dev"]),
+    ],
+)  # fmt: skip
+def test_the_notes_say_what_to_do_next(values: dict[str, Any], phrases: list[str]) -> None:
+    """What is printed after an install fits what was installed."""
+    asked = {"crds": {"enabled": False}} | values
+    notes = run_helm(
+        "install", "amdahl-loop", CHART, "--namespace", "amdahl-system", "--dry-run=client", values=asked
+    ).partition("NOTES:")[2]
+    assert all(phrase in notes for phrase in phrases), notes
+    assert ("TRIALS ARE OFF" in notes) == any("TRIALS" in phrase for phrase in phrases)
+
+
+@pytest.mark.parametrize("file", CI_VALUES, ids=lambda file: file.stem)
+def test_helm_lint_has_no_complaint(file: Any) -> None:
+    """Strict lint with every set of values in ci/."""
+    said = run_helm("lint", CHART, "--strict", values=read_values(file))
+    assert "0 chart(s) failed" in said
+    assert "WARNING" not in said
+
+
+def test_the_test_of_the_release_uses_the_operators_own_image() -> None:
+    """`helm test` needs no image of others, and its pod is as restricted as the operator's."""
+    manifests: Manifests = render(hooks=True)
+    pod = manifests.one("Pod")
+    assert pod["metadata"]["annotations"]["helm.sh/hook"] == "test"
+    assert pod["spec"]["containers"][0]["image"] == manifests.container["image"]
+    assert pod["spec"]["containers"][0]["securityContext"] == manifests.container["securityContext"]
+    assert pod["spec"]["automountServiceAccountToken"] is False

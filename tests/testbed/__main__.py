@@ -18,7 +18,7 @@ SECONDS_PER_HOUR = 3600.0
 
 
 def main() -> int:
-    """Parse, act, print; 1 with one message on stderr for anything that a user can mend."""
+    """Parse, act, print; 1 with one message on stderr for anything that a user can mend, 3 from `status` when nothing is up."""
     options = _parser().parse_args()
     folder = Folder(options.state.resolve())
     try:
@@ -37,6 +37,9 @@ def main() -> int:
     ) as problem:
         print(f"testbed: {problem}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("testbed: interrupted; what was started is gone again", file=sys.stderr)
+        return 130
 
 
 def _up(folder: Folder, options: argparse.Namespace) -> int:
@@ -83,7 +86,12 @@ def _parser() -> argparse.ArgumentParser:
     up.add_argument(
         "--api-only", action="store_true", help="etcd and the API server only: ready in seconds, needs no root"
     )
-    up.add_argument("--nodes", type=int, default=2, help="nodes with a kubelet and containerd (default 2)")
+    up.add_argument(
+        "--nodes",
+        type=int,
+        default=2,
+        help="nodes with a kubelet and containerd (default 2); 0 for the controllers only, which needs no root",
+    )
     up.add_argument("--hours", type=float, default=8.0, help="the cluster ends by itself after this long (default 8)")
     for parser_of_verb in (
         up,

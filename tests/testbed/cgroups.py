@@ -25,7 +25,8 @@ def remove(path: str) -> None:
         TimeoutError: something in it still runs.
     """
     deadline = time.monotonic() + EMPTY_TIMEOUT_S
-    for hierarchy in _hierarchies():
+    # Wherever it is: a runtime makes its own also in a cgroup2 mount beside v1 controllers.
+    for hierarchy in (ROOT, *ROOT.iterdir()):
         while not _is_removed(hierarchy / path):
             if time.monotonic() > deadline:
                 raise TimeoutError(

@@ -178,7 +178,7 @@ def _load_by_command(layout: Path, archive: Path) -> None:
 @contextlib.contextmanager
 def started(plan: Plan) -> Iterator[Cluster]:
     """A cluster of our own, removed at the end."""
-    sessions = default_folder().path.with_name("sessions")
+    sessions = default_folder().path.with_name("testbed-sessions")
     sessions.mkdir(mode=0o700, parents=True, exist_ok=True)
     folder = Folder(Path(tempfile.mkdtemp(dir=sessions, prefix="")))
     try:

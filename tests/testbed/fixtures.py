@@ -13,6 +13,7 @@ import pytest
 from testbed.cluster import Cluster, attach, plan_for_session, started
 
 _API_SERVER = pytest.StashKey[Cluster]()
+_CONTROL_PLANE = pytest.StashKey[Cluster]()
 _CLUSTER = pytest.StashKey[Cluster]()
 NODES = 2
 
@@ -29,6 +30,12 @@ def api_namespace(api_server: Cluster) -> Iterator[str]:
     name = api_server.create_namespace("test")
     yield name
     api_server.delete_namespace(name)
+
+
+@pytest.fixture(scope="session")
+def control_plane(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Cluster:
+    """An API server with controllers and scheduler but no nodes: garbage is collected, roles are aggregated, Jobs make pods that stay pending."""
+    return _shared(request.config, _CONTROL_PLANE, tmp_path_factory, api_only=False, nodes=0)
 
 
 @pytest.fixture(scope="session")

@@ -15,6 +15,7 @@ from testbed.processes import Process
 
 # A unix socket's path may hold 107 bytes; ours adds "/control.sock".
 LONGEST_FOLDER = 90
+MOST_NODES = 32
 
 
 class StateError(Exception):
@@ -30,6 +31,13 @@ class Plan:
     time_limit_s: float
     owner: Process | None  # when it ends, the cluster ends; None for a cluster that only its time limit ends
     binaries: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be brought up."""
+        if not 0 <= self.nodes <= MOST_NODES:
+            raise StateError(f"nodes is {self.nodes}: give 0 (controllers only) to {MOST_NODES}")
+        if self.time_limit_s <= 0:
+            raise StateError(f"the time limit is {self.time_limit_s:g} s: give more than 0 hours")
 
 
 @dataclass(frozen=True)
@@ -77,8 +85,8 @@ class Folder:
 
     @property
     def lock(self) -> Path:
-        """Held while somebody starts or stops this cluster."""
-        return self.path / "lock"
+        """Held while somebody starts or stops this cluster; its presence says that the folder is the testbed's."""
+        return self.path / "testbed.lock"
 
     @property
     def logs(self) -> Path:
@@ -145,8 +153,12 @@ def create_folder(folder: Folder) -> None:
     """Make the folders that everything else writes into.
 
     Raises:
-        StateError: the path is too long for the sockets below it.
+        StateError: the folder is somebody else's, or its path is too long for the sockets below it.
     """
+    if folder.path.exists() and not folder.lock.exists() and any(folder.path.iterdir()):
+        raise StateError(
+            f"state folder {folder.path} holds something else, and the testbed empties its folder: give an empty or new one by --state"
+        )
     if len(bytes(folder.path)) > LONGEST_FOLDER:
         raise StateError(
             f"state folder {folder.path} is too long for the sockets in it (at most {LONGEST_FOLDER} bytes): give a shorter one by --state"

@@ -19,7 +19,7 @@ from testbed.control_plane import CLUSTER_DOMAIN
 from testbed.images import Entry, Image, ImageError, write_archive
 from testbed.layout import Folder, Plan
 from testbed.namespaces import Namespaces
-from testbed.packages import CNI_PLUGINS
+from testbed.packages import cni_plugins
 from testbed.servers import Server
 from testbed.slots import Slot
 
@@ -85,7 +85,7 @@ def write_files(node: Node, authority: pki.Authority, server: str) -> None:
     (node.folder / "kubelet.crt").write_bytes(certificate.certificate.read_bytes())
     (node.folder / "kubelet.key").write_bytes(certificate.key.read_bytes())
     (node.folder / "kubelet.yaml").write_text(yaml.safe_dump(_kubelet_configuration(node)))
-    (node.folder / "containerd.toml").write_text(_CONTAINERD)
+    (node.folder / "containerd.toml").write_text(_containerd_configuration())
     (node.folder / "cni" / "10-pods.conflist").write_text(json.dumps(_pod_network(node)))
     (node.folder / "resolv.conf").write_text(f"nameserver {node.slot.control_plane}\n")
     for name, value in KERNEL_TUNABLES.items():
@@ -97,8 +97,10 @@ def prepare(node: Node, inside: Namespaces) -> None:
     cgroups.create(node.cgroup)
     inside.run("hostname", node.name)
     inside.run("mount", "-t", "tmpfs", "tmpfs", "/run")
-    inside.run("mkdir", "-p", INSIDE, "/run/lock")
+    inside.run("mkdir", "-p", INSIDE, "/run/lock", "/run/var", "/run/var-work")
     inside.run("mount", "--bind", node.folder, INSIDE)
+    # What its servers write to fixed places below /var stays in the node.
+    inside.run("mount", "-t", "overlay", "var", "-o", "lowerdir=/var,upperdir=/run/var,workdir=/run/var-work", "/var")
     inside.run("mount", "--bind", INSIDE / "log", "/var/log")
     for name in KERNEL_TUNABLES:
         inside.run("mount", "--bind", INSIDE / "tunables" / name.replace("/", "."), f"/proc/sys/{name}")
@@ -216,7 +218,8 @@ def _pod_network(node: Node) -> dict[str, Any]:
     }
 
 
-_CONTAINERD = f"""version = 2
+def _containerd_configuration() -> str:
+    return f"""version = 2
 root = "{INSIDE}/containerd"
 state = "/run/containerd"
 disabled_plugins = ["io.containerd.snapshotter.v1.btrfs", "io.containerd.snapshotter.v1.zfs", "io.containerd.snapshotter.v1.aufs", "io.containerd.snapshotter.v1.devmapper"]
@@ -230,7 +233,7 @@ sandbox_image = "{PAUSE_IMAGE}"
 restrict_oom_score_adj = true
 
 [plugins."io.containerd.grpc.v1.cri".cni]
-bin_dir = "{CNI_PLUGINS}"
+bin_dir = "{cni_plugins()}"
 conf_dir = "{INSIDE}/cni"
 
 [plugins."io.containerd.grpc.v1.cri".containerd]

@@ -6,7 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-CNI_PLUGINS = Path("/usr/lib/cni")  # where Debian's containernetworking-plugins lie
+# Where Debian, upstream's own archives and Fedora put the network plugins; the first is where apt-get would put them.
+CNI_FOLDERS = (Path("/usr/lib/cni"), Path("/opt/cni/bin"), Path("/usr/libexec/cni"))
 # What must be there, and the Debian package that brings it.
 NEEDED = {
     "containerd": "containerd",
@@ -16,8 +17,9 @@ NEEDED = {
     "ip": "iproute2",
     "nsenter": "util-linux",
     "unshare": "util-linux",
-    str(CNI_PLUGINS / "ptp"): "containernetworking-plugins",
+    "sysctl": "procps",
 }
+CNI_PACKAGE = "containernetworking-plugins"
 APT_LOCK_WAIT_S = 120
 
 
@@ -39,9 +41,16 @@ def ensure() -> None:
         raise MachineError(
             "nodes need root, for namespaces, cgroups and containerd: run this as root, or use --api-only"
         )
-    missing = sorted({package for program, package in NEEDED.items() if shutil.which(program) is None})
+    missing = {package for program, package in NEEDED.items() if shutil.which(program) is None}
+    if not (cni_plugins() / "ptp").exists():
+        missing.add(CNI_PACKAGE)
     if missing:
-        _install(missing)
+        _install(sorted(missing))
+
+
+def cni_plugins() -> Path:
+    """The folder of the network plugins that containerd calls."""
+    return next((folder for folder in CNI_FOLDERS if (folder / "ptp").exists()), CNI_FOLDERS[0])
 
 
 def _install(packages: list[str]) -> None:

@@ -14,6 +14,7 @@ from amdahl_loop.domain.knob_values import Knobs
 from amdahl_loop.domain.ledger import Application, ApplicationKind, Observation
 from amdahl_loop.domain.plan import (
     Action,
+    Admission,
     Apply,
     Challenge,
     Halt,
@@ -30,6 +31,8 @@ from amdahl_loop.domain.resources import TrainingJob
 from amdahl_loop.domain.runs import Absent, Finished, Running, RunRequest, RunState
 from amdahl_loop.domain.telemetry import BlockReport, Malformed, parse_block_summary
 from amdahl_loop.ports import Clock, LedgerStore, Runner
+
+ADMITTED = Admission()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,8 +72,17 @@ class Tick:
         return isinstance(self.action, Halt)
 
 
-async def tick(job: TrainingJob, identity: Identity, ports: Ports, since_s: float = 0.0) -> Tick:
-    """One pass of the loop for one job."""
+async def tick(
+    job: TrainingJob,
+    identity: Identity,
+    ports: Ports,
+    since_s: float = 0.0,
+    *,
+    paused: bool = False,
+    failing: str = "",
+    admission: Admission = ADMITTED,
+) -> Tick:
+    """One pass of the loop for one job. What only a cluster knows of it is left out on one machine (see `Snapshot`)."""
     memory = await ports.ledger.recall(identity.job_uid, identity.fingerprint, identity.family)
     snapshot = Snapshot(
         job=job,
@@ -80,6 +92,9 @@ async def tick(job: TrainingJob, identity: Identity, ports: Ports, since_s: floa
         memory=memory,
         now_s=ports.clock(),
         since_s=since_s,
+        paused=paused,
+        failing=failing,
+        admission=admission,
     )
     action = next_action(snapshot)
     return Tick(snapshot=snapshot, action=action, run=await _perform(action, snapshot, ports))
@@ -99,7 +114,9 @@ async def _perform(action: Action, snapshot: Snapshot, ports: Ports) -> RunState
             await _apply(ApplicationKind.APPLIED, action.experiment.name, action.knobs, snapshot, ports)
         case Rollback():
             await _apply(ApplicationKind.ROLLED_BACK, action.application.experiment, action.knobs, snapshot, ports)
-        case Wait() | Halt():
+        case Wait():
+            await _give_up(action, ports)
+        case Halt():
             pass
         case _:
             assert_never(action)
@@ -148,6 +165,14 @@ async def _advance_block(action: Launch | Challenge, snapshot: Snapshot, ports: 
         await ports.ledger.add_block(action.experiment.name, record)
         await ports.runner.stop(action.request.run)
     return state
+
+
+async def _give_up(action: Wait, ports: Ports) -> None:
+    """Stop the run that others come before; what it had held is charged. A run that is over is left to be recorded."""
+    if action.gives_up and isinstance(await ports.runner.find(action.gives_up), Running):
+        loss = await ports.runner.stop(action.gives_up)
+        if loss is not None and loss.held_device_s > 0:
+            await ports.ledger.add_loss(action.experiment.name, loss)
 
 
 async def sweep(ports: Ports, keep: Collection[str] = ()) -> None:

@@ -23,6 +23,7 @@ from amdahl_loop.cli.session import Session, World, open_session
 from amdahl_loop.cli.shapes import ExplainShape
 from amdahl_loop.cli.watch import open_watch
 from amdahl_loop.cli.words import changes_of, moment
+from amdahl_loop.domain.experiments import Stage
 from amdahl_loop.domain.phases import Unobservable
 from amdahl_loop.domain.plan import (
     Action,
@@ -95,6 +96,8 @@ def _tell_next(action: Action) -> str:
             return f"`run` would try this first: {action.worth.sentence}."
         case Launch() | Challenge():
             question = changes_of(action.experiment.plan.hypothesis)
+            if action.spec.stage is Stage.HOLDOUT:
+                return f"`run` would test on whether {question} {action.sentence}."
             return f"{question} is under way; `run` goes on with block {action.spec.name}: {action.sentence}."
         case Wait():
             question = changes_of(action.experiment.plan.hypothesis)

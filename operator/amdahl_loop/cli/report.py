@@ -197,7 +197,7 @@ def shape_rejected(review: Review) -> list[RejectedShape]:
 
 
 def shape_blocks(experiment: Experiment) -> list[BlockShape]:
-    """Printed form of every finished block, in plan order; `valid` as the judge's void gate sees its stage."""
+    """Printed form of every finished block, in plan order, holdout blocks last; `valid` by its stage's void gate."""
     plan = experiment.plan
     read = {record.spec: read_block(plan, record) for record in experiment.blocks}
     valid = {
@@ -205,7 +205,8 @@ def shape_blocks(experiment: Experiment) -> list[BlockShape]:
         for stage in Stage
         for block in sift([b for b in read.values() if b.spec.stage is stage], plan.constants).valid
     }
-    records = sorted(experiment.blocks, key=lambda record: plan.blocks.index(record.spec))
+    places = {spec: place for place, spec in enumerate(plan.blocks)}
+    records = sorted(experiment.blocks, key=lambda record: places.get(record.spec, len(places) + record.spec.index))
     shaped = []
     for record in records:
         spec, evidence = record.spec, read[record.spec]

@@ -82,12 +82,14 @@ def _show_open(
     what = Text.assemble((changes_of(plan.hypothesis), "bold"), hope)
     block = f"{block_title(plan, action.spec)}, {action.spec.order}"
     left_s = estimate_left_s(action.experiment, action.request, running_s, _startup_s(snapshot))
+    is_closed = action.spec.stage is Stage.HOLDOUT
+    left = "" if is_closed else f"; about {duration(left_s)} left if it wins"
     return [
         what,
         Text(block),
         _show_windows(action.request, state),
         *_show_effects(action.experiment),
-        Text(f"{clean(action.sentence)}; about {duration(left_s)} left if it wins", "dim"),
+        Text(f"{clean(action.sentence)}{left}", "dim"),
     ]
 
 

@@ -12,7 +12,7 @@ from amdahl_loop.cli.words import clean, percent, saved
 
 WIDTH, HEIGHT = 720, 320
 LEFT, RIGHT, TOP, BOTTOM = 64, 16, 64, 56
-STAGES = ("discovery", "refute", "soak", "null")
+STAGES = ("discovery", "refute", "soak", "null", "holdout")
 LABELS = {"refute": "refute checks", "null": "null (A/A)", "void": "void: does not count"}
 LETTER = 7
 """Usual width of a letter at 13 pixels."""
@@ -22,13 +22,15 @@ _STYLE = """
   .floor { stroke: #9a6700; stroke-dasharray: 5 4; } .claim { stroke: #1a7f37; } .band { fill: #1a7f37; opacity: .13; }
   .discovery { fill: #0969da; stroke: #0969da; } .refute { fill: #8250df; stroke: #8250df; }
   .soak { fill: #bc4c00; stroke: #bc4c00; } .null { fill: #59636e; stroke: #59636e; }
+  .holdout { fill: #1a7f37; stroke: #1a7f37; }
   circle { stroke-width: 1.6; } .void { fill: none; stroke-dasharray: 2 2; }
   @media (prefers-color-scheme: dark) {
     .page { fill: #0d1117; } text { fill: #f0f6fc; } .dim { fill: #9198a1; } .axis { stroke: #3d444d; }
     .zero { stroke: #9198a1; } .floor { stroke: #d29922; }
     .claim { stroke: #3fb950; } .band { fill: #3fb950; opacity: .2; }
     .discovery { fill: #4493f8; stroke: #4493f8; } .refute { fill: #ab7df8; stroke: #ab7df8; }
-    .soak { fill: #db6d28; stroke: #db6d28; } .null { fill: #9198a1; stroke: #9198a1; } .void { fill: none; }
+    .soak { fill: #db6d28; stroke: #db6d28; } .null { fill: #9198a1; stroke: #9198a1; }
+    .holdout { fill: #3fb950; stroke: #3fb950; } .void { fill: none; }
   }
 """
 

@@ -1,13 +1,15 @@
 """What has the loop saved, after paying for itself?
 
-Credit comes from refute means alone: the discovery run chose the win and flatters it. What has accrued over hours
-really run and what is projected over the hours ahead are never added up. Every experiment's whole cost is debited,
-losses too, and a win that fades is clawed back (research 1.7).
+Credit comes from refute means alone: the discovery run chose the win and flatters it. Where the blocks that test it on
+show that less is left, they count instead. What has accrued over hours really run and what is projected over the hours
+ahead are never added up. Every experiment's whole cost is debited, losses too, with the blocks that test its win on and
+the runs that were stopped; a win that fades is clawed back (research 1.7).
 """
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
+from amdahl_loop.domain import keep
 from amdahl_loop.domain.experiments import Experiment, VerdictWord
 from amdahl_loop.domain.ledger import Application, ApplicationKind
 from amdahl_loop.domain.values import Frozen
@@ -89,11 +91,11 @@ def _project(wins: Sequence[Experiment], ahead_h: float) -> Saving:
 
 
 def _effects(win: Experiment) -> tuple[float, float]:
-    """Refute mean, and the same less 1.64 standard errors but not below zero; without an error nothing is claimed."""
-    verdict = win.verdict
-    if verdict is None or verdict.effect is None or verdict.effect_se is None:
+    """What a win is credited with, and that less 1.64 standard errors but not below zero; nothing without an error."""
+    found = keep.find_effect(win)
+    if found is None:
         return 0.0, 0.0
-    return verdict.effect, max(0.0, verdict.effect - HEADLINE_ERRORS * verdict.effect_se)
+    return found.mean, max(0.0, found.mean - HEADLINE_ERRORS * found.se)
 
 
 def _sum(savings: Iterable[Saving]) -> Saving:

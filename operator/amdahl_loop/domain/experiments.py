@@ -138,6 +138,16 @@ class Constants(Frozen):
     """Share of the claim that must be left after the long warm-up."""
     transfer_alpha: float = 0.005
     """One-sided error of the bound that a win carried over from another job must pass."""
+    holdout_interval_s: Seconds = 0.0
+    """Seconds between two blocks that test an applied win on, at least; 0: it is not tested on."""
+    holdout_blocks: int = 0
+    """Blocks that test an applied win on, at most."""
+    holdout_cost_share: float = 0.1
+    """Share of what a win saves that testing it on may cost: small wins are tested less often."""
+    holdout_alarm: float = 12.0
+    """Odds against a win at which it counts as gone, as a natural logarithm."""
+    holdout_least_alarm: float = 0.04
+    """Sum of shortfalls below which no win counts as gone, as a difference of log cost."""
     loss_tolerance: float = 1e-5
     """Relative difference of losses that rounding may cause; 0 where the arms must compute the same."""
 

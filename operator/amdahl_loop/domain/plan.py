@@ -4,7 +4,7 @@
 decides, and the whole loop can be replayed from a ledger.
 """
 
-from amdahl_loop.domain import judge, refute
+from amdahl_loop.domain import judge, keep, refute
 from amdahl_loop.domain.design import design_plan
 from amdahl_loop.domain.diagnosis import Diagnosis, diagnose, weigh_cadence
 from amdahl_loop.domain.experiments import BlockSpec, Experiment, Plan, Stage, Verdict, VerdictWord
@@ -23,6 +23,7 @@ from amdahl_loop.domain.ledger import (
 from amdahl_loop.domain.phases import Breakdown, Unobservable, account
 from amdahl_loop.domain.profiles import PROFILES
 from amdahl_loop.domain.proposals import propose, transfer_wins
+from amdahl_loop.domain.reasons import Reason
 from amdahl_loop.domain.resources import TrainingJob
 from amdahl_loop.domain.runs import RunRequest, block_request, observation_request
 from amdahl_loop.domain.screening import Rejected, screen
@@ -31,6 +32,20 @@ from amdahl_loop.domain.tuning import Mode
 from amdahl_loop.domain.values import Frozen
 
 OBSERVATION_SEED = 1
+
+YIELD_S = 15.0
+"""How long a trial that may not run waits before it asks again."""
+
+APPLYING = (Mode.AUTO, Mode.SPEC, Mode.OVERLAY)
+"""Modes in which the loop changes values, and takes them back."""
+
+
+class Admission(Frozen):
+    """Whether a job may run a trial now, and why not. On one machine there is nobody to ask."""
+
+    admitted: bool = True
+    reason: Reason = Reason.FREE
+    sentence: str = ""
 
 
 class Snapshot(Frozen):
@@ -46,6 +61,9 @@ class Snapshot(Frozen):
     since_s: float = 0.0
     """When this loop began: an observation that failed before then is tried again."""
     paused: bool = False
+    failing: str = ""
+    """Why the job itself cannot run with the values in force (it crashes again and again); empty where it can."""
+    admission: Admission = Admission()
 
     @property
     def knobs(self) -> Knobs:
@@ -72,6 +90,11 @@ class Snapshot(Frozen):
         """Device-hours that this job's experiments have held."""
         return sum(experiment.held_device_s for experiment in self.experiments) / 3600
 
+    @property
+    def left_device_s(self) -> float:
+        """Device-seconds that its budget still carries."""
+        return 3600 * (self.job.budget_device_hours[0] - self.spent_h)
+
 
 class Observe(Frozen):
     """Run the job as it is and account its time."""
@@ -96,7 +119,7 @@ class Launch(Frozen):
 
 
 class Challenge(Frozen):
-    """Run the next block that tries to kill a candidate win."""
+    """Run the next block that tries to kill a win: a candidate, or one in force."""
 
     experiment: Experiment
     spec: BlockSpec
@@ -105,11 +128,15 @@ class Challenge(Frozen):
 
 
 class Wait(Frozen):
-    """Start nothing before a moment: the next check has to see another time of day. No device is held meanwhile."""
+    """Start nothing before a moment: the next check has to see another time of day, or others come first.
+
+    No device is held meanwhile: the run that `gives_up` names, if any, is stopped.
+    """
 
     experiment: Experiment
     until_s: float
     sentence: str
+    gives_up: str = ""
 
 
 class Judge(Frozen):
@@ -160,9 +187,11 @@ class Review(Frozen):
 
 
 def next_action(snapshot: Snapshot) -> Action:
-    """The next thing to do for one job: continue what is open, apply what is proven, else look for the next gain."""
-    if snapshot.paused or snapshot.job.spec.suspend:
+    """The next thing to do for one job: continue what is open, apply what is proven, keep it true, else look on."""
+    if snapshot.paused or snapshot.job.is_paused:
         return Halt(sentence="Paused: the job is suspended." if snapshot.job.spec.suspend else "Paused.")
+    if snapshot.failing:
+        return _roll_back_or_halt(snapshot, snapshot.failing)
     running = open_experiment(snapshot.experiments)
     if running is not None:
         return _continue(running, snapshot)
@@ -174,10 +203,10 @@ def next_action(snapshot: Snapshot) -> Action:
         return Observe(request=_observation_request(snapshot))
     review = look(snapshot, observation)
     if isinstance(review, Unobservable):
-        return _roll_back_or_halt(snapshot, review)
+        return _roll_back_or_halt(snapshot, review.sentence)
     if snapshot.job.spec.tuning.mode is Mode.OBSERVE:
         return Halt(sentence=f"Observed only (tuning.mode Observe). {review.diagnosis.sentence}")
-    return _open_next(review, snapshot)
+    return _keep_wins(snapshot) or _open_next(review, snapshot)
 
 
 def _observation_request(snapshot: Snapshot) -> RunRequest:
@@ -196,18 +225,37 @@ def _continue(experiment: Experiment, snapshot: Snapshot) -> Action:
     assessment = judge.assess(experiment)
     if isinstance(assessment, judge.Closed):
         return Judge(experiment=experiment, verdict=assessment.verdict)
-    startup_s, step_s = _sizes(snapshot.observation)
     spec = assessment.specs[0]
-    request = block_request(experiment.plan, spec, startup_s, step_s)
-    budget_h, origin = snapshot.job.budget_device_hours
-    if snapshot.spent_h >= budget_h:
+    request = _fit_block(experiment, spec, snapshot)
+    if request is None:
+        budget_h, origin = snapshot.job.budget_device_hours
         why = f"the budget of {budget_h:g} device-hours ({origin}) is spent: {snapshot.spent_h:.2g}"
         return Judge(experiment=experiment, verdict=_cancelled(why, "BudgetExhausted"))
     due_s = refute.due_at_s(experiment, spec)
     if due_s is not None and snapshot.now_s < due_s <= snapshot.now_s + experiment.plan.constants.check_spacing_s:
         return Wait(experiment=experiment, until_s=due_s, sentence=_describe_wait(experiment, spec))
     kind = Launch if spec.stage in (Stage.PROOF, Stage.DISCOVERY) else Challenge
-    return kind(experiment=experiment, spec=spec, request=request, sentence=assessment.sentence)
+    action = kind(experiment=experiment, spec=spec, request=request, sentence=assessment.sentence)
+    return _yield_unless_admitted(action, snapshot)
+
+
+def _fit_block(experiment: Experiment, spec: BlockSpec, snapshot: Snapshot) -> RunRequest | None:
+    """The run of a block within what is left of the budget; None where that does not carry it."""
+    startup_s, step_s = _sizes(snapshot.observation)
+    request = block_request(experiment.plan, spec, startup_s, step_s)
+    return request.fit(snapshot.left_device_s, experiment.plan.replicas)
+
+
+def _yield_unless_admitted(action: Launch | Challenge, snapshot: Snapshot) -> Launch | Challenge | Wait:
+    """The action itself where a trial may run; else nothing runs, and what did is given up."""
+    if snapshot.admission.admitted:
+        return action
+    return Wait(
+        experiment=action.experiment,
+        until_s=snapshot.now_s + YIELD_S,
+        sentence=snapshot.admission.sentence,
+        gives_up=action.request.run,
+    )
 
 
 def _describe_wait(experiment: Experiment, spec: BlockSpec) -> str:
@@ -231,7 +279,7 @@ def _cancelled(why: str, reason: str) -> Verdict:
 
 def _unapplied_win(snapshot: Snapshot) -> Experiment | None:
     """A win of this job that was measured from the values in force and was neither applied nor rolled back."""
-    if snapshot.job.spec.tuning.mode in (Mode.OBSERVE, Mode.RECOMMEND):
+    if snapshot.job.spec.tuning.mode not in APPLYING:
         return None
     done = {application.experiment for application in snapshot.memory.applications}
     for experiment in reversed(snapshot.experiments):
@@ -242,15 +290,35 @@ def _unapplied_win(snapshot: Snapshot) -> Experiment | None:
     return None
 
 
-def _roll_back_or_halt(snapshot: Snapshot, unobservable: Unobservable) -> Action:
+def _roll_back_or_halt(snapshot: Snapshot, why: str) -> Action:
     """An applied value under which the job no longer runs is taken back at once, no statistics."""
     newest = snapshot.memory.applications[-1] if snapshot.memory.applications else None
     if newest is None or newest.kind is not ApplicationKind.APPLIED or newest.knobs != snapshot.knobs:
-        return Halt(sentence=unobservable.sentence, failed=True)
+        return Halt(sentence=why, failed=True)
     experiment = next((e for e in snapshot.experiments if e.name == newest.experiment), None)
     if experiment is None:
-        return Halt(sentence=unobservable.sentence, failed=True)
-    return Rollback(application=newest, knobs=experiment.plan.baseline, sentence=unobservable.sentence)
+        return Halt(sentence=why, failed=True)
+    return Rollback(application=newest, knobs=experiment.plan.baseline, sentence=why)
+
+
+def _keep_wins(snapshot: Snapshot) -> Action | None:
+    """Take back a win in force that has faded, or run the block that tests one on, once it is due."""
+    if snapshot.job.spec.tuning.mode not in APPLYING:
+        return None
+    kept = keep.find_kept(snapshot.experiments, snapshot.memory.applications, snapshot.knobs)
+    standings = [(one, keep.assess(one.win)) for one in kept]
+    for one, standing in standings:
+        if standing.has_faded:
+            return Rollback(
+                application=one.application, knobs=one.undo(snapshot.knobs), sentence=f"{standing.sentence}."
+            )
+    for one, standing in standings:
+        spec = one.next_block(snapshot.now_s)
+        request = _fit_block(one.win, spec, snapshot) if spec is not None else None
+        if spec is not None and request is not None:
+            action = Challenge(experiment=one.win, spec=spec, request=request, sentence=standing.sentence)
+            return _yield_unless_admitted(action, snapshot)
+    return None
 
 
 def look(snapshot: Snapshot, observation: Observation) -> Review | Unobservable:
@@ -289,6 +357,8 @@ def _open_next(review: Review, snapshot: Snapshot) -> Action:
             sentence=f"Budget exhausted: {snapshot.spent_h:.2g} of {budget_h:g} device-hours ({origin}) are spent, "
             f"the next trial needs about {best.trial_h:.2g}. Raise tuning.budget.deviceHours to go on."
         )
+    if not snapshot.admission.admitted:
+        return Halt(sentence=snapshot.admission.sentence)
     attempt = count_attempts(best.hypothesis, snapshot.fingerprint, snapshot.memory)
     plan = design_plan(
         snapshot.present,

@@ -8,12 +8,17 @@ spends one or two blocks on each and a small one spends them all.
 
 `check_spacing_s` spreads the checks over the day (five checks, four hours apart, the last one twenty hours after
 discovery): a win that exists half the day passes checks that follow discovery at once. Waiting holds no device.
+
+`holdout_interval_s` tests an applied win on once a day, for a month of days: 0.7 % of a day's device-hours (`thorough`:
+1.4 %), and never more than a tenth of what the win saves. `quick` is for one machine whose loop ends: it tests nothing
+on. The alarm is set for one false one in ten thousand blocks of a 5 % win (`benchmarks/judge/holdout.py`).
 """
 
 from amdahl_loop.domain.experiments import Constants
 from amdahl_loop.domain.tuning import ProfileName
 
 HOUR_S = 3600.0
+DAY_S = 24 * HOUR_S
 
 PROFILES: dict[ProfileName, Constants] = {
     ProfileName.QUICK: Constants(
@@ -46,6 +51,8 @@ PROFILES: dict[ProfileName, Constants] = {
         soak_blocks=6,
         soak_warmup_s=600.0,
         soak_window_s=120.0,
+        holdout_interval_s=DAY_S,
+        holdout_blocks=30,
     ),
     ProfileName.THOROUGH: Constants(
         profile=ProfileName.THOROUGH,
@@ -62,5 +69,7 @@ PROFILES: dict[ProfileName, Constants] = {
         soak_blocks=4,
         soak_warmup_s=900.0,
         soak_window_s=480.0,
+        holdout_interval_s=DAY_S,
+        holdout_blocks=30,
     ),
 }

@@ -29,6 +29,13 @@ SLOWEST_WORK_FACTOR = 6.0
 """A window may take this many times its planned length before it counts as hung: slow steps, saves, a busy machine."""
 
 
+OVERRUN_S = 90.0
+"""What ending a run may take beyond its deadline: the supervisor's own grace, then that of whoever keeps it."""
+
+LEAST_ROOM = 1.5
+"""A block starts only where the budget carries this many times the time that it is expected to take."""
+
+
 class WindowRequest(Frozen):
     """One window: the arm it is reported as, the knobs it runs with, and what is measured."""
 
@@ -65,11 +72,24 @@ class RunRequest(Frozen):
     startup_timeout_s: Seconds
     step_timeout_s: Seconds
     deadline_s: Seconds
+    expected_s: Seconds = 0.0
+    """What it takes if all goes well: launches, warm-ups and windows."""
 
     @property
     def max_devices(self) -> int:
-        """Devices of the larger arm: what the run holds."""
+        """Devices of the larger arm: what each replica of the run holds."""
         return max(window.knobs.gpus_per_replica or 1 for window in self.windows)
+
+    def reserved_device_s(self, replicas: int = 1) -> float:
+        """Device-seconds that the run can hold at most: what the budget must carry before it starts."""
+        return (self.deadline_s + OVERRUN_S) * self.max_devices * replicas
+
+    def fit(self, left_device_s: float, replicas: int = 1) -> "RunRequest | None":
+        """The run with a deadline that the rest of a budget can pay for; None where that would be too short for it."""
+        most_s = left_device_s / (self.max_devices * replicas) - OVERRUN_S
+        if most_s < LEAST_ROOM * self.expected_s or most_s <= 0:
+            return None
+        return self if self.deadline_s <= most_s else self.model_copy(update={"deadline_s": most_s})
 
 
 class Absent(Frozen):
@@ -180,4 +200,5 @@ def _limit(run: str, windows: tuple[WindowRequest, ...], live: bool, startup_s: 
         startup_timeout_s=startup_timeout_s,
         step_timeout_s=step_timeout_s,
         deadline_s=launches * startup_timeout_s + SLOWEST_WORK_FACTOR * planned_s + step_timeout_s,
+        expected_s=launches * startup_s + planned_s,
     )

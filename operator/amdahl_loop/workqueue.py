@@ -54,6 +54,10 @@ class WorkQueue(Generic[Key]):
         heapq.heappush(self._heap, (at_s, self._number, key))
         self._changed.set()
 
+    def is_overdue(self, by_s: float) -> bool:
+        """Whether some key has been due for longer than this."""
+        return any(at_s + by_s < asyncio.get_running_loop().time() for at_s, _ in self._due.values())
+
     async def run(self) -> None:
         """Work until cancelled; passes that run are then waited for, so that no effect is cut in half needlessly."""
         tasks: set[asyncio.Task[None]] = set()

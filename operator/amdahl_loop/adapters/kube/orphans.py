@@ -1,0 +1,38 @@
+"""What is left of a job that is gone, and who takes it away?
+
+The garbage collector removes what the job owned. Its open experiments are closed, since they outlive it, and blocks are
+stopped without waiting for the collector, which a cluster may run late.
+"""
+
+from amdahl_loop.adapters.kube.client import ApiUnavailable, KubeClient, Refused
+from amdahl_loop.adapters.kube.experiments import diff, label_closed, say_closed
+from amdahl_loop.adapters.kube.index import ExperimentIndex, key_of
+from amdahl_loop.adapters.kube.kinds import Kind
+from amdahl_loop.domain.api.records import StoredExperiment, close, read_experiment
+from amdahl_loop.domain.children import CLOSED_LABEL, EXPERIMENT_LABEL, JOB_LABEL
+from amdahl_loop.domain.experiments import Verdict, VerdictWord
+from amdahl_loop.ports import Clock
+
+GONE = Verdict(word=VerdictWord.INCONCLUSIVE, sentence="Inconclusive: the job was deleted.", reason="Cancelled")
+
+
+async def let_go(client: KubeClient, index: ExperimentIndex, namespace: str, name: str, clock: Clock) -> None:
+    """Stop every block and close every open experiment of a job that is gone or going."""
+    labels = f"{JOB_LABEL}={name},{EXPERIMENT_LABEL}"
+    async for raw in client.list(Kind.JOB, namespace, labels):
+        metadata = raw["metadata"]
+        gone = await client.delete(Kind.JOB, namespace, metadata["name"], metadata["uid"])
+        if isinstance(gone, Refused) and not gone.is_outdated:
+            raise ApiUnavailable(f"cannot delete Job {metadata['name']}: {gone.status} {gone.message}", gone)
+    async for document in client.list(Kind.EXPERIMENT, namespace, f"!{CLOSED_LABEL}"):
+        stored = read_experiment(document)
+        if not isinstance(stored, StoredExperiment) or stored.experiment.plan.job != name:
+            continue
+        if stored.experiment.verdict is None:
+            status = say_closed(close(stored.status, GONE, clock()))
+            answer = await client.patch_status(
+                Kind.EXPERIMENT, *key_of(document), diff(document, stored.status, status)
+            )
+            if not isinstance(answer, Refused):
+                index.learn(answer)
+        await label_closed(client, key_of(document))

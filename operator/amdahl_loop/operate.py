@@ -1,0 +1,327 @@
+"""What is one pass for one job of a cluster? Read, keep the job running, tick the loop, sync the spec, say so.
+
+Level-triggered: a pass starts from what the API server says, and whatever instant it is cut at, the next one goes on.
+The loop itself is `reconcile.tick`, the same as on one machine; here it gets a cluster's ports.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from amdahl_loop import reconcile
+from amdahl_loop.adapters.kube.apply import sync_spec
+from amdahl_loop.adapters.kube.client import KubeClient, Refused
+from amdahl_loop.adapters.kube.index import ExperimentIndex
+from amdahl_loop.adapters.kube.jobs import SeenJob, look_up
+from amdahl_loop.adapters.kube.ledger import (
+    KubeLedger,
+    LedgerConflictError,
+    LedgerRefusedError,
+    LedgerUnreadableError,
+)
+from amdahl_loop.adapters.kube.orphans import let_go
+from amdahl_loop.adapters.kube.probe import Probe
+from amdahl_loop.adapters.kube.runner import KubeRunner, Memory
+from amdahl_loop.adapters.kube.running import RunningJob, RunningState, SaveCounts
+from amdahl_loop.adapters.kube.scrape import Fetch, fetch_metrics
+from amdahl_loop.adapters.kube.status import write_status
+from amdahl_loop.domain.applying import RecordRevert
+from amdahl_loop.domain.bank import Balance, balance
+from amdahl_loop.domain.conditions import Facts, Note
+from amdahl_loop.domain.experiments import VerdictWord
+from amdahl_loop.domain.isolation import Obstacle, find_obstacles, say_obstacles
+from amdahl_loop.domain.knob_values import Knobs
+from amdahl_loop.domain.ledger import ApplicationKind, JobMemory, effective_knobs, family_of, fingerprint_job
+from amdahl_loop.domain.phases import Unobservable
+from amdahl_loop.domain.plan import (
+    Admission,
+    Apply,
+    Challenge,
+    Halt,
+    Judge,
+    Launch,
+    Observe,
+    Propose,
+    Review,
+    Rollback,
+    Snapshot,
+    Wait,
+    look,
+)
+from amdahl_loop.domain.policy import Constrained, TuningPolicySpec, constrain
+from amdahl_loop.domain.reasons import Reason
+from amdahl_loop.domain.resources import TrainingJob
+from amdahl_loop.domain.runs import Finished, Running
+from amdahl_loop.domain.status import describe
+from amdahl_loop.domain.tuning import Mode
+from amdahl_loop.ports import Clock
+from amdahl_loop.reconcile import Identity, Ports, Tick
+from amdahl_loop.settings import Settings
+
+AT_ONCE_S = 0.0
+POLL_S = 2.0
+"""While a block runs or pods are on their way; their events wake the job earlier."""
+RESYNC_ACTIVE_S = 15.0
+RESYNC_IDLE_S = 300.0
+OVER = (Reason.FINISHED, Reason.SUSPENDED, Reason.QUEUED)
+"""Ways of standing in which nothing is measured and nothing tried."""
+
+_log = logging.getLogger(__name__)
+
+
+class JobKey(NamedTuple):
+    """Which TrainingJob."""
+
+    namespace: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.namespace}/{self.name}"
+
+
+@dataclass
+class Recollection:
+    """What the operator remembers between passes; a restart loses it and changes nothing but the time things take."""
+
+    since_s: float
+    index: ExperimentIndex
+    policies: dict[str, dict[str, TuningPolicySpec]] = field(default_factory=dict)
+    """TuningPolicies by namespace and name, kept by their events."""
+    runs: Memory = field(default_factory=Memory)
+    saves: SaveCounts = field(default_factory=SaveCounts)
+    in_flight: dict[JobKey, str] = field(default_factory=dict)
+    """The block that runs for a job, as its last pass saw it."""
+    swept: dict[JobKey, str] = field(default_factory=dict)
+    """UIDs of jobs that have no block but the present one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Operator:
+    """Everything that a pass needs; one for all jobs."""
+
+    client: KubeClient
+    settings: Settings
+    probe: Probe
+    recollection: Recollection
+    clock: Clock
+    fetch: Fetch = fetch_metrics
+
+    async def advance(self, key: JobKey) -> float | None:
+        """One pass; seconds until the next one, None where the job is gone. ApiUnavailable where the server is."""
+        seen = await look_up(self.client, *key)
+        if seen is None or seen.is_deleting:
+            self.recollection.in_flight.pop(key, None)
+            await let_go(self.client, self.recollection.index, key.namespace, key.name, self.clock)
+            return None
+        if seen.job is None:
+            return await self._tell(seen, Facts(standing=Note(reason=Reason.INVALID_SPEC, sentence=seen.faults)))
+        held = constrain(seen.job, self.recollection.policies.get(key.namespace, {}))
+        ledger = KubeLedger(self.client, self.recollection.index, seen, self.clock)
+        try:
+            return await _Pass(self, key, ledger, held).run()
+        except (LedgerConflictError, LedgerRefusedError, LedgerUnreadableError) as error:
+            _log.warning("%s: %s", key, error)
+            note = Note(reason=Reason.REFUSED_BY_SERVER, sentence=str(error))
+            return await self._tell(ledger.seen, Facts(standing=note))
+
+    async def _tell(self, seen: SeenJob, facts: Facts) -> float:
+        await write_status(self.client, seen, describe(facts, seen.status, seen.generation, self.clock()))
+        return RESYNC_IDLE_S
+
+
+class _Pass:
+    """One pass over one job that can be used. It ends after its first effect; the next pass follows at once."""
+
+    def __init__(self, operator: Operator, key: JobKey, ledger: KubeLedger, held: Constrained) -> None:
+        self._operator, self._key, self._ledger, self._held = operator, key, ledger, held
+        self._client, self._recollection = operator.client, operator.recollection
+        self._job = held.job
+        self._identity = identify(held.job)
+
+    async def run(self) -> float:
+        """Seconds until the next pass."""
+        identity = self._identity
+        memory = await self._ledger.recall(identity.job_uid, identity.fingerprint, identity.family)
+        running = await self._keep_running(memory)
+        if running.acted:
+            return AT_ONCE_S
+        obstacles = find_obstacles(self._job.spec.template, self._job.spec.tuning.trial)
+        admission = self._admit(obstacles)
+        ports = Ports(runner=self._runner(memory), ledger=self._ledger, clock=self._operator.clock)
+        ticked = await reconcile.tick(
+            self._job,
+            identity,
+            ports,
+            self._recollection.since_s,
+            paused=self._held.is_paused or running.note.reason in OVER,
+            failing=running.failing,
+            admission=admission,
+        )
+        await self._sweep(ticked, ports)
+        await self._announce(ticked)
+        if has_acted(ticked):
+            return AT_ONCE_S
+        hold = Note(reason=admission.reason, sentence=admission.sentence)
+        facts = Facts(
+            standing=running.note,
+            snapshot=ticked.snapshot,
+            action=ticked.action,
+            review=_review(ticked.snapshot),
+            obstacles=obstacles,
+            hold=None if admission.admitted or obstacles else hold,
+            bank=_settle(ticked.snapshot),
+        )
+        return await self._sync_and_tell(facts, ticked)
+
+    async def _keep_running(self, memory: JobMemory) -> RunningState:
+        """One step towards the job as its spec and the values in force ask."""
+        declared = self._job.spec.knobs
+        is_spec_only = self._job.spec.tuning.mode is Mode.SPEC
+        in_force = declared if is_spec_only else effective_knobs(declared, memory.applications)
+        seen = memory.observations[-1] if memory.observations else None
+        return await RunningJob(
+            self._client,
+            self._job.with_knobs(in_force),
+            self._operator.probe,
+            self._recollection.saves,
+            clock=self._operator.clock,
+            live=seen is not None and seen.report.live,
+            fetch=self._operator.fetch,
+        ).ensure()
+
+    def _runner(self, memory: JobMemory) -> KubeRunner:
+        own = [e for e in memory.experiments if e.plan.job_uid == self._identity.job_uid]
+        return KubeRunner(
+            self._client,
+            self._job,
+            self._operator.probe,
+            self._recollection.runs,
+            reserve=self._reserve,
+            clock=self._operator.clock,
+            fetch=self._operator.fetch,
+            plan_hashes={e.name: e.plan.hash for e in own if e.verdict is None},
+        )
+
+    async def _reserve(self, experiment: str, run: str, device_s: float) -> bool:
+        """Budget first: nothing is created that is not set aside for."""
+        try:
+            await self._ledger.reserve(experiment, run, device_s)
+        except LedgerConflictError:
+            return False
+        return True
+
+    def _admit(self, obstacles: Sequence[Obstacle]) -> Admission:
+        """Whether a trial of this job may run now."""
+        settings = self._operator.settings
+        if not settings.trials:
+            return Admission(admitted=False, reason=Reason.TRIALS_OFF, sentence="Trials are off in this installation.")
+        if obstacles:
+            return Admission(admitted=False, reason=Reason.BLOCKED, sentence=say_obstacles(obstacles))
+        others = len(self._recollection.in_flight.keys() - {self._key})
+        if others >= settings.parallel_trials:
+            sentence = f"{others} trials of other jobs run, {settings.parallel_trials} may run at the same time."
+            return Admission(admitted=False, reason=Reason.NOT_ADMITTED, sentence=sentence)
+        return Admission()
+
+    async def _sweep(self, ticked: Tick, ports: Ports) -> None:
+        """Stop every run but the present one: after a restart, and whenever an experiment has ended or pauses."""
+        action, flights, swept = ticked.action, self._recollection.in_flight, self._recollection.swept
+        request = action.request if isinstance(action, Observe | Launch | Challenge) else None
+        is_block = isinstance(action, Launch | Challenge) and isinstance(ticked.run, Running)
+        if is_block and request is not None:
+            flights[self._key] = request.run
+        is_over = not is_block and flights.pop(self._key, None) is not None
+        if is_over or swept.get(self._key) != self._identity.job_uid:
+            await reconcile.sweep(ports, keep=[request.run] if request else [])
+            swept[self._key] = self._identity.job_uid
+
+    async def _announce(self, ticked: Tick) -> None:
+        """Tell the owner what was decided; `kubectl describe` shows it."""
+        match ticked.action:
+            case Propose(plan=plan, worth=worth):
+                told = ("ExperimentStarted", f"{plan.name}: {worth.sentence}", False)
+            case Judge(verdict=verdict):
+                told = (f"Experiment{verdict.word}", verdict.sentence, verdict.word is VerdictWord.ERROR)
+            case Apply(experiment=experiment, knobs=knobs):
+                told = ("TuningApplied", f"{experiment.name}: {_say(knobs)}", False)
+            case Rollback(sentence=sentence, knobs=knobs):
+                told = ("TuningRolledBack", f"{_say(knobs)} again: {sentence}", True)
+            case _:
+                return
+        reason, message, is_warning = told
+        _log.info("%s %s: %s", self._key, reason, message)
+        await self._client.post_event(self._ledger.seen.document, reason, message, warning=is_warning)
+
+    async def _sync_and_tell(self, facts: Facts, ticked: Tick) -> float:
+        """Bring the spec in line with what is in force, then write the status, once."""
+        operator, ledger = self._operator, self._ledger
+        mode, applications = self._job.spec.tuning.mode, ticked.snapshot.memory.applications
+        synced = await sync_spec(self._client, ledger.seen, mode, applications)
+        if isinstance(synced.decision, RecordRevert):
+            await ledger.add_application(synced.decision.as_application(operator.clock()))
+            await self._client.post_event(ledger.seen.document, "SpecReverted", synced.decision.sentence, warning=True)
+            return AT_ONCE_S
+        if synced.seen is not None:
+            return AT_ONCE_S
+        seen = ledger.seen
+        status = describe(
+            facts.model_copy(update={"decision": synced.decision}), seen.status, seen.generation, operator.clock()
+        )
+        written = await write_status(self._client, seen, status)
+        if isinstance(written, Refused):
+            _log.warning("%s: the status was refused: %s", self._key, written.message)
+            return AT_ONCE_S if written.is_outdated else RESYNC_ACTIVE_S
+        return rest_of(ticked, facts.standing, operator.clock())
+
+
+def identify(job: TrainingJob) -> Identity:
+    """The job's UID, the fingerprint of its work on the devices that it asks for, and its family."""
+    has_devices = job.spec.template.trainer.resources.quantity(job.spec.device_resource) is not None
+    device_type = job.spec.device_resource if has_devices else "cpu"
+    return Identity(job_uid=job.metadata.uid, fingerprint=fingerprint_job(job, device_type), family=family_of(job))
+
+
+def has_acted(ticked: Tick) -> bool:
+    """Whether a pass has changed what is known: the next one follows at once."""
+    match ticked.action:
+        case Propose() | Judge() | Apply() | Rollback():
+            return True
+        case Observe() | Launch() | Challenge():
+            return isinstance(ticked.run, Finished)
+        case Wait() | Halt():
+            return False
+
+
+def rest_of(ticked: Tick, standing: Note, now_s: float) -> float:
+    """How long a job may rest: shortly while something goes on, long when nothing does."""
+    match ticked.action:
+        case Wait(until_s=until_s):
+            return min(RESYNC_IDLE_S, max(POLL_S, until_s - now_s))
+        case Halt():
+            is_moving = standing.reason in (Reason.STARTING, Reason.REPLACING)
+            return RESYNC_ACTIVE_S if is_moving else RESYNC_IDLE_S
+        case _:
+            return POLL_S
+
+
+def _review(snapshot: Snapshot) -> Review | Unobservable | None:
+    observation = snapshot.observation
+    return None if observation is None else look(snapshot, observation)
+
+
+def _settle(snapshot: Snapshot) -> Balance:
+    """The bank. Hours run count from the moment at which the newest win took effect."""
+    applications = snapshot.memory.applications
+    newest = applications[-1] if applications else None
+    run_h: dict[str, float] = {}
+    if newest is not None and newest.kind is not ApplicationKind.ROLLED_BACK and newest.knobs == snapshot.knobs:
+        observation = snapshot.observation
+        windows = observation.report.windows if observation is not None else ()
+        devices = max((window.devices for window in windows if window.is_measured), default=0)
+        run_h[newest.experiment] = devices * max(0.0, snapshot.now_s - newest.at_s) / 3600
+    return balance(snapshot.experiments, applications, snapshot.job.expected_device_hours[0], run_h)
+
+
+def _say(knobs: Knobs) -> str:
+    return ", ".join(f"{knob} {str(value).lower()}" for knob, value in knobs.declared().items())

@@ -6,6 +6,7 @@ again: what is there already with the same content is no error, other content is
 """
 
 from collections.abc import Callable
+from math import inf
 
 from amdahl_loop.adapters.kube.client import ApiUnavailable, KubeClient, Refused
 from amdahl_loop.adapters.kube.experiments import PAGE, diff, label_closed, render, say_closed
@@ -68,7 +69,7 @@ class KubeLedger:
         self._recalled = {stored.experiment.name: stored for stored in own}
         kin = [index.recall(key) for key in index.of_kin(namespace, job_uid, fingerprint, family)]
         known = [*own, *(stored for stored in kin if isinstance(stored, StoredExperiment))]
-        known.sort(key=lambda stored: stored.closed_at_s or float("inf"))
+        known.sort(key=_closing_s)
         applications = [application for stored in own for application in stored.applications]
         return JobMemory(
             observations=self._observations(job_uid),
@@ -90,11 +91,9 @@ class KubeLedger:
 
     async def experiments(self) -> tuple[Experiment, ...]:
         """Every experiment of the job's namespace with all its evidence, oldest first; read live."""
-        found: list[tuple[float, Experiment]] = []
-        async for document in self._client.list(Kind.EXPERIMENT, self.seen.namespace, limit=PAGE):
-            stored = _believe(read_experiment(document))
-            found.append((stored.closed_at_s or float("inf"), stored.experiment))
-        return tuple(experiment for _, experiment in sorted(found, key=lambda pair: pair[0]))
+        listed = self._client.list(Kind.EXPERIMENT, self.seen.namespace, limit=PAGE)
+        found = [_believe(read_experiment(document)) async for document in listed]
+        return tuple(stored.experiment for stored in sorted(found, key=_closing_s))
 
     def _observations(self, job_uid: str) -> tuple[Observation, ...]:
         """The newest observation, which the job's status keeps."""
@@ -261,6 +260,11 @@ def _believe(stored: StoredExperiment | Unreadable) -> StoredExperiment:
             f"Experiment {stored.name} cannot be read: {stored.reason}; use the version that wrote it, or delete it"
         )
     return stored
+
+
+def _closing_s(stored: StoredExperiment) -> float:
+    """When an experiment closed; an open one comes after all others."""
+    return inf if stored.closed_at_s is None else stored.closed_at_s
 
 
 def _settle(stored: StoredExperiment, is_same: bool, what: str) -> ExperimentStatus:

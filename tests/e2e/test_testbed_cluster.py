@@ -2,6 +2,8 @@
 
 import http.client
 import json
+import sysconfig
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -170,6 +172,39 @@ def test_pods_answer_this_machine_and_services_answer_pods(
     assert '"gitVersion": "v1.34' in cluster.admin.kubectl(
         "exec", "--namespace", cluster_namespace, "web", "--", "python3", "-c", asks
     )
+
+
+def test_packages_of_this_machine_reach_pods_without_an_image(cluster: Cluster, python_pods: None) -> None:
+    """A read-only claim holds the environment that runs these tests; under the restricted standard a pod imports from it and cannot write to it."""
+    namespace = cluster.create_namespace("shared", RESTRICTED)
+    cluster.share_folder(namespace, "packages", Path(sysconfig.get_path("purelib")))
+    program = (
+        "import pathlib, yaml; print(yaml.safe_load('a: 1'), yaml.__file__); pathlib.Path('/packages/mine').touch()"
+    )
+    mounts = [{"name": "packages", "mountPath": "/packages", "readOnly": True}]
+    reader = container(
+        command=["python3", "-c", program], env=[{"name": "PYTHONPATH", "value": "/packages"}], volumeMounts=mounts
+    )
+    volumes = [{"name": "packages", "persistentVolumeClaim": {"claimName": "packages", "readOnly": True}}]
+    pod = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "reader"},
+        "spec": {"restartPolicy": "Never", "containers": [reader], "volumes": volumes},
+    }
+    cluster.admin.kubectl("apply", "--namespace", namespace, "-f", "-", stdin=pod)
+    cluster.admin.kubectl(
+        "wait",
+        "--namespace",
+        namespace,
+        "pod/reader",
+        "--for=jsonpath={.status.phase}=Failed",
+        f"--timeout={TIMEOUT_S}s",
+    )
+    said = cluster.admin.kubectl("logs", "--namespace", namespace, "reader")
+    assert "{'a': 1} /packages/yaml/" in said
+    assert "Read-only file system: '/packages/mine'" in said
+    cluster.delete_namespace(namespace)
 
 
 def test_a_container_above_its_memory_limit_is_killed_and_says_so(

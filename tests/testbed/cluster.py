@@ -136,6 +136,32 @@ class Cluster:
             with ThreadPoolExecutor() as at_once:
                 list(at_once.map(lambda inside: import_image(layout, inside), insides))
 
+    def share_folder(self, namespace: str, name: str, path: Path) -> None:
+        """Offer a folder of this machine, read-only, as the claim `name`: large packages reach pods without being packed, copied and unpacked twice."""
+        self._own_folder("its nodes cannot see this machine's folders")
+        size, modes = {"storage": "1Gi"}, ["ReadOnlyMany"]
+        claim_ref = {"namespace": namespace, "name": name}
+        volume = {
+            "capacity": size,
+            "accessModes": modes,
+            "storageClassName": "",
+            "hostPath": {"path": str(path), "type": "Directory"},
+            "claimRef": claim_ref,
+        }
+        claim = {
+            "accessModes": modes,
+            "storageClassName": "",
+            "resources": {"requests": size},
+            "volumeName": f"{namespace}-{name}",
+        }
+        for kind, metadata, spec in (
+            ("PersistentVolume", {"name": f"{namespace}-{name}"}, volume),
+            ("PersistentVolumeClaim", claim_ref, claim),
+        ):
+            self.admin.kubectl(
+                "create", "-f", "-", stdin={"apiVersion": "v1", "kind": kind, "metadata": metadata, "spec": spec}
+            )
+
     def snapshot_etcd(self, target: Path) -> None:
         """Copy the store as it is now into `target`; the API server and etcd restart for it."""
         folder = self._own_folder("its store cannot be copied")

@@ -62,7 +62,7 @@ def up(folder: Folder, plan: Plan) -> Facts:
 
 def down(folder: Folder) -> bool:
     """End the cluster of this folder and remove all it made; False when there was none. Logs stay."""
-    if not folder.path.exists():
+    if not folder.lock.exists():  # nothing was ever up here, and to lock it would claim somebody's folder
         return False
     with _locked(folder):
         return _end(folder)

@@ -103,9 +103,11 @@ def test_nodes_without_root_are_refused(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_taking_down_what_is_not_there_does_nothing(tmp_path: Path) -> None:
-    """False, and no folder appears."""
-    assert starter.down(Folder(tmp_path / "none")) is False
-    assert not (tmp_path / "none").exists()
+    """No folder appears, and a folder of somebody else's is not claimed."""
+    (tmp_path / "thesis.tex").touch()
+    assert not starter.down(Folder(tmp_path / "none"))
+    assert not starter.down(Folder(tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ DEFINITIONS = tuple(f"{plural}.amdahl-loop.io" for plural in ("experiments", "tr
 
 @pytest.fixture(scope="session")
 def chart_server() -> Iterator[Cluster]:
-    """etcd and an API server, with the namespaces that the chart's values name."""
+    """API server and etcd, with the namespaces that the chart's values name."""
     with started(plan_for_session(api_only=True)) as cluster:
         # The operator must run where nothing but restricted pods may.
         labels = {"pod-security.kubernetes.io/enforce": "restricted"}

@@ -159,7 +159,7 @@ def test_an_administrator_and_a_team_share_one_cluster(clean: Cluster) -> None:
 def test_a_team_cannot_install_the_cluster_scoped_part(clean: Cluster) -> None:
     """What belongs to the administrator is refused to a team by RBAC, so that the split is more than a convention."""
     helm(clean, "install", {"operator": {"enabled": False}})
-    with pytest.raises(HelmError, match="forbidden|cannot"):
+    with pytest.raises(HelmError, match=r"forbidden|cannot"):
         run_helm(
             "install",
             "own",

@@ -94,6 +94,20 @@ class KnobBounds(Frozen):
             raise ValueError(f"min {self.min} is above max {self.max}; swap them or drop one")
         return self
 
+    @property
+    def has_own_max(self) -> bool:
+        """Whether the job's owner set the upper limit: then it holds even beyond what the machine seems to carry."""
+        return self.max is not None
+
+
+class CappedBounds(KnobBounds):
+    """Limits of which the upper one is a policy's: it narrows, and never frees from a limit of the machine."""
+
+    @property
+    def has_own_max(self) -> bool:
+        """The owner set none."""
+        return False
+
 
 class BoundsByKnob(Frozen):
     """Limits per numeric knob."""

@@ -75,9 +75,9 @@ def legal_range(job: TrainingJob, knob: KnobName, cpus: int) -> tuple[int, int]:
     spec = CATALOGUE[knob]
     owner = job.spec.tuning.knobs.get(knob)
     most = owner.max if owner.max is not None else spec.most
-    if owner.max is None and knob is KnobName.DATALOADER_WORKERS:
+    if not owner.has_own_max and knob is KnobName.DATALOADER_WORKERS:
         most = min(most, max(1, cpus))
-    if owner.max is None and knob is KnobName.GPUS_PER_REPLICA:
+    if not owner.has_own_max and knob is KnobName.GPUS_PER_REPLICA:
         most = min(most, max(cpus, job.spec.knobs.gpus_per_replica or 1))
     least = owner.min if owner.min is not None else spec.least
     return max(least, spec.least), min(most, spec.most)

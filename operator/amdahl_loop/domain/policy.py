@@ -11,7 +11,7 @@ from typing import Annotated
 from pydantic import Field
 from pydantic.alias_generators import to_camel
 
-from amdahl_loop.domain.knob_values import BoundsByKnob, KnobBounds, KnobName
+from amdahl_loop.domain.knob_values import BoundsByKnob, CappedBounds, KnobBounds, KnobName
 from amdahl_loop.domain.resources import TrainingJob
 from amdahl_loop.domain.rules import SET
 from amdahl_loop.domain.tuning import Mode, Tuning
@@ -113,7 +113,7 @@ def _cap_knobs(tuning: Tuning, policy: TuningPolicySpec, job: TrainingJob) -> Ca
     for field, knob in _NUMERIC.items():
         cap, own = policy.knobs.get(knob), tuning.knobs.get(knob)
         narrowed = _intersect(own, cap)
-        if narrowed == own:
+        if narrowed is not None and (narrowed.min, narrowed.max) == (own.min, own.max):
             continue
         if narrowed is None:
             said.append(
@@ -137,7 +137,8 @@ def _intersect(own: KnobBounds, cap: KnobBounds) -> KnobBounds | None:
     most = min((end for end in (own.max, cap.max) if end is not None), default=None)
     if least is not None and most is not None and least > most:
         return None
-    return KnobBounds(min=least, max=most)
+    kind = KnobBounds if own.has_own_max else CappedBounds
+    return kind(min=least, max=most)
 
 
 def _describe(bounds: KnobBounds) -> str:

@@ -79,7 +79,7 @@ def _read_planned(block: PlannedBlock) -> BlockSpec:
     return BlockSpec(
         stage=block.stage,
         check=named.check,
-        index=named.index,
+        index=named.number,
         order=block.order,
         labels=block.labels or block.order,
         seeds=block.seeds,

@@ -42,6 +42,9 @@ from amdahl_loop.domain.values import Frozen
 MAX_EVIDENCE_BYTES = 80_000
 """JSON of all finished blocks together: with plan, verdict and the rest, an Experiment stays below 128 KiB."""
 
+WORST_SHOWN = -7.0
+"""A variant a thousand times as expensive is shown no worse: nobody needs the digits."""
+
 
 class StoredExperiment(Frozen):
     """An Experiment as it was read."""
@@ -123,7 +126,7 @@ def close(status: ExperimentStatus, verdict: Verdict, now_s: float) -> Experimen
     """The status with its verdict; one that has a verdict keeps it."""
     if status.verdict is not None:
         return status
-    saving = percent(verdict.effect) if verdict.effect is not None else None
+    saving = None if verdict.effect is None else percent(max(verdict.effect, WORST_SHOWN))
     return status.model_copy(update={"verdict": verdict, "closed_at": to_timestamp(now_s), "saving": saving})
 
 
@@ -176,7 +179,7 @@ def _find_spec(plan: Plan, name: str) -> BlockSpec:
     """The block of this name: one that the plan holds, or one drawn later from the plan's seed."""
     named = read_run(f"{plan.name}-{name}")
     if named is not None and named.stage is Stage.HOLDOUT:
-        return holdout_block(plan, named.index)
+        return holdout_block(plan, named.number)
     for spec in plan.blocks:
         if spec.name == name:
             return spec

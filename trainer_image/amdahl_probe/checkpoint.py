@@ -17,8 +17,9 @@ from contextlib import contextmanager
 from types import ModuleType
 from typing import Any, Callable, Iterator, Mapping, Optional, Sequence
 
+from amdahl_probe.guarding import guarded
 from amdahl_probe.hook import ImportWatcher
-from amdahl_probe.instrument import Probe, guarded
+from amdahl_probe.probe import Probe
 from amdahl_probe.standin import replace
 from amdahl_probe.written import Written
 

@@ -12,7 +12,8 @@ import time
 from typing import Any, List, Optional
 
 from amdahl_probe import device
-from amdahl_probe.instrument import Probe, guarded
+from amdahl_probe.guarding import guarded
+from amdahl_probe.probe import Probe
 
 # fmt: off
 COLLECTIVES = (

@@ -15,7 +15,8 @@ from typing import Any, Callable, Dict, List, Optional, Tuple
 
 from amdahl_probe import device, knobs, trial
 from amdahl_probe.fetches import FetchTimes
-from amdahl_probe.instrument import Probe, guarded
+from amdahl_probe.guarding import guarded
+from amdahl_probe.probe import Probe
 
 
 class Source:

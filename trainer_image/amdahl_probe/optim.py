@@ -8,8 +8,9 @@ import time
 from typing import Any, Optional
 
 from amdahl_probe.comm import LastGradient
-from amdahl_probe.instrument import Probe, guarded
+from amdahl_probe.guarding import guarded
 from amdahl_probe.loader import Loaders
+from amdahl_probe.probe import Probe
 
 
 class Backwards:

@@ -46,10 +46,10 @@ def kept(out):
 
 def find_guarded():
     """(class and name, function) of all guarded functions of the probe."""
-    instrument = sys.modules.get("amdahl_probe.instrument")
-    if instrument is None:
+    guarding = sys.modules.get("amdahl_probe.guarding")
+    if guarding is None:
         return
-    mark = instrument.guarded(find_guarded).__code__
+    mark = guarding.guarded(find_guarded).__code__
     for module in [module for name, module in sorted(sys.modules.items()) if name.startswith("amdahl_probe.")]:
         for owner in [value for value in vars(module).values() if isinstance(value, type)]:
             if owner.__module__ != module.__name__:

@@ -1,0 +1,224 @@
+"""What happens in this training process? One `Probe` turns the events that the patches report into records.
+
+The patches (`loader`, `optim`, `checkpoint`, `comm`) know torch; this file knows which event means what for the time
+line; what a rank, a startup, a step, a save and an evaluation are, is said in the files of these names.
+
+[P] Nothing here may break the training: each entry point is `guarded`, and the first failure turns the probe off.
+"""
+
+from __future__ import annotations
+
+import atexit
+import gc
+import sys
+import time
+from pathlib import Path
+from typing import Any, Callable, Dict, Mapping, Optional
+
+from amdahl_probe import device, digests, emit, trial
+from amdahl_probe.emit import Recorder
+from amdahl_probe.evaluation import Evaluation
+from amdahl_probe.guarding import Switch, guarded
+from amdahl_probe.rank import Rank
+from amdahl_probe.saves import Saves
+from amdahl_probe.settings import Settings
+from amdahl_probe.spans import Ledger
+from amdahl_probe.startup import Startup
+from amdahl_probe.steps import Steps
+from amdahl_probe.trace import Trace
+
+
+class Probe(Switch):
+    """The state of one process."""
+
+    def __init__(self, torch: Any, settings: Settings) -> None:
+        super().__init__()
+        self.torch = torch
+        self.settings = settings
+        self._begin(emit.process_start_ns(), {})
+        self._startup.add("import", time.monotonic_ns() - self._startup.begun_ns)
+
+    def _begin(self, begun_ns: int, parts: Dict[str, int]) -> None:
+        directory = self.settings.directory
+        self._trace = Trace(Path(directory)) if self.settings.trace and directory else None
+        self.ledger = Ledger(begin_ns=begun_ns, trace=self._trace.spans if self._trace else None)
+        self._rank = Rank(self.torch, self.settings, begun_ns)
+        self._startup = Startup(begun_ns, parts)
+        self._steps = Steps()
+        self._saves = Saves(self._rank)
+        self._evaluation = Evaluation(self.ledger)
+        self._is_adopted = self._is_seeded = False
+
+    # -- the process -----------------------------------------------------------------------------------------------
+
+    @guarded
+    def is_rank(self) -> bool:
+        """Whether this process trains; the first question decides it."""
+        if self._rank.trains is None and self._rank.decide():
+            gc.callbacks.append(self._collected)
+            atexit.register(self.finish)
+        return bool(self._rank.trains)
+
+    def _collected(self, moment: str, info: Mapping[str, int]) -> None:
+        self._steps.note_collection(moment, info)
+
+    @guarded
+    def forked(self) -> None:
+        """In a forked child: forget the parent's run. It may be a loader worker, or become a rank of its own."""
+        self._rank.release()
+        if self._rank.recorder is not None:
+            atexit.unregister(self.finish)
+        self._begin(time.monotonic_ns(), self._startup.parts)
+
+    def write(self, write: Callable[[Recorder], None]) -> None:
+        """Write a record now, or first thing once this process is a rank."""
+        self._rank.write(write)
+
+    def note_disabled(self, why: str) -> None:
+        """The last record, if there is anywhere to write it."""
+        if self._rank.recorder is not None:
+            self._rank.recorder.disabled(why)
+
+    @guarded
+    def finish(self) -> None:
+        """At exit: what is known by now, without waiting for the device."""
+        recorder = self._rank.recorder
+        assert recorder is not None
+        self._saves.flush()
+        self._steps.write(recorder, is_last=True)
+        raised = getattr(sys, "last_type", None)  # set by the interpreter when an exception ends the script
+        recorder.end(self._steps.count, f"exception:{raised.__name__}" if raised else "exit")
+        if self._trace is not None:
+            self._trace.close(recorder.rank)
+        recorder.close()
+
+    # -- batches ---------------------------------------------------------------------------------------------------
+
+    @guarded
+    def seed(self) -> None:
+        """Trial only, once, before the first loader draws: so that both arms begin alike whatever the script did."""
+        if self.settings.seed is not None and not self._is_seeded:
+            self._is_seeded = True
+            trial.seed_generators(self.torch, self.settings.seed)
+
+    @guarded
+    def enter_input(self, is_training: bool) -> int:
+        """A batch is asked for (or a loader started). Returns the span to be closed with `leave_input`."""
+        if not self._startup.is_over:
+            return self.ledger.push("startup")
+        if not is_training:
+            self._evaluation.begin()
+            return self.ledger.push("eval")
+        self._evaluation.end()
+        return self.ledger.push("input")
+
+    @guarded
+    def leave_input(self, span: Optional[int]) -> None:
+        """The loader has answered."""
+        if span is not None:
+            self.ledger.pop(span)
+
+    @guarded
+    def ask_first(self) -> None:
+        """A training batch is being asked for; the first such moment matters."""
+        self._startup.ask_first(self.ledger)
+
+    @guarded
+    def count_batch(self, batch: Any, indices: Optional[Any], took_ns: Optional[int]) -> None:
+        """A training batch is in hand, for which the loader took `took_ns` (None if it did not say)."""
+        draft = self._steps.draft
+        draft.batches.append(digests.digest(batch, indices))
+        if took_ns is not None:
+            draft.loader = draft.loader.plus(took_ns)
+        self._startup.end(self._rank)
+        self.ledger.rest("compute")
+
+    @guarded
+    def count_provisional(self, batch: Any, indices: Optional[Any], wait_ns: int) -> None:
+        """A batch is in hand that looks like evaluation, unless a backward pass follows before a training batch."""
+        self._evaluation.add(batch, indices, wait_ns, in_startup=not self._startup.is_over)
+
+    @guarded
+    def end_epoch(self, is_training: bool) -> None:
+        """A loader is exhausted."""
+        if not is_training and self._startup.is_over:
+            self._evaluation.end()
+
+    # -- time that is charged otherwise ----------------------------------------------------------------------------
+
+    @guarded
+    def add_wait(self, phase: str, host_ns: int, begin: Any, end: Any) -> None:
+        """A host wait between two device events: the part the device computed is not `phase`."""
+        self._steps.draft.late.waits.append(device.Wait(phase, host_ns, begin, end))
+
+    @guarded
+    def add_tail(self, phase: str, begin: Any, end: Any) -> None:
+        """Computing between two device events that was really `phase`."""
+        self._steps.draft.late.tails.append(device.Tail(phase, begin, end))
+
+    @guarded
+    def move(self, source: str, target: str, ns: int) -> None:
+        """Charge part of the present step's `source` time to `target` instead."""
+        self._steps.draft.moves.append((source, target, ns))
+
+    @guarded
+    def add_startup(self, part: str, ns: int) -> None:
+        """Part of the startup took `ns`; ignored afterwards."""
+        self._startup.add(part, ns)
+
+    # -- backward and steps ----------------------------------------------------------------------------------------
+
+    @guarded
+    def begin_backward(self, loss: Optional[Any]) -> None:
+        """A backward pass begins: this thread is the training thread, and what it was given is training data."""
+        if not self.is_rank():
+            return
+        if not self._is_adopted:
+            self._is_adopted = True
+            self.ledger.adopt()
+        self._startup.end(self._rank)
+        draft = self._steps.draft
+        if self._evaluation.is_provisional:
+            self._evaluation.promote(draft)
+        self.ledger.rest("compute")
+        if loss is not None:
+            draft.late.add_loss(self.torch, loss)
+
+    @guarded
+    def end_step(self, optimizer: Any) -> None:
+        """An optimizer has stepped."""
+        if not self.is_rank() or not self._steps.are_marked_by(optimizer):
+            return
+        self._startup.end(self._rank)
+        self._saves.flush()
+        self._steps.end(self.ledger)
+        self._steps.write(self._rank.recorder)
+        if self._trace is not None and self._rank.recorder is not None:
+            self._trace.flush(self._rank.recorder.rank)
+
+    # -- checkpoints and collectives -------------------------------------------------------------------------------
+
+    @guarded
+    def enter(self, phase: str) -> Optional[int]:
+        """Open a span, in a rank."""
+        return self.ledger.push(phase) if self._rank.trains else None
+
+    @guarded
+    def leave(self, span: Optional[int]) -> None:
+        """Close it."""
+        if span is not None:
+            self.ledger.pop(span)
+
+    @guarded
+    def count_save(self, block_ns: int, in_training_thread: bool) -> None:
+        """A file of a checkpoint has been written: by the training thread, or behind its back."""
+        self._saves.add(block_ns, in_training_thread, self._steps.count)
+
+    def is_saving(self) -> bool:
+        """Whether the training thread, which is this one, has written a file of a checkpoint since the last step."""
+        return self._saves.is_open and self.ledger.is_mine()
+
+    @guarded
+    def count_async_save(self, block_ns: int) -> Optional[Callable[[int], None]]:
+        """An asynchronous save was handed over; call the result with the total nanoseconds when it is durable."""
+        return self._saves.add_async(block_ns, self._steps.count)

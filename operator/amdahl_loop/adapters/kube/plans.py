@@ -117,7 +117,8 @@ def _mask_devices(
 ) -> dict[str, str]:
     """Only as many devices visible as the arm uses, where the block holds more for the other arm."""
     name, used = DEVICE_MASKS.get(job.spec.device_resource), window.knobs.gpus_per_replica
-    is_requested = job.spec.template.trainer.resources.quantity(job.spec.device_resource) is not None
+    resources = job.spec.template.trainer.resources
+    is_requested = job.spec.device_resource in {*resources.limits, *resources.requests}
     if name is None or used is None or not is_requested or used >= request.max_devices:
         return {}
     visible = known.get(name, "").split(",") if known.get(name) else [str(n) for n in range(request.max_devices)]

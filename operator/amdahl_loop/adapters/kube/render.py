@@ -107,9 +107,13 @@ def set_devices(trainer: Object, resource: str, count: int | None) -> None:
 
 
 def count_devices(job: TrainingJob, count: int | None) -> int:
-    """Devices that one pod holds: those requested, or the processes of a CPU job; `count` is the knob's value."""
-    requested = job.spec.template.trainer.resources.quantity(job.spec.device_resource)
-    return max(1, count if count is not None else round(requested or 1))
+    """Devices that one pod holds: the knob's `count`, else what is requested, else one process of a CPU job.
+
+    ValueError for a quantity that cannot be read.
+    """
+    if count is not None:
+        return max(1, count)
+    return max(1, round(job.spec.template.trainer.resources.quantity(job.spec.device_resource) or 1))
 
 
 def add_volume(pod: Object, volume: Object) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from amdahl_loop.adapters.kube.kinds import Object
 from amdahl_loop.adapters.kube.placement import Placement, affine
-from amdahl_loop.adapters.kube.plans import GRACE_S, PLAN_VARIABLE, PlanError, encode_plan
+from amdahl_loop.adapters.kube.plans import GRACE_S, PLAN_VARIABLE, encode_plan
 from amdahl_loop.adapters.kube.render import (
     child_metadata,
     count_devices,
@@ -75,8 +75,8 @@ PATHS = (
     "spec.containers[trainer].command",
     "spec.containers[trainer].args",
     "spec.containers[trainer].env",
-    "spec.containers[trainer].resources.limits[deviceResource]",
-    "spec.containers[trainer].resources.requests[deviceResource]",
+    "spec.containers[trainer].resources.limits.deviceResource",
+    "spec.containers[trainer].resources.requests.deviceResource",
     "spec.containers[trainer].livenessProbe",
     "spec.containers[trainer].readinessProbe",
     "spec.containers[trainer].startupProbe",
@@ -111,7 +111,8 @@ def render_block(
     scratch = add_scratch(pod, targets, job.spec.tuning.trial.scratch_storage_class)
     try:
         plan = encode_plan(job, request, name, pod, scratch)
-    except PlanError as error:
+        devices = count_devices(job, _larger_arm(request))
+    except ValueError as error:  # PlanError is one
         return Unfit(str(error))
     _disarm(pod, request)
     pod["affinity"] = affine(pod.get("affinity") or {}, placement, block.experiment)
@@ -121,7 +122,7 @@ def render_block(
         RUN_ANNOTATION: request.run,
         PLAN_HASH_ANNOTATION: request.plan_hash,
         EXPERIMENT_UID_ANNOTATION: experiment_uid,
-        DEVICES_ANNOTATION: str(count_devices(job, _larger_arm(request))),
+        DEVICES_ANNOTATION: str(devices),
     }
     queue = {label: value for label, value in job.queue_labels.items() if label in BLOCK_QUEUE_LABELS}
     return {

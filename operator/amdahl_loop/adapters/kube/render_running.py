@@ -55,6 +55,22 @@ REPLICA_ANNOTATION = f"{PREFIX}gpus-per-replica"
 """Value of that knob in a revision; empty where it is none."""
 
 
+RUNNING_PATHS = (
+    "metadata.labels.amdahl-loop.io/job",
+    "metadata.labels.amdahl-loop.io/revision",
+    "metadata.annotations.amdahl-loop.io/declared",
+    "metadata.annotations.amdahl-loop.io/gpus-per-replica",
+    "spec.restartPolicy",
+    "spec.subdomain",
+    "spec.volumes[amdahl-*]",
+    "spec.containers[trainer].env",
+    "spec.containers[trainer].volumeMounts[/amdahl/*]",
+    "spec.containers[trainer].resources.limits.deviceResource",
+    "spec.containers[trainer].resources.requests.deviceResource",
+)
+"""Everything in which the running job's pod may differ from the user's template."""
+
+
 def render_job(job: TrainingJob, revision: int, probe: str | None, suspended: bool = False) -> Object:
     """The running Job of a revision; `job` has the values in force, `probe` names its ConfigMap (None: without it)."""
     name = revision_name(job.metadata.name, revision)

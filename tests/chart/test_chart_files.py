@@ -7,6 +7,7 @@ import tomllib
 import pytest
 import yaml
 
+from amdahl_loop.adapters.kube.render_running import METRICS_PORT
 from amdahl_loop.domain.children import EXPERIMENT_LABEL, JOB_LABEL, PREFIX, PROBE_LABEL, TRIAL_PRIORITY_CLASS
 from amdahl_loop.settings import Settings, read_settings
 from chart.helm import CHART, ROOT, render
@@ -63,6 +64,12 @@ def test_the_policies_speak_of_the_labels_that_the_operator_writes() -> None:
     assert render().one("PriorityClass")["metadata"]["name"] == TRIAL_PRIORITY_CLASS
     for word in (PREFIX, JOB_LABEL, EXPERIMENT_LABEL, PROBE_LABEL, TRIAL_PRIORITY_CLASS):
         assert f"'{word}'" in text
+
+
+def test_the_chart_knows_where_training_pods_answer() -> None:
+    """The port that the operator gives to training pods is the one that the NetworkPolicy opens."""
+    egress = render().one("NetworkPolicy")["spec"]["egress"]
+    assert egress[1]["ports"] == [{"protocol": "TCP", "port": METRICS_PORT}]
 
 
 def test_dashboard_and_alerts_read_documented_metrics_only() -> None:

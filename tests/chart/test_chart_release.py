@@ -184,7 +184,7 @@ RIGHTS = [
     ("create", "", "pods/exec", False),
     ("get", "", "secrets", False),
     ("list", "", "secrets", False),
-    ("list", "", "configmaps", False),
+    ("delete", "", "services", False),
     ("list", "", "nodes", False),
     ("list", "", "namespaces", False),
     ("create", "", "serviceaccounts/token", False),

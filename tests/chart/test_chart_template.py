@@ -232,13 +232,12 @@ OPERATOR_RIGHTS = {
     ("amdahl-loop.io", "trainingjobs/status"): {"patch"},
     ("amdahl-loop.io", "experiments"): {"get", "list", "watch", "create", "patch"},
     ("amdahl-loop.io", "experiments/status"): {"patch"},
-    ("amdahl-loop.io", "tuningpolicies"): {"get", "list", "watch"},
+    ("amdahl-loop.io", "tuningpolicies"): {"list", "watch"},
     ("batch", "jobs"): {"get", "list", "watch", "create", "patch", "delete"},
-    ("", "pods"): {"get", "list", "watch"},
-    ("", "services"): {"get", "create", "patch", "delete"},
-    ("", "configmaps"): {"get", "create", "patch", "delete"},
+    ("", "pods"): {"list", "watch"},
+    ("", "services"): {"get", "create"},
+    ("", "configmaps"): {"get", "list", "create", "update", "patch", "delete"},
     ("events.k8s.io", "events"): {"create"},
-    ("", "resourcequotas"): {"list"},
     ("", "persistentvolumeclaims"): {"get"},
 }
 

@@ -69,7 +69,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end -}}
 
 {{- /* Where the operator and the PodMonitor find /metrics in a training pod. */ -}}
-{{- define "amdahl-loop.jobMetricsPort" -}}9640{{- end -}}
+{{- define "amdahl-loop.jobMetricsPort" -}}9178{{- end -}}
 
 {{- /* Everything the operator is told, in one place. */ -}}
 {{- define "amdahl-loop.env" -}}

@@ -23,7 +23,7 @@ only spec.knobs) the admission policies say.
 # An administrator's caps.
 - apiGroups: [amdahl-loop.io]
   resources: [tuningpolicies]
-  verbs: [get, list, watch]
+  verbs: [list, watch]
 # The running job and its blocks: created, suspended, swept.
 - apiGroups: [batch]
   resources: [jobs]
@@ -31,23 +31,19 @@ only spec.knobs) the admission policies say.
 # Phases, nodes, termination messages, the address of /metrics. Pods are created by Jobs, never by the operator.
 - apiGroups: [""]
   resources: [pods]
-  verbs: [get, list, watch]
-# The ranks of a job find each other by a headless Service.
+  verbs: [list, watch]
+# The ranks of a job find each other by a headless Service; it goes with its owner.
 - apiGroups: [""]
   resources: [services]
-  verbs: [get, create, patch, delete]
-# Knob values and the probe. No list: other people's ConfigMaps are none of its business.
+  verbs: [get, create]
+# Knob values and the probe; list finds the probes of older versions by their label, delete sweeps them.
 - apiGroups: [""]
   resources: [configmaps]
-  verbs: [get, create, patch, delete]
+  verbs: [get, list, create, update, patch, delete]
 # Verdicts and transitions.
 - apiGroups: [events.k8s.io]
   resources: [events]
   verbs: [create]
-# Trials yield where the owner's quota is exhausted.
-- apiGroups: [""]
-  resources: [resourcequotas]
-  verbs: [list]
 # A volume's access mode decides where a trial may run, before anything is spent.
 - apiGroups: [""]
   resources: [persistentvolumeclaims]

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import aiohttp
 from kubernetes.aio.client import ApiClient, Configuration
 from kubernetes.aio.config import ConfigException, load_incluster_config, load_kube_config
+from yaml import YAMLError
 
 from amdahl_loop import __version__
 from amdahl_loop.adapters.kube.kinds import Object
@@ -117,7 +118,7 @@ async def open_transport(
                 client_configuration=configuration,
                 persist_config=False,
             )
-    except (ConfigException, OSError) as error:
+    except (ConfigException, OSError, YAMLError, TypeError, ValueError, KeyError, AttributeError) as error:
         raise AccessError(f"{source}: {error}; name a file with --kubeconfig, or set KUBECONFIG") from error
     return KubeTransport(configuration)
 

@@ -3,9 +3,11 @@
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from builders import make_manifest
+from testbed.cluster import Cluster, wait_for
 
 Document = dict[str, Any]
 
@@ -62,7 +64,7 @@ REFUSALS = (
     Refusal(
         "no container is named trainer",
         _containers({"name": "main", "command": ["x"]}, {"name": "proxy"}),
-        'spec.template.spec.containers: Invalid value: "object": containers are named [main, proxy]; name the one to tune '
+        'spec.template.spec.containers: Invalid value: "object": containers are named ["main", "proxy"]; name the one to tune '
         "'trainer', exactly once",
         "containers are named ['main', 'proxy']; name the one to tune 'trainer', exactly once",
     ),
@@ -206,3 +208,15 @@ REFUSALS = (
     ),
 )
 """Every fault that the schema alone can find."""
+
+
+CRDS = Path(__file__).resolve().parents[1] / "crds"
+
+
+def install_crds(cluster: Cluster) -> None:
+    """The definitions of `crds/` are established, and the server serves every kind."""
+    cluster.admin.kubectl("apply", "--server-side", "--force-conflicts", "-f", CRDS)
+    cluster.admin.kubectl("wait", "--for=condition=Established", "-f", CRDS, "--timeout=60s")
+    for definition in CRDS.glob("*.yaml"):
+        path = f"/apis/amdahl-loop.io/v1alpha1/{definition.stem}"
+        wait_for(lambda path=path: cluster.admin.get(path).status == 200, 60, f"the server lists {definition.stem}")

@@ -1,5 +1,5 @@
-"""Fixtures of the tests that need a real API server and nothing behind it."""
+"""Fixtures of the tests that need a real API server, alone or with its controllers, and no node."""
 
-from testbed.fixtures import api_namespace, api_server
+from testbed.fixtures import api_namespace, api_server, control_plane
 
-__all__ = ["api_namespace", "api_server"]
+__all__ = ["api_namespace", "api_server", "control_plane"]

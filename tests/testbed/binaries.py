@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 MODULES = Path(__file__).parent / "go"
+BUILD = ("go", "build", "-mod=readonly", "-buildvcs=false", "-trimpath")
 OLDEST_GO = (1, 26)  # what the newest pinned modules (helm, kwok, kubeconform) ask for in their go.mod
 
 
@@ -89,14 +90,13 @@ def cache_home() -> Path:
 
 @functools.cache
 def cache_key(module: str, pinned_by: str) -> str:
-    """`module-version-goX.Y.Z-digest`; the digest covers every file of the module folder, so a changed pin is another key."""
+    """`module-version-goX.Y.Z-digest`; the digest covers every file of the module folder and the flags, so a changed pin is another key."""
     folder = MODULES / module
-    digest = hashlib.sha256()
+    version = pinned_version(module, pinned_by)
+    digest = hashlib.sha256(" ".join([*BUILD, _ldflags(module, version)]).encode())
     for file in sorted(folder.iterdir()):
         digest.update(file.name.encode() + b"\0" + file.read_bytes() + b"\0")
-    return (
-        f"{module}-{pinned_version(module, pinned_by)}-go{'.'.join(map(str, _go_release()))}-{digest.hexdigest()[:10]}"
-    )
+    return f"{module}-{version}-go{'.'.join(map(str, _go_release()))}-{digest.hexdigest()[:10]}"
 
 
 def pinned_version(module: str, pinned_by: str) -> str:
@@ -132,18 +132,7 @@ def _build(wanted: Binary, path: Path) -> None:
     )
     half_done = path.with_name(f".{wanted.name}.{os.getpid()}")
     started = time.monotonic()
-    command: list[str | Path] = [
-        "go",
-        "build",
-        "-mod=readonly",
-        "-buildvcs=false",
-        "-trimpath",
-        "-ldflags",
-        _ldflags(wanted, version),
-        "-o",
-        half_done,
-        wanted.package,
-    ]
+    command: list[str | Path] = [*BUILD, "-ldflags", _ldflags(wanted.module, version), "-o", half_done, wanted.package]
     environment = os.environ | {"CGO_ENABLED": "0", "GOWORK": "off"}
     built = subprocess.run(
         command, cwd=MODULES / wanted.module, env=environment, check=False, capture_output=True, text=True
@@ -158,12 +147,15 @@ def _build(wanted: Binary, path: Path) -> None:
     print(f"testbed: built {wanted.name} in {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
 
 
-def _ldflags(wanted: Binary, version: str) -> str:
-    """No debug symbols; Kubernetes also wants to be told its version, or its clients cannot compare theirs with it."""
-    flags = "-s -w"
-    if wanted.module == "kubernetes":
-        major, minor = version.removeprefix("v").split(".")[:2]
-        values = {"gitVersion": version, "gitMajor": major, "gitMinor": minor, "gitTreeState": "clean"}
-        packages = ("k8s.io/component-base/version", "k8s.io/client-go/pkg/version")
-        flags += "".join(f" -X {package}.{name}={value}" for package in packages for name, value in values.items())
-    return flags
+def _ldflags(module: str, version: str) -> str:
+    """No debug symbols; Kubernetes and Helm also want to be told their version, which others compare with their own."""
+    major, minor = [*version.removeprefix("v").split("."), "0"][:2]
+    values = {
+        "kubernetes": {"gitVersion": version, "gitMajor": major, "gitMinor": minor, "gitTreeState": "clean"},
+        "helm": {"version": version},
+    }.get(module, {})
+    packages = {
+        "kubernetes": ("k8s.io/component-base/version", "k8s.io/client-go/pkg/version"),
+        "helm": ("helm.sh/helm/v4/internal/version",),
+    }.get(module, ())
+    return "-s -w" + "".join(f" -X {package}.{name}={value}" for package in packages for name, value in values.items())

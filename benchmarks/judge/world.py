@@ -76,7 +76,7 @@ class World:
         name = self._place_name(spec)
         place = self.places[name] if name in self.places else self._take_place(name, experiment, spec)
         started_s, before_s = place.time_of_day_s + place.elapsed_s, place.elapsed_s
-        windows = self._run_windows(spec, place)
+        windows = self.run_windows(spec, place)
         held_s = place.elapsed_s - before_s
         self.held_s += held_s
         report = BlockReport(run=self.plan.run_name(spec), state="done", live=self.setting.live, windows=windows)
@@ -98,7 +98,8 @@ class World:
         self.places[name] = Place(self.rng, self.setting.noise, start_s, name) if elsewhere else home.later(start_s)
         return self.places[name]
 
-    def _run_windows(self, spec: BlockSpec, place: Place) -> tuple[Window, ...]:
+    def run_windows(self, spec: BlockSpec, place: Place) -> tuple[Window, ...]:
+        """The four windows of a block on a node."""
         constants, noise = self.setting.constants, self.setting.noise
         soak = spec.stage is Stage.SOAK
         measured_s = constants.soak_window_s if soak else constants.window_s

@@ -65,21 +65,21 @@ class Kept:
 class Standing:
     """How a win in force stands; effects and sums in log cost.
 
-    `blocks` are those that count, `effect` their mean, None before the first. The win is taken back when `shortfall`,
-    the cumulative sum, reaches `alarm`, or when a guard has spoken (`broken`).
+    `blocks` are those that count, `effect` their mean, None before the first. `shortfalls` is the cumulative sum after
+    each block: the win is taken back once it has reached `alarm`, or when a guard has spoken (`broken`).
     """
 
     claim: float
     alarm: float
     blocks: int = 0
     effect: float | None = None
-    shortfall: float = 0.0
+    shortfalls: tuple[float, ...] = ()
     broken: Veto | None = None
 
     @property
     def has_faded(self) -> bool:
         """Whether the win is to be taken back."""
-        return self.broken is not None or self.shortfall >= self.alarm
+        return self.broken is not None or any(shortfall >= self.alarm for shortfall in self.shortfalls)
 
     @property
     def sentence(self) -> str:
@@ -89,7 +89,7 @@ class Standing:
         if self.effect is None:
             return f"claims {percent(self.claim)}, no block has tested it since it was applied"
         found = f"saves {percent(self.effect)} over {self.blocks} blocks since it was applied"
-        sums = f"shortfall {percent(self.shortfall)} of at most {percent(self.alarm)}"
+        sums = f"it fell short by {percent(self.shortfalls[-1])}, {percent(self.alarm)} takes it back"
         return f"{'faded' if self.has_faded else 'stands'}: {found}, claims {percent(self.claim)}; {sums}"
 
 
@@ -138,7 +138,7 @@ def assess(win: Experiment) -> Standing:
         alarm,
         blocks=len(effects),
         effect=mean(effects) if effects else None,
-        shortfall=_add_up(blocks, reference, alarm),
+        shortfalls=_add_up(case, blocks.blocks, reference, alarm),
         broken=next((veto for block in blocks.blocks if (veto := vetoes.check_block(block))), None),
     )
 
@@ -159,19 +159,21 @@ def find_effect(win: Experiment) -> Estimate | None:
     return found if found.upper(LESS_ALPHA) < claimed.mean else claimed
 
 
-def _add_up(blocks: Sifted, reference: float, alarm: float) -> float:
-    """Page's sum of what each block falls short of the reference by, never below 0.
+def _add_up(case: Case, blocks: Sequence[Evidence], reference: float, alarm: float) -> tuple[float, ...]:
+    """Page's sum of what the blocks fall short of the reference by, never below 0, after each of them.
 
     A variant that crashed, hung or ran out of memory is the worst that a block can say. A block that only the variant
-    spoilt counts with its effect; all other void blocks say nothing.
+    spoilt counts with its effect; all other void blocks say nothing. No later block changes what was said before it.
     """
-    total, worst = 0.0, alarm / BLOCKS_TO_FADE
-    for block in blocks.blocks:
+    total, worst, sums = 0.0, alarm / BLOCKS_TO_FADE, []
+    for number, block in enumerate(blocks, start=1):
+        gate = sift(blocks[:number], case.plan.constants, reference=case.scored).gate
         if block.fault is not None and block.culprit is Arm.VARIANT:
             total += worst
-        elif block.is_measured and block.gap(Arm.BASELINE) <= blocks.gate:
+        elif block.is_measured and block.gap(Arm.BASELINE) <= gate:
             total = max(0.0, total + min(worst, reference - block.effect))
-    return total
+        sums.append(total)
+    return tuple(sums)
 
 
 def _read_holdout(case: Case) -> Sifted:

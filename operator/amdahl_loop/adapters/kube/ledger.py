@@ -184,14 +184,19 @@ class KubeLedger:
         await label_closed(self._client, Key(self.seen.namespace, experiment))
 
     async def add_application(self, application: Application) -> None:
-        """Record that values were applied, rolled back or put back. ApiUnavailable where others did so meanwhile."""
-        others = [a for stored in self._recalled.values() for a in stored.applications if a != application]
+        """Record that values were applied, rolled back or put back; the same decision twice is kept once.
+
+        ApiUnavailable where something else was recorded since this pass recalled the experiment.
+        """
+        others = [a for stored in self._recalled.values() for a in stored.applications]
         least_s = max((other.at_s + STEP_S for other in others), default=0.0)
         written = application.model_copy(update={"at_s": max(application.at_s, least_s)})
         recalled = self._recalled.get(application.experiment)
 
         def append(stored: StoredExperiment) -> ExperimentStatus:
-            if {application, written}.intersection(stored.applications):
+            newest = stored.applications[-1:]
+            is_repeated = [a.model_copy(update={"at_s": application.at_s}) for a in newest] == [application]
+            if is_repeated or application in stored.applications:
                 return stored.status
             if recalled is not None and recalled.applications != stored.applications:
                 raise ApiUnavailable(f"applications of {application.experiment} have changed since they were recalled")

@@ -138,12 +138,12 @@ def test_the_operators_pod_passes_the_restricted_standard(clean: Cluster) -> Non
 
 
 def test_an_administrator_and_a_team_share_one_cluster(clean: Cluster) -> None:
-    """The administrator installs the cluster-scoped part; then a team with rights in its namespace alone installs the operator."""
-    admin_part = {"operator": {"enabled": False}, "admission": {"operators": [{"namespace": "team-a"}]}}
+    """The administrator installs the cluster-scoped part and grants the rights; then a team installs the operator."""
+    admin_part = {"operator": {"enabled": False}, "namespacedOperators": [{"namespace": "team-a"}]}
     helm(clean, "install", admin_part)
     wait_until_policies_hold(clean)
     team = _team_lead(clean)
-    team_part = {"scope": "Namespaced", "admission": {"installedByAdmin": True}}
+    team_part = {"scope": "Namespaced", "admission": {"installedByAdmin": True}, "rbac": {"create": False}}
     run_helm("install", RELEASE, CHART, "--namespace", "team-a", values=team_part, kubeconfig=team)
     operator = clean.service_account("team-a", "amdahl-loop")
     label = {"amdahl-loop.io/job": "x"}
@@ -156,19 +156,20 @@ def test_an_administrator_and_a_team_share_one_cluster(clean: Cluster) -> None:
     run_helm("uninstall", RELEASE, "--namespace", "team-a", kubeconfig=team)
 
 
-def test_a_team_cannot_install_the_cluster_scoped_part(clean: Cluster) -> None:
+@pytest.mark.parametrize(
+    "values",
+    [
+        pytest.param({"crds": {"enabled": False}}, id="the cluster-scoped part"),
+        pytest.param({"scope": "Namespaced"}, id="rights that the team does not hold"),
+    ],
+)
+def test_a_team_cannot_take_more_than_it_has(clean: Cluster, values: dict[str, Any]) -> None:
     """What belongs to the administrator is refused to a team by RBAC, so that the split is more than a convention."""
     helm(clean, "install", {"operator": {"enabled": False}})
-    with pytest.raises(HelmError, match=r"forbidden|cannot"):
-        run_helm(
-            "install",
-            "own",
-            CHART,
-            "--namespace",
-            "team-a",
-            values={"crds": {"enabled": False}},
-            kubeconfig=_team_lead(clean),
-        )
+    lead = _team_lead(clean)
+    with pytest.raises(HelmError, match="forbidden"):
+        run_helm("install", "own", CHART, "--namespace", "team-a", values=values, kubeconfig=lead)
+    run_helm("uninstall", "own", "--ignore-not-found", "--namespace", "team-a", kubeconfig=lead)
 
 
 RIGHTS = [
@@ -238,15 +239,27 @@ def _may(cluster: Cluster, namespace: str, verb: str, group: str, resource: str)
 
 
 def _team_lead(cluster: Cluster) -> Path:
-    """Who may do everything in team-a, and nothing elsewhere; a role without wildcards could not grant the operator's rights."""
-    binding = {
-        "metadata": {"name": "lead"},
-        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "cluster-admin"},
-        "subjects": [{"kind": "User", "name": "lead", "apiGroup": "rbac.authorization.k8s.io"}],
+    """Who may do in team-a what the role `admin` allows there, and nothing elsewhere: no right to our kinds, so none to grant."""
+    where = "/apis/rbac.authorization.k8s.io/v1/namespaces/team-a"
+    everything = ["get", "list", "watch", "create", "update", "patch", "delete"]
+    resources = {
+        "": ["configmaps", "events", "pods", "secrets", "serviceaccounts", "services", "persistentvolumeclaims"],
+        "apps": ["deployments"],
+        "batch": ["jobs"],
+        "networking.k8s.io": ["networkpolicies"],
+        "rbac.authorization.k8s.io": ["roles", "rolebindings"],
     }
-    reply = cluster.admin.post("/apis/rbac.authorization.k8s.io/v1/namespaces/team-a/rolebindings", binding)
-    assert reply.status in (201, 409), reply.message
-    return cluster.user("lead").kubeconfig
+    rules = [{"apiGroups": [group], "resources": plurals, "verbs": everything} for group, plurals in resources.items()]
+    subject = {"kind": "User", "name": "lead", "apiGroup": "rbac.authorization.k8s.io"}
+    reference = {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "lead"}
+    role = cluster.admin.post(f"{where}/roles", {"metadata": {"name": "lead"}, "rules": rules})
+    bound = cluster.admin.post(
+        f"{where}/rolebindings", {"metadata": {"name": "lead"}, "roleRef": reference, "subjects": [subject]}
+    )
+    assert {role.status, bound.status} <= {201, 409}, role.message + bound.message
+    lead = cluster.user("lead")
+    wait_for(lambda: lead.get("/api/v1/namespaces/team-a/secrets").status == 200, 30, "the role is in force")
+    return lead.kubeconfig
 
 
 def _env(cluster: Cluster) -> dict[str, str]:

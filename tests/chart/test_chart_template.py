@@ -22,6 +22,9 @@ POLICIES = ("labels", "ledger", "operator-children", "operator-trainingjobs", "t
 
 NAMESPACED_SCOPE = {"scope": "Namespaced"}
 ADMIN_PART = {"operator": {"enabled": False}}
+TEAM_OPERATORS = {
+    "namespacedOperators": [{"namespace": "team-a"}, {"namespace": "team-b", "namespaces": ["team-a", "team-b"]}]
+}
 TWO_TEAMS = {"watchNamespaces": ["team-a", "team-b"]}
 
 
@@ -70,6 +73,11 @@ def test_scope_decides_which_kinds_are_rendered(values: dict[str, Any], kinds: s
         (NAMESPACED_SCOPE | TWO_TEAMS, "RoleBinding", ["team-a/amdahl-loop-operator", "team-b/amdahl-loop-operator"]),
         (TWO_TEAMS, "RoleBinding", ["team-a/amdahl-loop-operator", "team-b/amdahl-loop-operator"]),
         (NAMESPACED_SCOPE | {"rbac": {"create": False}}, "Role", []),
+        (ADMIN_PART | TEAM_OPERATORS, "RoleBinding", ["team-a/amdahl-loop-operator", "team-b/amdahl-loop-operator"]),
+        (ADMIN_PART | TEAM_OPERATORS, "ClusterRoleBinding", []),
+        (ADMIN_PART | TEAM_OPERATORS, "ClusterRole", ["amdahl-loop-admin", "amdahl-loop-edit", "amdahl-loop-operator", "amdahl-loop-view"]),
+        (ADMIN_PART | TEAM_OPERATORS | {"rbac": {"create": False}}, "RoleBinding", []),
+        (ADMIN_PART, "ClusterRole", ["amdahl-loop-admin", "amdahl-loop-edit", "amdahl-loop-view"]),
         ({"trials": {"priorityClass": {"create": False}}}, "PriorityClass", []),
         ({"networkPolicy": {"enabled": False}}, "NetworkPolicy", []),
         ({"serviceAccount": {"create": False}}, "ServiceAccount", []),
@@ -252,6 +260,16 @@ def test_the_operator_has_these_rights_and_no_others(values: dict[str, Any], kin
     assert granted == OPERATOR_RIGHTS
 
 
+def test_each_operator_is_bound_where_it_acts() -> None:
+    """Two operators of teams share a namespace: both are bound there, and each alone in its own."""
+    subjects = {
+        binding["metadata"]["namespace"]: [f"{s['namespace']}/{s['name']}" for s in binding["subjects"]]
+        for binding in render(ADMIN_PART | TEAM_OPERATORS)
+        if binding["kind"] == "RoleBinding"
+    }
+    assert subjects == {"team-a": ["team-a/amdahl-loop", "team-b/amdahl-loop"], "team-b": ["team-b/amdahl-loop"]}
+
+
 def test_every_right_of_the_operator_has_its_reason() -> None:
     """In the rendered role a comment stands above every rule: who reviews the install reads why."""
     lines = run_helm("template", "x", CHART, "--show-only", "templates/rbac.yaml").splitlines()
@@ -316,9 +334,9 @@ def test_everything_that_can_be_filled_in_arrives() -> None:
         (TWO_TEAMS, ["looks after team-a, team-b", "kubectl --namespace team-a apply"]),
         ({"admission": {"enabled": False}}, ["TRIALS ARE OFF", "set admission.enabled=true"]),
         ({"trials": {"enabled": False}}, ["TRIALS ARE OFF", "Set trials.enabled=true"]),
-        (NAMESPACED_SCOPE, ["TRIALS ARE OFF", "admission.operators: [{namespace: amdahl-system, serviceAccount: amdahl-loop"]),
-        (ADMIN_PART, ["cluster-scoped part", "none: name them in admission.operators"]),
-        (read_values(CHART / "ci" / "admin-values.yaml"), ["system:serviceaccount:team-b:tuner in team-b, team-b-dev"]),
+        (NAMESPACED_SCOPE, ["TRIALS ARE OFF", "namespacedOperators: [{namespace: amdahl-system, serviceAccount: amdahl-loop"]),
+        (ADMIN_PART, ["cluster-scoped part", "none: name them in namespacedOperators"]),
+        (read_values(CHART / "ci" / "admin-values.yaml"), ["system:serviceaccount:team-b:tuner in team-b, team-a"]),
     ],
 )  # fmt: skip
 def test_the_notes_say_what_to_do_next(values: dict[str, Any], phrases: list[str]) -> None:

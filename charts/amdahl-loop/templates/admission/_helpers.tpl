@@ -25,7 +25,7 @@ spec:
 {{- /* The operators and where each may act, as a CEL map: user name to namespaces; an empty list stands for every enabled one. */ -}}
 {{- define "amdahl-loop.operators" -}}
 {{- $operators := dict -}}
-{{- range .Values.admission.operators -}}
+{{- range .Values.namespacedOperators -}}
 {{- $user := printf "system:serviceaccount:%s:%s" .namespace (.serviceAccount | default "amdahl-loop") -}}
 {{- $operators = set $operators $user (.namespaces | default (list .namespace)) -}}
 {{- end -}}

@@ -40,8 +40,8 @@ JOB_NAME_LABEL = "batch.kubernetes.io/job-name"
 ONE_NODE_MODES = frozenset({"ReadWriteOnce", "ReadWriteOncePod"})
 MANY_NODE_MODES = frozenset({"ReadWriteMany"})
 
-Reserve = Callable[[str, str, float], Awaitable[bool]]
-"""Set device-seconds aside for a run of an experiment before it is created; False where that cannot be done now."""
+Reserve = Callable[[str, str, float], Awaitable[None]]
+"""Set device-seconds aside for a run of an experiment before it is created (`KubeLedger.reserve`)."""
 
 
 @dataclass
@@ -159,8 +159,7 @@ class KubeRunner:
         body = render_block(job, request, block, uid, self._probe.name, placement)
         if isinstance(body, Unfit):
             return self._refuse(Trouble.REJECTED, body.why)
-        if not await self._reserve(block.experiment, request.run, request.reserved_device_s(job.spec.replicas)):
-            return None
+        await self._reserve(block.experiment, request.run, request.reserved_device_s(job.spec.replicas))
         made = await self._client.create(Kind.JOB, self._namespace, body)
         return await self._adopt(made, request) if isinstance(made, Refused) else None
 
@@ -241,8 +240,8 @@ class KubeRunner:
 
 def read_visits(experiment: Object) -> tuple[Visit, ...]:
     """Where the finished blocks of an Experiment ran, oldest first."""
-    visits = []
-    for entry in (experiment.get("status") or {}).get("blocks") or ():
+    visits, status = [], experiment.get("status") or {}
+    for entry in (*(status.get("blocks") or ()), *(status.get("holdouts") or ())):
         block = read_run(f"{experiment['metadata']['name']}-{entry.get('name', '')}")
         if block is not None:
             nodes = tuple(node for node in (entry.get("node") or "").split(",") if node)

@@ -5,6 +5,7 @@ import math
 import random
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
+from typing import Any
 
 from amdahl_loop.adapters.recorded import encode_report
 from amdahl_loop.domain.experiments import Loss
@@ -58,7 +59,7 @@ class SimulatedRunner:
         del job
         assert not isinstance(self.runs.get(request.run), Running), "one run is submitted once"
         self.submitted.append(request.run)
-        windows = tuple(self._measure(request, window) for window in request.windows)
+        windows = tuple(self.measure(request.run, window) for window in request.windows)
         report = BlockReport(run=request.run, state="done", live=self.truth.live, cpus=4, windows=windows)
         held_s = sum(window.wall_s * max(1, window.devices) for window in windows)
         self.runs[request.run] = Finished(
@@ -78,11 +79,12 @@ class SimulatedRunner:
         stopped = [await self.stop(run) for run in sorted(self.runs) if run not in keep]
         return tuple(loss for loss in stopped if loss is not None)
 
-    def _measure(self, request: RunRequest, window: WindowRequest) -> Window:
+    def measure(self, run: str, window: WindowRequest) -> Window:
+        """What one window of a run measures."""
         knobs, outcome = window.knobs, self.truth.outcome(window.knobs)
         if outcome is not WindowOutcome.OK:
             return Window(arm=window.arm, index=window.index, outcome=outcome, exit_code=1)
-        draw = random.Random(f"{request.run}:{window.index}")
+        draw = random.Random(f"{run}:{window.index}")
         phases = self.truth.phases_s(knobs)
         step_s = sum(phases.values()) * math.exp(draw.gauss(0, self.truth.noise_sd))
         steps = window.steps or max(window.min_steps, round(window.measure_s / step_s))
@@ -122,3 +124,53 @@ def _shares(phases: dict[Phase, float]) -> tuple[int, ...]:
 
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+WRITES = (
+    "add_observation",
+    "add_plan",
+    "add_block",
+    "add_loss",
+    "add_verdict",
+    "add_application",
+    "submit",
+    "stop",
+)
+"""What a loop may be killed before or after."""
+
+
+class Killed(BaseException):
+    """SIGKILL: nothing catches it."""
+
+
+class Fuse:
+    """Counts writes of the loop and kills it before or after a given one."""
+
+    def __init__(self, at: int | None, after: bool) -> None:
+        self.count, self.at, self.after = 0, at, after
+
+    def wrap(self, target: Any) -> Any:
+        """The same object, its writes counted."""
+        return _Fused(target, self)
+
+
+class _Fused:
+    def __init__(self, target: Any, fuse: Fuse) -> None:
+        self._target, self._fuse = target, fuse
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._target, name)
+        if name not in WRITES:
+            return method
+
+        async def counted(*args: Any) -> Any:
+            mine = self._fuse.count
+            self._fuse.count += 1
+            if mine == self._fuse.at and not self._fuse.after:
+                raise Killed
+            result = await method(*args)
+            if mine == self._fuse.at and self._fuse.after:
+                raise Killed
+            return result
+
+        return counted

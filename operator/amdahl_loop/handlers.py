@@ -223,7 +223,12 @@ def main() -> None:
         os.environ["KUBECONFIG"] = str(settings.kubeconfig)  # kopf's own connection reads nothing else
     form = kopf.LogFormat.JSON if settings.log_format is LogFormat.JSON else kopf.LogFormat.FULL
     kopf.configure(log_format=form)
+    logging.getLogger("kopf.objects").setLevel(logging.WARNING)  # a line for every event says nothing to anybody
     try:
         asyncio.run(serve(settings))
     except ApiUnavailable as error:
         sys.exit(f"the API server cannot be used: {error}")
+
+
+if __name__ == "__main__":
+    main()

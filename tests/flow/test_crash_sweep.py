@@ -1,56 +1,19 @@
 """The loop killed before and after every write, and every pair of a sample: the end is the same, nothing is run again."""
 
 import asyncio
-from typing import Any
 
 import pytest
 
 from amdahl_loop.adapters.memory import Facts, MemoryLedger
-from amdahl_loop.domain.plan import Halt
+from amdahl_loop.domain.knob_values import Knobs
+from amdahl_loop.domain.plan import Halt, Wait
+from amdahl_loop.domain.telemetry import Phase
 from amdahl_loop.reconcile import Identity, Ports, tick
 from builders import FAMILY, FINGERPRINT, UID, make_job
-from fakes import SimulatedRunner, Truth, loader_bound
+from fakes import Fuse, Killed, SimulatedRunner, Truth, loader_bound
 
 IDENTITY = Identity(job_uid=UID, fingerprint=FINGERPRINT, family=FAMILY)
 JOB = make_job({"dataloaderWorkers": 0}, {"profile": "quick"})
-WRITES = ("add_observation", "add_plan", "add_block", "add_verdict", "add_application", "submit", "stop")
-
-
-class Killed(BaseException):
-    """SIGKILL: nothing catches it."""
-
-
-class Fuse:
-    """Counts writes of the loop and kills it before or after a given one."""
-
-    def __init__(self, at: int | None, after: bool) -> None:
-        self.count, self.at, self.after = 0, at, after
-
-    def wrap(self, target: Any) -> Any:
-        """The same object, its writes counted."""
-        return _Fused(target, self)
-
-
-class _Fused:
-    def __init__(self, target: Any, fuse: Fuse) -> None:
-        self._target, self._fuse = target, fuse
-
-    def __getattr__(self, name: str) -> Any:
-        method = getattr(self._target, name)
-        if name not in WRITES:
-            return method
-
-        async def counted(*args: Any) -> Any:
-            mine = self._fuse.count
-            self._fuse.count += 1
-            if mine == self._fuse.at and not self._fuse.after:
-                raise Killed
-            result = await method(*args)
-            if mine == self._fuse.at and self._fuse.after:
-                raise Killed
-            return result
-
-        return counted
 
 
 def live(runner: SimulatedRunner, ledger: MemoryLedger, fuse: Fuse) -> bool:
@@ -131,3 +94,61 @@ def test_a_run_that_died_with_the_loop_is_run_again_under_its_name() -> None:
         assert [e.verdict and e.verdict.word for e in facts(ledger).experiments.values()] == ["Won"]
         assert sorted(set(runner.submitted)) == sorted(set(runs))
         assert len(runner.submitted) <= len(runs) + 1
+
+
+TUNED = make_job({"dataloaderWorkers": 0}, {"profile": "standard"})
+DAY_S = 86_400.0
+DAYS = 5
+
+
+def no_gain(_: Knobs) -> dict[Phase, float]:
+    """The input has become fast."""
+    return {Phase.COMPUTE: 0.05, Phase.INPUT: 0.0}
+
+
+def tune() -> tuple[Facts, float]:
+    """What is recorded once a win was applied under a profile that tests it on, and when that was."""
+    runner, ledger = SimulatedRunner(Truth(phases_s=loader_bound)), MemoryLedger()
+
+    async def loop() -> None:
+        ports = Ports(runner=runner, ledger=ledger, clock=lambda: runner.now_s)
+        while not isinstance(action := (await tick(TUNED, IDENTITY, ports)).action, Halt):
+            runner.now_s = action.until_s if isinstance(action, Wait) else runner.now_s
+
+    asyncio.run(loop())
+    return ledger.state, runner.now_s
+
+
+def live_on(start_s: float, runner: SimulatedRunner, ledger: MemoryLedger, fuse: Fuse) -> None:
+    """The days after: a loop a day, started anew at once where it is killed."""
+
+    async def loop() -> None:
+        ports = Ports(runner=fuse.wrap(runner), ledger=fuse.wrap(ledger), clock=lambda: runner.now_s)
+        for day in range(1, DAYS + 1):
+            runner.now_s = max(runner.now_s, start_s + 1.01 * day * DAY_S)
+            is_over = False
+            while not is_over:
+                try:
+                    is_over = (await tick(TUNED, IDENTITY, ports)).is_over
+                except Killed:
+                    continue
+
+    asyncio.run(loop())
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+def test_killed_while_a_win_is_tested_on_the_end_is_the_same(after: bool) -> None:
+    """Holdout blocks, the roll-back and the observation after it: each exactly once, under the same names."""
+    tuned, start_s = tune()
+    truth, fuse = Truth(phases_s=no_gain), Fuse(None, after=False)
+    expected, undisturbed_runner = MemoryLedger(tuned), SimulatedRunner(truth, now_s=start_s)
+    live_on(start_s, undisturbed_runner, expected, fuse)
+    assert [application.kind.value for application in facts(expected).applications] == ["applied", "rolledBack"]
+    assert fuse.count >= 10
+
+    for at in range(fuse.count):
+        runner, ledger = SimulatedRunner(truth, now_s=start_s), MemoryLedger(tuned)
+        live_on(start_s, runner, ledger, Fuse(at, after=after))
+
+        assert facts(ledger) == facts(expected), f"killed at write {at}"
+        assert runner.submitted == undisturbed_runner.submitted, f"killed at write {at}"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from amdahl_loop.adapters.memory import MemoryLedger
+from amdahl_loop.adapters.memory import Facts, MemoryLedger
 from amdahl_loop.adapters.sqlite import SqliteLedger
 from amdahl_loop.adapters.sqlite.entries import parse_export
 from amdahl_loop.cli.replay import replay
@@ -66,11 +66,18 @@ def look(job: TrainingJob, runner: SimulatedRunner, ledger: LedgerStore, **known
 
 
 def tune(job: TrainingJob, phases_s: Phases = loader_bound) -> tuple[SimulatedRunner, MemoryLedger]:
-    """A job whose win was proven and applied."""
-    runner, ledger = SimulatedRunner(Truth(phases_s=phases_s), now_s=START_S), MemoryLedger()
-    settle(job, runner, ledger)
-    assert ledger.state.applications
-    return runner, ledger
+    """A job whose win was proven and applied; the same job is tuned once for all tests."""
+    key = (job.model_dump_json(), phases_s)
+    if key not in TUNED:
+        runner, ledger = SimulatedRunner(Truth(phases_s=phases_s), now_s=START_S), MemoryLedger()
+        settle(job, runner, ledger)
+        assert ledger.state.applications
+        TUNED[key] = (ledger.state, runner.now_s)
+    facts, now_s = TUNED[key]
+    return SimulatedRunner(Truth(phases_s=phases_s), now_s=now_s), MemoryLedger(facts)
+
+
+TUNED: dict[tuple[str, Phases], tuple[Facts, float]] = {}
 
 
 def pass_days(

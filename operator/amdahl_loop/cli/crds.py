@@ -1,4 +1,4 @@
-"""The developers' command `python -m amdahl_loop.cli.crds`: writes `crds/` and `docs/api.md`, or says how they drifted.
+"""The developers' command `python -m amdahl_loop.cli.crds`: writes the CRDs and their page, or says how they drifted.
 
 Run it in the root of the repository. `--check` writes nothing and ends with 1 where a file does not say what the models
 say.

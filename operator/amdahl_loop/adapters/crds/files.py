@@ -30,8 +30,11 @@ def render_definition(kind: Kind) -> str:
     return _NOTICE + stream.getvalue()
 
 
+_FOLDERS = (Path("crds"), Path("charts", "amdahl-loop", "files", "crds"))
+"""Helm reads nothing outside its chart, so the definitions lie there too."""
+
 FILES: Mapping[Path, Callable[[], str]] = {
-    **{Path("crds", f"{kind.plural}.yaml"): partial(render_definition, kind) for kind in KINDS},
+    **{folder / f"{kind.plural}.yaml": partial(render_definition, kind) for folder in _FOLDERS for kind in KINDS},
     Path("docs", "api.md"): render_reference,
 }
 """Every generated file, below the root of the repository, and what it should say."""
@@ -46,7 +49,7 @@ class Drift:
 
 
 def find_drift(root: Path) -> tuple[Drift, ...]:
-    """Generated files that are missing or differ, and files in `crds/` that no kind makes."""
+    """Generated files that are missing or differ, and files beside them that no kind makes."""
     found = []
     for path, render in FILES.items():
         place = root / path
@@ -54,9 +57,8 @@ def find_drift(root: Path) -> tuple[Drift, ...]:
         diff = _diff(path, place.read_text(encoding="utf-8") if is_there else "", render())
         if diff or not is_there:
             found.append(Drift(path, diff))
-    strays = sorted(
-        stray.relative_to(root) for stray in (root / "crds").glob("*") if stray.relative_to(root) not in FILES
-    )
+    in_folders = (file.relative_to(root) for folder in _FOLDERS for file in (root / folder).glob("*"))
+    strays = sorted(file for file in in_folders if file not in FILES)
     return (*found, *(Drift(path, f"{path} belongs to no kind; remove it\n") for path in strays))
 
 

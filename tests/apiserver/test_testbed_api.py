@@ -1,6 +1,7 @@
 """Is the testbed's API server a real one? What later suites lean on is shown once here."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -8,8 +9,10 @@ from typing import Any
 
 import pytest
 
+from testbed import processes, starter
 from testbed.audit import read_requests
-from testbed.cluster import Cluster, wait_for
+from testbed.cluster import Cluster, plan_for_session, wait_for
+from testbed.layout import Folder, Plan, read_process
 
 pytestmark = pytest.mark.slow
 
@@ -227,3 +230,25 @@ def test_servers_end_when_the_process_that_started_them_is_killed(tmp_path: Path
     wait_for(lambda: "down" in (state / "logs" / "keeper.log").read_text(), 60, "the keeper has cleaned up")
     assert not list((state / "processes").iterdir())
     assert not (state / "etcd").exists()
+
+
+def test_a_cluster_ends_when_its_time_is_over(tmp_path: Path) -> None:
+    """Nobody has to remember to take it down."""
+    folder = Folder(tmp_path / "s")
+    starter.up(folder, Plan(api_only=True, nodes=0, time_limit_s=0.1, owner=None))
+    wait_for(lambda: "its time is over" in folder.log("keeper").read_text(), 60, "the keeper has ended the cluster")
+    wait_for(lambda: not folder.kubeconfig.exists(), 60, "everything is removed")
+    assert starter.status(folder) is None
+
+
+def test_servers_end_with_a_keeper_that_is_killed(tmp_path: Path) -> None:
+    """SIGKILL of the keeper ends its servers by the kernel's hand; taking the cluster down then removes the rest."""
+    folder = Folder(tmp_path / "s")
+    facts = starter.up(folder, plan_for_session(api_only=True))
+    servers = [known for known in map(read_process, folder.processes.glob("*.json")) if known is not None]
+    assert len(servers) == 2
+    os.kill(facts.keeper.pid, signal.SIGKILL)
+    wait_for(lambda: not any(map(processes.is_alive, servers)), 60, "the servers have ended")
+    starter.down(folder)
+    assert not list(folder.processes.iterdir())
+    assert not folder.etcd.exists()

@@ -5,7 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path("/sys/fs/cgroup")
-EMPTY_TIMEOUT_S = 15.0  # killed processes leave their cgroup within milliseconds; a busy machine may take seconds
+EMPTY_TIMEOUT_S = (
+    60.0  # killed processes leave their cgroup within milliseconds; on a starved machine they must first get to run
+)
 
 
 def create(path: str) -> None:

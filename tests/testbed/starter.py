@@ -21,6 +21,9 @@ from testbed.namespaces import Namespaces, first_child
 from testbed.servers import StartError
 
 READY_TIMEOUT_S = 600.0  # the keeper bounds each step itself; this only ends a wait for a keeper that hangs
+END_TIMEOUT_S = (
+    180.0  # a keeper needs 2 s on an idle machine and 70 s on a starved one; then it is killed and its work done here
+)
 Verb = Literal["stop", "kill", "start", "cut", "join"]
 
 
@@ -130,7 +133,7 @@ def _end(folder: Folder) -> bool:
     keeper = read_process(folder.keeper)
     was_up = keeper is not None and processes.is_alive(keeper)
     if keeper is not None:
-        processes.stop(keeper, grace_s=60.0)
+        processes.stop(keeper, grace_s=END_TIMEOUT_S)
         folder.keeper.unlink()
     folder.facts.unlink(missing_ok=True)
     teardown.remove_all(folder)

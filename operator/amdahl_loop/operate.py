@@ -5,7 +5,6 @@ The loop itself is `reconcile.tick`, the same as on one machine; here it gets a 
 """
 
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -30,7 +29,9 @@ from amdahl_loop.domain.applying import RecordRevert
 from amdahl_loop.domain.bank import Balance, balance
 from amdahl_loop.domain.conditions import Facts, Note
 from amdahl_loop.domain.experiments import VerdictWord
-from amdahl_loop.domain.isolation import Obstacle, find_obstacles, say_obstacles
+from amdahl_loop.domain.fleet import Limits, Member, Pressure, admit
+from amdahl_loop.domain.fleet import describe as describe_member
+from amdahl_loop.domain.isolation import find_obstacles, say_obstacles
 from amdahl_loop.domain.knob_values import Knobs
 from amdahl_loop.domain.ledger import ApplicationKind, JobMemory, effective_knobs, family_of, fingerprint_job
 from amdahl_loop.domain.phases import Unobservable
@@ -49,7 +50,7 @@ from amdahl_loop.domain.plan import (
     Wait,
     look,
 )
-from amdahl_loop.domain.policy import Constrained, TuningPolicySpec, constrain
+from amdahl_loop.domain.policy import Constrained, TuningPolicySpec, cap_parallel_trials, constrain
 from amdahl_loop.domain.reasons import Reason
 from amdahl_loop.domain.resources import TrainingJob
 from amdahl_loop.domain.runs import Finished, Running
@@ -90,6 +91,8 @@ class Recollection:
     """TuningPolicies by namespace and name, kept by their events."""
     runs: Memory = field(default_factory=Memory)
     saves: SaveCounts = field(default_factory=SaveCounts)
+    fleet: dict[JobKey, Member] = field(default_factory=dict)
+    """Every job as its last pass saw it: whom a trial has to be shared with."""
     in_flight: dict[JobKey, str] = field(default_factory=dict)
     """The block that runs for a job, as its last pass saw it."""
     swept: dict[JobKey, str] = field(default_factory=dict)
@@ -112,6 +115,7 @@ class Operator:
         seen = await look_up(self.client, *key)
         if seen is None or seen.is_deleting:
             self.recollection.in_flight.pop(key, None)
+            self.recollection.fleet.pop(key, None)
             await let_go(self.client, self.recollection.index, key.namespace, key.name, self.clock)
             return None
         if seen.job is None:
@@ -138,6 +142,7 @@ class _Pass:
         self._client, self._recollection = operator.client, operator.recollection
         self._job = held.job
         self._identity = identify(held.job)
+        self._obstacles = find_obstacles(held.job.spec.template, held.job.spec.tuning.trial)
 
     async def run(self) -> float:
         """Seconds until the next pass."""
@@ -146,8 +151,6 @@ class _Pass:
         running = await self._keep_running(memory)
         if running.acted:
             return AT_ONCE_S
-        obstacles = find_obstacles(self._job.spec.template, self._job.spec.tuning.trial)
-        admission = self._admit(obstacles)
         ports = Ports(runner=self._runner(memory), ledger=self._ledger, clock=self._operator.clock)
         ticked = await reconcile.tick(
             self._job,
@@ -156,20 +159,21 @@ class _Pass:
             self._recollection.since_s,
             paused=self._held.is_paused or running.note.reason in OVER,
             failing=running.failing,
-            admission=admission,
+            admit=self._admit,
         )
         await self._sweep(ticked, ports)
         await self._announce(ticked)
         if has_acted(ticked):
             return AT_ONCE_S
+        admission = ticked.snapshot.admission
         hold = Note(reason=admission.reason, sentence=admission.sentence)
         facts = Facts(
             standing=running.note,
             snapshot=ticked.snapshot,
             action=ticked.action,
             review=_review(ticked.snapshot),
-            obstacles=obstacles,
-            hold=None if admission.admitted or obstacles else hold,
+            obstacles=self._obstacles,
+            hold=None if admission.admitted or self._obstacles else hold,
             bank=_settle(ticked.snapshot),
         )
         return await self._sync_and_tell(facts, ticked)
@@ -197,32 +201,31 @@ class _Pass:
             self._job,
             self._operator.probe,
             self._recollection.runs,
-            reserve=self._reserve,
+            reserve=self._ledger.reserve,
             clock=self._operator.clock,
             fetch=self._operator.fetch,
             plan_hashes={e.name: e.plan.hash for e in own if e.verdict is None},
         )
 
-    async def _reserve(self, experiment: str, run: str, device_s: float) -> bool:
-        """Budget first: nothing is created that is not set aside for."""
-        try:
-            await self._ledger.reserve(experiment, run, device_s)
-        except LedgerConflictError:
-            return False
-        return True
-
-    def _admit(self, obstacles: Sequence[Obstacle]) -> Admission:
-        """Whether a trial of this job may run now."""
-        settings = self._operator.settings
+    def _admit(self, snapshot: Snapshot) -> Admission:
+        """Whether a trial of this job may run now: the installation's switch, the template, then the fleet's order."""
+        settings, fleet, key = self._operator.settings, self._recollection.fleet, self._key
         if not settings.trials:
             return Admission(admitted=False, reason=Reason.TRIALS_OFF, sentence="Trials are off in this installation.")
-        if obstacles:
-            return Admission(admitted=False, reason=Reason.BLOCKED, sentence=say_obstacles(obstacles))
-        others = len(self._recollection.in_flight.keys() - {self._key})
-        if others >= settings.parallel_trials:
-            sentence = f"{others} trials of other jobs run, {settings.parallel_trials} may run at the same time."
-            return Admission(admitted=False, reason=Reason.NOT_ADMITTED, sentence=sentence)
-        return Admission()
+        if self._obstacles:
+            sentence = say_obstacles(self._obstacles)
+            return Admission(admitted=False, reason=self._obstacles[0].reason, sentence=sentence)
+        member = describe_member(snapshot, Pressure())
+        is_in_flight = key in self._recollection.in_flight and member.need is not None
+        held_h = member.need.reserve_h if is_in_flight and member.need is not None else 0.0
+        fleet[key] = member.model_copy(update={"holds_h": held_h})
+        caps = {
+            namespace: cap
+            for namespace, policies in self._recollection.policies.items()
+            if (cap := cap_parallel_trials(policies.values())) is not None
+        }
+        admitted = admit(fleet.values(), Limits(trials=settings.parallel_trials, namespace_trials=caps))
+        return admitted.get(member.key, Admission())
 
     async def _sweep(self, ticked: Tick, ports: Ports) -> None:
         """Stop every run but the present one: after a restart, and whenever an experiment has ended or pauses."""

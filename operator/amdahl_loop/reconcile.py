@@ -5,7 +5,7 @@ recorded before its first block, a block is recorded before its traces are dropp
 ledger and the runner say.
 """
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import assert_never
 
@@ -32,7 +32,13 @@ from amdahl_loop.domain.runs import Absent, Finished, Running, RunRequest, RunSt
 from amdahl_loop.domain.telemetry import BlockReport, Malformed, parse_block_summary
 from amdahl_loop.ports import Clock, LedgerStore, Runner
 
-ADMITTED = Admission()
+Admit = Callable[[Snapshot], Admission]
+"""Whether a job may run a trial now, seen all that is known of it."""
+
+
+def always_admit(_: Snapshot) -> Admission:
+    """On one machine there is nobody else to ask."""
+    return Admission()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +86,7 @@ async def tick(
     *,
     paused: bool = False,
     failing: str = "",
-    admission: Admission = ADMITTED,
+    admit: Admit = always_admit,
 ) -> Tick:
     """One pass of the loop for one job. What only a cluster knows of it is left out on one machine (see `Snapshot`)."""
     memory = await ports.ledger.recall(identity.job_uid, identity.fingerprint, identity.family)
@@ -94,8 +100,8 @@ async def tick(
         since_s=since_s,
         paused=paused,
         failing=failing,
-        admission=admission,
     )
+    snapshot = snapshot.model_copy(update={"admission": admit(snapshot)})
     action = next_action(snapshot)
     return Tick(snapshot=snapshot, action=action, run=await _perform(action, snapshot, ports))
 

@@ -361,7 +361,7 @@ class TestInACluster:
                 return Running()
 
         slow = Slow(runner.truth, now_s=runner.now_s, runs=runner.runs)
-        waits = look(job, slow, ledger, admission=REFUSED).action
+        waits = look(job, slow, ledger, admit=lambda _: REFUSED).action
 
         assert isinstance(waits, Wait)
         assert (waits.gives_up, waits.sentence) == (first.request.run, REFUSED.sentence)
@@ -379,7 +379,7 @@ class TestInACluster:
         look(job, runner, ledger)
         submitted = len(runner.submitted)
 
-        assert isinstance(look(job, runner, ledger, admission=REFUSED).action, Wait)
+        assert isinstance(look(job, runner, ledger, admit=lambda _: REFUSED).action, Wait)
         look(job, runner, ledger)
 
         assert holdouts(ledger) == ["h0"]
@@ -403,9 +403,9 @@ class TestInACluster:
         job = make_tuned_job()
         runner, ledger = SimulatedRunner(Truth(phases_s=loader_bound), now_s=START_S), MemoryLedger()
         for _ in range(2):
-            look(job, runner, ledger, admission=REFUSED)
+            look(job, runner, ledger, admit=lambda _: REFUSED)
 
-        action = look(job, runner, ledger, admission=REFUSED).action
+        action = look(job, runner, ledger, admit=lambda _: REFUSED).action
 
         assert isinstance(action, Halt)
         assert action.sentence == REFUSED.sentence

@@ -97,7 +97,7 @@ def _tell_next(action: Action) -> str:
         case Launch() | Challenge():
             question = changes_of(action.experiment.plan.hypothesis)
             if action.spec.stage is Stage.HOLDOUT:
-                return f"`run` would test on whether {question} {action.sentence}."
+                return f"`run` would test a win on first: {question} {action.sentence}."
             return f"{question} is under way; `run` goes on with block {action.spec.name}: {action.sentence}."
         case Wait():
             question = changes_of(action.experiment.plan.hypothesis)

@@ -1,7 +1,8 @@
 """A job on a real API server, and the controllers that such a server lacks, played by hand."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
+import time
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -10,6 +11,7 @@ from amdahl_loop.adapters.kube.probe import Probe
 from amdahl_loop.adapters.kube.running import RunningJob, RunningState, SaveCounts
 from amdahl_loop.adapters.kube.scrape import Fetch
 from amdahl_loop.adapters.kube.transport import open_transport
+from amdahl_loop.domain.api.timestamps import to_timestamp
 from amdahl_loop.domain.parsing import parse_training_job
 from amdahl_loop.domain.resources import TrainingJob
 from amdahl_loop.domain.telemetry import Malformed
@@ -34,7 +36,7 @@ class Scene:
     cluster: Cluster
     namespace: str
     transport: FaultyTransport
-    now_s: float = 1_800_000_000.0
+    now_s: float = field(default_factory=lambda: float(int(time.time())))
     probe: Probe = field(default_factory=lambda: Probe(b"a zip of the probe"))
     saves: SaveCounts = field(default_factory=SaveCounts)
     metrics: Metrics | None = None
@@ -141,8 +143,6 @@ class Scene:
 
 def stamp(seconds: float) -> str:
     """RFC 3339 to the second, as controllers write it."""
-    from amdahl_loop.domain.api.timestamps import to_timestamp
-
     return to_timestamp(float(int(seconds)))
 
 
@@ -157,6 +157,3 @@ def play(cluster: Cluster, namespace: str, scenario: Callable[[Scene], Coroutine
             await transport.close()
 
     return asyncio.run(go())
-
-
-Step = Callable[[], Awaitable[Any]]

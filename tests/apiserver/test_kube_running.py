@@ -13,7 +13,7 @@ from amdahl_loop.domain.knob_values import Knobs
 from amdahl_loop.domain.reasons import Reason
 from amdahl_loop.domain.resources import TrainingJob
 from amdahl_probe.metrics import Metrics
-from cluster_builders import Scene, play
+from cluster_builders import Scene, play, stamp
 from kube_builders import Fault, install_crds
 from pod_builders import make_template
 from testbed.cluster import Cluster
@@ -397,7 +397,7 @@ def test_a_job_that_failed_for_good_says_why_and_starts_anew_with_other_values(
             "status": "True",
             "reason": "BackoffLimitExceeded",
             "message": "Job has reached the specified backoff limit",
-            "lastTransitionTime": "2027-01-15T08:00:10Z",
+            "lastTransitionTime": stamp(scene.now_s),
         }
         target = failed | {"type": "FailureTarget"}
         await scene.set_job("pydocs-r0", failed=7, active=0, conditions=[target, failed])

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from testbed.cluster import Cluster, wait_for
-from testbed.python_images import python_image
+from testbed.python_images import SITE_PACKAGES, packages_layer, python_image
 
 pytestmark = pytest.mark.slow
 
@@ -205,6 +205,33 @@ def test_packages_of_this_machine_reach_pods_without_an_image(cluster: Cluster, 
     assert "{'a': 1} /packages/yaml/" in said
     assert "Read-only file system: '/packages/mine'" in said
     cluster.delete_namespace(namespace)
+
+
+def test_an_image_of_installed_packages_brings_all_that_they_require(cluster: Cluster, cluster_namespace: str) -> None:
+    """A layer of one distribution holds its dependencies and their libraries: the operator's framework imports in a pod, from the image alone."""
+    cluster.load_image(python_image("amdahl-testbed/kopf:1", packages_layer("kopf")))
+    program = "import aiohttp, kopf; print(kopf.__file__, aiohttp.http_parser.HttpRequestParser.__module__)"
+    importer = {**container(command=["python3", "-c", program]), "image": "amdahl-testbed/kopf:1"}
+    pod = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "importer"},
+        "spec": {"restartPolicy": "Never", "containers": [importer]},
+    }
+    cluster.admin.kubectl("apply", "--namespace", cluster_namespace, "-f", "-", stdin=pod)
+    cluster.admin.kubectl(
+        "wait",
+        "--namespace",
+        cluster_namespace,
+        "pod/importer",
+        "--for=jsonpath={.status.phase}=Succeeded",
+        f"--timeout={TIMEOUT_S}s",
+    )
+    said = cluster.admin.kubectl("logs", "--namespace", cluster_namespace, "importer")
+    assert said.split() == [
+        f"{SITE_PACKAGES}/kopf/__init__.py",
+        "aiohttp._http_parser",
+    ]  # the second is a compiled extension
 
 
 def test_a_container_above_its_memory_limit_is_killed_and_says_so(

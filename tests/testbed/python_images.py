@@ -23,7 +23,7 @@ _LEFT_OUT_OF_STDLIB = frozenset(
 
 @functools.cache
 def python_layer() -> tuple[Entry, ...]:
-    """An interpreter at /usr/local/bin/python3, its standard library, /bin/sh and a writable /tmp. About 60 MB."""
+    """An interpreter at /usr/local/bin/python3, its standard library, /bin/sh and a writable /tmp. About 90 MB."""
     stdlib = Path(sysconfig.get_path("stdlib"))
     interpreter = Path(getattr(sys, "_base_executable", sys.executable)).resolve()
     builds = frozenset(path.name for path in stdlib.glob("config-*"))  # what an embedder links against, 60 MB
@@ -44,6 +44,8 @@ def python_layer() -> tuple[Entry, ...]:
 
 def packages_layer(*requirements: str, left_out: frozenset[str] = frozenset()) -> tuple[Entry, ...]:
     """The files of installed distributions, such as `kopf` or `aiohttp[speedups]`, of all that they require, and of the libraries they link.
+
+    A package installed in place (`pip install -e`) has no files here: add its folder as an `Entry` below `SITE_PACKAGES`.
 
     Raises:
         ImageError: one of them is not installed in this environment.

@@ -4,11 +4,13 @@ SHELL := /bin/bash
 PYTHON ?= python3
 PY := .venv/bin/python
 STAMP := .venv/.installed
+OLDEST := .venv-oldest-torch/bin/python
+TESTBED := PYTHONPATH=tests $(PY) -m testbed
 
-.PHONY: help venv demo demo-verify test check bench lock clean
+.PHONY: help venv demo demo-verify test test-oldest-torch e2e cluster-up cluster-down check crds bench lock clean
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
 
 venv: $(STAMP) ## create .venv from the hash lock
 
@@ -28,20 +30,43 @@ demo: $(STAMP) ## tune the demo job on this machine: observe, try, refute, apply
 demo-verify: $(STAMP) ## measure the demo's claim from outside: five interleaved runs of both settings
 	@$(PY) benchmarks/demo_verify.py --ledger build/demo/ledger.sqlite
 
-test: $(STAMP) ## every test, with real processes (about ten minutes)
-	@$(PY) -m pytest -q
+test: $(STAMP) ## every test that needs no cluster, with real processes (about ten minutes)
+	@$(PY) -m pytest -q -m "not cluster"
+
+test-oldest-torch: $(STAMP) .venv-oldest-torch/.installed ## the probe's tests with scripts on the oldest torch (about four minutes)
+	@AMDAHL_PROBE_PYTHON=$(CURDIR)/$(OLDEST) $(PY) -m pytest -q tests/probe
+
+.venv-oldest-torch/.installed: requirements-oldest-torch.lock
+	@echo "==> creating .venv-oldest-torch (3.3 GB on disk: about two minutes)"
+	@$(PYTHON) -m venv --clear .venv-oldest-torch
+	@$(OLDEST) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-oldest-torch.lock
+	@touch $@
+
+e2e: $(STAMP) ## every test on a real Kubernetes, built here from Go modules (needs Go, and root for nodes)
+	@$(PY) -m pytest -q -m cluster
+
+cluster-up: $(STAMP) ## bring up a Kubernetes with two nodes and print how to use it (docs/testbed.md)
+	@$(TESTBED) up
+
+cluster-down: $(STAMP) ## take it down again
+	@$(TESTBED) down
+
+crds: $(STAMP) ## write the definitions, the chart's copies and docs/api.md from the models
+	@$(PY) -m amdahl_loop.cli.crds
 
 check: $(STAMP) ## the fast inner loop: format, lint, types, layers, unit tests (under a minute)
 	@echo "==> ruff format, ruff check"; .venv/bin/ruff format --check -q . && .venv/bin/ruff check -q .
 	@echo "==> mypy"; .venv/bin/mypy
 	@echo "==> import contracts"; .venv/bin/lint-imports --no-cache | tail -1
-	@echo "==> unit tests"; $(PY) -m pytest -q -m "not slow" tests/domain tests/flow tests/contract
+	@echo "==> generated files"; $(PY) -m amdahl_loop.cli.crds --check
+	@echo "==> unit tests"; $(PY) -m pytest -q -m "not slow and not cluster" tests/domain tests/flow tests/contract tests/crds tests/handlers
 
 bench: $(STAMP) ## scenarios and traps, truth against found (about two hours)
 	@$(PY) benchmarks/scenarios/run.py
 
 lock: ## renew requirements.lock (needs uv on PATH)
 	uv pip compile pyproject.toml --all-extras --generate-hashes --python-version 3.11 --python-platform x86_64-manylinux_2_28 --no-header --no-emit-index-url --no-emit-find-links --upgrade -q -o requirements.lock
+	printf 'torch==1.13.0\nnumpy<2\n' | uv pip compile - --generate-hashes --python-version 3.11 --python-platform x86_64-manylinux_2_28 --no-header --no-emit-index-url --no-emit-find-links -q -o requirements-oldest-torch.lock
 
 clean: ## remove what make created, the virtual environment included
-	rm -rf .venv build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-oldest-torch build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

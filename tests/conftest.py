@@ -1,0 +1,12 @@
+"""Which tests need a cluster? Those that ask for one; `make test` leaves them to `make e2e`."""
+
+import pytest
+
+CLUSTERS = {"api_server", "control_plane", "cluster"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark each test that uses a cluster, however it got there."""
+    for item in items:
+        if CLUSTERS & set(getattr(item, "fixturenames", ())):
+            item.add_marker("cluster")

@@ -95,7 +95,7 @@ SCENARIOS = (
         "CheckpointBound",
         "checkpointEverySteps",
         Direction.DOWN,
-        sweep=Sweep("AMDAHL_CHECKPOINT_EVERY_STEPS", (5_000, 2_000, 1_000, 500, 250, 100, 30), interval_s=600),
+        sweep=Sweep("AMDAHL_CHECKPOINT_EVERY_STEPS", (20_000, 5_000, 2_000, 1_000, 500, 250, 100), interval_s=600),
     ),
     Scenario("compute-bound", "ComputeBound", None, Direction.KEEP, max_trials=0),
     Scenario(

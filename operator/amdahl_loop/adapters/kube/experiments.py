@@ -1,5 +1,6 @@
 """How is an Experiment object made, changed and closed, and how are all of them found at the start?"""
 
+import json
 import logging
 from collections.abc import Iterable
 
@@ -7,14 +8,22 @@ from amdahl_loop.adapters.kube.client import KubeClient, Refused
 from amdahl_loop.adapters.kube.index import ExperimentIndex, Key, key_of
 from amdahl_loop.adapters.kube.kinds import Kind, Object
 from amdahl_loop.domain.api.conditions import ConditionStatus, ExperimentCondition, ExperimentConditionType, report
-from amdahl_loop.domain.api.experiment import ExperimentStatus
+from amdahl_loop.domain.api.experiment import MAX_EXPERIMENT_BYTES, Block, ExperimentStatus
 from amdahl_loop.domain.api.plans import write_plan
+from amdahl_loop.domain.api.records import StoredExperiment
 from amdahl_loop.domain.api.wire import to_wire
 from amdahl_loop.domain.children import CLOSED_LABEL, FAMILY_LABEL, FINGERPRINT_LABEL, JOB_UID_LABEL
 from amdahl_loop.domain.experiments import Plan
 
 PAGE = 50
 """Experiments a page of a list: at most 6 MiB."""
+NO_ROOM = "no room for its summary"
+BARE_BLOCK_BYTES = 320
+"""A block without evidence, and the server's record of who wrote it."""
+OTHER_BYTES = 13 * 1024
+"""Sixteen applications and thirty-two losses at their longest."""
+CLOSED_BYTES = OTHER_BYTES + 10 * 1024
+"""The same, and a verdict with all its votes and vetoes at their longest."""
 
 _log = logging.getLogger(__name__)
 
@@ -44,6 +53,36 @@ def diff(document: Object, before: ExperimentStatus, after: ExperimentStatus) ->
     for name in {"blocks", "holdouts"}.intersection(patch):
         patch[name] = [*(present.get(name) or ()), *new[name][len(old[name]) :]]
     return {"metadata": {"resourceVersion": document["metadata"]["resourceVersion"]}, "status": patch}
+
+
+def fit(document: Object, stored: StoredExperiment, status: ExperimentStatus) -> ExperimentStatus:
+    """The status, without the newest block's evidence where the object could otherwise outgrow its limit.
+
+    Room is kept for what may still come: every block without evidence, verdict, losses, applications, and the server's
+    own records of who wrote what. What a block held is always kept; missing evidence is never a win.
+    """
+    for name in ("blocks", "holdouts"):
+        blocks: tuple[Block, ...] = getattr(status, name)
+        if (
+            len(blocks) > len(getattr(stored.status, name))
+            and _size_later(document, stored, status) > MAX_EXPERIMENT_BYTES
+        ):
+            bare = blocks[-1].model_copy(update={"summary": None, "node": None, "failure": NO_ROOM})
+            return status.model_copy(update={name: (*blocks[:-1], bare)})
+    return status
+
+
+def _size_later(document: Object, stored: StoredExperiment, status: ExperimentStatus) -> int:
+    """Bytes that the object may come to have with this status."""
+    now = json.dumps({**document, "status": to_wire(status)}, separators=(",", ":"), ensure_ascii=False)
+    plan = stored.experiment.plan
+    blocks = max(0, len(plan.blocks) - len(status.blocks)) if status.verdict is None else 0
+    holdouts = max(0, plan.constants.holdout_blocks - len(status.holdouts))
+    return (
+        len(now.encode())
+        + BARE_BLOCK_BYTES * (blocks + holdouts)
+        + (CLOSED_BYTES if status.verdict is None else OTHER_BYTES)
+    )
 
 
 def say_closed(status: ExperimentStatus) -> ExperimentStatus:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from math import inf
 
 from amdahl_loop.adapters.kube.client import ApiUnavailable, KubeClient, Refused
-from amdahl_loop.adapters.kube.experiments import PAGE, diff, label_closed, render, say_closed
+from amdahl_loop.adapters.kube.experiments import PAGE, diff, fit, label_closed, render, say_closed
 from amdahl_loop.adapters.kube.index import ExperimentIndex, Key
 from amdahl_loop.adapters.kube.jobs import SeenJob, see
 from amdahl_loop.adapters.kube.kinds import Kind, Object
@@ -150,8 +150,9 @@ class KubeLedger:
             finished = {block.name: block for block in (*stored.status.blocks, *stored.status.holdouts)}
             known, written = finished.get(record.spec.name), records.write_block(record)
             if known is not None:
-                if known.summary is None:  # it had no room
-                    written = written.model_copy(update={"summary": None, "failure": known.failure})
+                if known.summary is None:  # there may have been no room for more
+                    same = {"summary": None, "node": known.node, "failure": known.failure}
+                    written = written.model_copy(update=same)
                 return _settle(stored, known == written, f"block {record.spec.name} of {experiment}")
             is_closed, is_holdout = stored.status.verdict is not None, record.spec.stage is Stage.HOLDOUT
             if is_closed is not is_holdout:
@@ -246,7 +247,7 @@ class KubeLedger:
             if document is None:
                 raise LedgerConflictError(f"experiment {experiment} has no plan; record the plan first")
             stored = _believe(self._index.parse(document))
-            status = change(stored)
+            status = fit(document, stored, change(stored))
             if status == stored.status:
                 return
             self._index.doubt(key)

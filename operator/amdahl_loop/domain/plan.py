@@ -226,11 +226,11 @@ def _continue(experiment: Experiment, snapshot: Snapshot) -> Action:
     if isinstance(assessment, judge.Closed):
         return Judge(experiment=experiment, verdict=assessment.verdict)
     spec = assessment.specs[0]
-    request = _fit_block(experiment, spec, snapshot)
+    request = _make_request(experiment, spec, snapshot).fit(snapshot.left_device_s, experiment.plan.replicas)
     if request is None:
-        budget_h, origin = snapshot.job.budget_device_hours
-        why = f"the budget of {budget_h:g} device-hours ({origin}) is spent: {snapshot.spent_h:.2g}"
-        return Judge(experiment=experiment, verdict=_cancelled(why, "BudgetExhausted"))
+        return Judge(
+            experiment=experiment, verdict=_cancelled(_describe_budget(experiment, spec, snapshot), "BudgetExhausted")
+        )
     due_s = refute.due_at_s(experiment, spec)
     if due_s is not None and snapshot.now_s < due_s <= snapshot.now_s + experiment.plan.constants.check_spacing_s:
         return Wait(experiment=experiment, until_s=due_s, sentence=_describe_wait(experiment, spec))
@@ -239,11 +239,18 @@ def _continue(experiment: Experiment, snapshot: Snapshot) -> Action:
     return _yield_unless_admitted(action, snapshot)
 
 
-def _fit_block(experiment: Experiment, spec: BlockSpec, snapshot: Snapshot) -> RunRequest | None:
-    """The run of a block within what is left of the budget; None where that does not carry it."""
+def _make_request(experiment: Experiment, spec: BlockSpec, snapshot: Snapshot) -> RunRequest:
     startup_s, step_s = _sizes(snapshot.observation)
-    request = block_request(experiment.plan, spec, startup_s, step_s)
-    return request.fit(snapshot.left_device_s, experiment.plan.replicas)
+    return block_request(experiment.plan, spec, startup_s, step_s)
+
+
+def _describe_budget(experiment: Experiment, spec: BlockSpec, snapshot: Snapshot) -> str:
+    budget_h, origin = snapshot.job.budget_device_hours
+    needed_h = _make_request(experiment, spec, snapshot).needed_device_s(experiment.plan.replicas) / 3600
+    return (
+        f"the budget of {budget_h:g} device-hours ({origin}) is spent: {snapshot.spent_h:.2g}, "
+        f"and the next block may need {needed_h:.2g}"
+    )
 
 
 def _yield_unless_admitted(action: Launch | Challenge, snapshot: Snapshot) -> Launch | Challenge | Wait:
@@ -314,8 +321,10 @@ def _keep_wins(snapshot: Snapshot) -> Action | None:
             )
     for one, standing in standings:
         spec = one.next_block(snapshot.now_s)
-        request = _fit_block(one.win, spec, snapshot) if spec is not None else None
-        if spec is not None and request is not None:
+        if spec is None:
+            continue
+        request = _make_request(one.win, spec, snapshot).fit(snapshot.left_device_s, one.win.plan.replicas)
+        if request is not None:
             action = Challenge(experiment=one.win, spec=spec, request=request, sentence=standing.sentence)
             return _yield_unless_admitted(action, snapshot)
     return None

@@ -84,11 +84,15 @@ class RunRequest(Frozen):
         """Device-seconds that the run can hold at most: what the budget must carry before it starts."""
         return (self.deadline_s + OVERRUN_S) * self.max_devices * replicas
 
+    def needed_device_s(self, replicas: int = 1) -> float:
+        """Device-seconds without which it is not worth a start."""
+        return (LEAST_ROOM * self.expected_s + OVERRUN_S) * self.max_devices * replicas
+
     def fit(self, left_device_s: float, replicas: int = 1) -> "RunRequest | None":
-        """The run with a deadline that the rest of a budget can pay for; None where that would be too short for it."""
-        most_s = left_device_s / (self.max_devices * replicas) - OVERRUN_S
-        if most_s < LEAST_ROOM * self.expected_s or most_s <= 0:
+        """The run with a deadline that the rest of a budget can pay for; None where too little is left for it."""
+        if left_device_s < self.needed_device_s(replicas) or left_device_s <= 0:
             return None
+        most_s = left_device_s / (self.max_devices * replicas) - OVERRUN_S
         return self if self.deadline_s <= most_s else self.model_copy(update={"deadline_s": most_s})
 
 

@@ -187,6 +187,15 @@ class TestWhatIsReadLive:
         index.forget(Key("team", "expected"))
         assert names(index.of_job("team", "uid")) == ["written", "open"]
 
+    def test_a_name_that_another_job_has_taken_is_not_one_s_own(self) -> None:
+        """Expected by one job, found to be another's."""
+        index = ExperimentIndex()
+        index.expect(Key("team", "e0"), "me")
+        index.learn(closed("e0", job_uid="other"))
+        assert index.of_job("team", "me") == []
+        assert names(index.of_job("team", "other")) == ["e0"]
+        assert names(index.of_kin("team", "me", "f" * 16, "a" * 16)) == ["e0"]
+
 
 class TestStaleReads:
     """A server that shows the past."""

@@ -93,6 +93,8 @@ class ExperimentIndex:
         self._rows[row.key] = row
         self._versions[row.key] = read_version(document)
         self._uncertain.discard(row.key)
+        if known is not None and known.job != row.job:  # expected as one job's, found to be another's
+            self._leave(known)
         self._jobs[row.job].add(row.key)
         if row.is_open or (known is not None and not known.is_open):
             return
@@ -112,12 +114,17 @@ class ExperimentIndex:
         row = self._rows.pop(key, None)
         if row is None:
             return
-        self._jobs[row.job].discard(key)
-        if not self._jobs[row.job]:
-            del self._jobs[row.job]
+        self._leave(row)
         for group in row.kin:
             if self._answers[group].get(row.question) == key:
                 del self._answers[group][row.question]
+
+    def _leave(self, row: Row) -> None:
+        """A row is no longer among its job's."""
+        keys = self._jobs[row.job]
+        keys.discard(row.key)
+        if not keys:
+            del self._jobs[row.job]
 
     def expect(self, key: Key, job_uid: str) -> None:
         """An Experiment is about to be created: until the outcome is known, a live read says whether it is there."""

@@ -3,7 +3,7 @@
 from collections import Counter
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from amdahl_loop.domain.experiments import Experiment
@@ -192,9 +192,6 @@ class TestAdmission:
             admit([make_member("a"), make_member("a")], Limits(trials=1))
 
 
-patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
-"""A busy machine decides no test."""
-
 HOURS = st.sampled_from([0.0, 0.5, 1.0, 2.5])
 MEMBERS = st.lists(
     st.builds(
@@ -228,7 +225,6 @@ def select(members: list[Member], limits: Limits) -> list[Member]:
 
 
 class TestAlways:
-    @patient
     @given(members=MEMBERS, limits=LIMITS)
     def test_no_limit_and_no_budget_is_ever_exceeded(self, members: list[Member], limits: Limits) -> None:
         """Trials that are granted, with those that are about to end, fit into every limit."""
@@ -247,7 +243,6 @@ class TestAlways:
             assert member.spent_h + member.reserve_h <= member.budget_h
             assert not member.pressure.sentence
 
-    @patient
     @given(members=MEMBERS, limits=LIMITS, shuffle=st.randoms(use_true_random=False))
     def test_the_order_in_which_jobs_are_listed_does_not_matter(
         self, members: list[Member], limits: Limits, shuffle: object
@@ -258,7 +253,6 @@ class TestAlways:
         assert admit(mixed, limits) == admit(members, limits)
         assert rank(mixed) == rank(members)
 
-    @patient
     @given(members=MEMBERS, limits=LIMITS)
     def test_every_job_that_wants_a_trial_is_answered(self, members: list[Member], limits: Limits) -> None:
         """Admitted without a word, or refused with a reason and a sentence."""
@@ -267,7 +261,6 @@ class TestAlways:
         for admission in decided.values():
             assert admission.admitted == (admission.sentence == "") == (admission.reason is Reason.FREE)
 
-    @patient
     @given(members=MEMBERS, limits=LIMITS, rate=st.sampled_from([0.0, 99.0]))
     def test_who_comes_later_takes_no_place_away(self, members: list[Member], limits: Limits, rate: float) -> None:
         """A newcomer with the best of ideas displaces nobody who runs a trial or has begun an experiment."""
@@ -277,7 +270,6 @@ class TestAlways:
         begun = [m for m in before if m.holds_h > 0 or (m.need is not None and m.need.purpose is not OPEN)]
         assert [member for member in begun if member not in after] == []
 
-    @patient
     @given(members=MEMBERS, limits=LIMITS)
     def test_nobody_waits_beside_a_free_place(self, members: list[Member], limits: Limits) -> None:
         """Whoever is told to wait for its turn finds the installation or its namespace full."""
@@ -290,7 +282,6 @@ class TestAlways:
                 is_full = there >= limits.namespace_trials.get(member.namespace, there + 1)
                 assert is_full or len(holders) >= limits.trials
 
-    @patient
     @given(members=MEMBERS)
     def test_everybody_has_a_turn(self, members: list[Member]) -> None:
         """With one place and nothing in the way, each is served in as many rounds as there are jobs."""

@@ -4,10 +4,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from chart.helm import CHART, NAMESPACE, RELEASE, Object, run_helm
-from testbed.cluster import Cluster, plan_for_session, started, wait_for
-
-DEFINITIONS = tuple(f"{plural}.amdahl-loop.io" for plural in ("experiments", "trainingjobs", "tuningpolicies"))
+from chart.helm import NAMESPACE, Object
+from chart.release import helm, uninstall, wait_until_policies_hold
+from testbed.cluster import Cluster, plan_for_session, started
 
 
 @pytest.fixture(scope="session")
@@ -29,24 +28,7 @@ def chart_server() -> Iterator[Cluster]:
 @pytest.fixture(scope="module")
 def installed(chart_server: Cluster) -> Iterator[Cluster]:
     """The chart with its defaults, in force: its policies refuse what they refuse."""
-    run_helm("install", RELEASE, CHART, "--namespace", NAMESPACE, kubeconfig=chart_server.admin.kubeconfig)
+    helm(chart_server, "install")
     wait_until_policies_hold(chart_server)
     yield chart_server
     uninstall(chart_server)
-
-
-def wait_until_policies_hold(cluster: Cluster) -> None:
-    """A policy takes a moment from its creation to its first refusal, and all of the chart's are created together."""
-    forged = {
-        "apiVersion": "v1",
-        "kind": "ConfigMap",
-        "metadata": {"generateName": "forged-", "labels": {"amdahl-loop.io/job": "x"}},
-    }
-    maps = "/api/v1/namespaces/team-a/configmaps?dryRun=All"
-    wait_for(lambda: cluster.admin.post(maps, forged).status == 403, 60, "the policies are in force")
-
-
-def uninstall(cluster: Cluster) -> None:
-    """Remove the release and what it keeps on purpose."""
-    run_helm("uninstall", RELEASE, "--namespace", NAMESPACE, kubeconfig=cluster.admin.kubeconfig)
-    cluster.admin.kubectl("delete", "crd", *DEFINITIONS, "--ignore-not-found")

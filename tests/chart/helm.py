@@ -116,5 +116,5 @@ def run_helm(*arguments: str | Path, values: Values | None = None, kubeconfig: P
 
 def read_values(file: Path) -> Object:
     """The values of a file."""
-    values: Object = yaml.safe_load(file.read_text()) or {}
+    values: Object = yaml.load(file.read_text(), Loader=yaml.CSafeLoader) or {}
     return values

@@ -4,6 +4,7 @@ Real requests by real users to a real API server. The administrator's requests a
 everything, so a refusal is the policy's.
 """
 
+import uuid
 from typing import Any
 
 import pytest
@@ -252,7 +253,7 @@ def test_our_labels_can_be_neither_changed_nor_stripped(
     installed: Cluster, operator: Access, enabled: str, change: Object, status: int
 ) -> None:
     """What bears our labels keeps them; other fields are RBAC's business."""
-    name = f"knobs-{abs(hash(str(change)))}"
+    name = f"knobs-{uuid.uuid4().hex[:8]}"
     assert operator.post(path(enabled, "configmaps"), config_map(name, OURS)).status == 201
     reply = merge(installed.admin, path(enabled, "configmaps", name), change)
     assert reply.status == status, reply.message
@@ -349,7 +350,7 @@ def test_the_operator_changes_only_the_knobs_of_a_training_job(
     installed: Cluster, operator: Access, enabled: str, change: Object, status: int
 ) -> None:
     """The template a user wrote is out of its reach, and so are metadata: no finalizer of ours can hold a job up."""
-    name = f"job-{abs(hash(str(change)))}"
+    name = f"job-{uuid.uuid4().hex[:8]}"
     assert installed.admin.post(training(enabled), training_job(name)).status == 201
     reply = merge(operator, training(enabled, name), change)
     assert reply.status == status, reply.message

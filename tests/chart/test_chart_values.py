@@ -65,7 +65,8 @@ def test_every_value_has_its_text() -> None:
 
 def test_every_property_has_its_default() -> None:
     """Whatever the schema knows stands in values.yaml with its default, so that `helm show values` is the whole list."""
-    assert [path for path, _ in _properties(SCHEMA) if not _is_set(read_values(CHART / "values.yaml"), path)] == []
+    values = read_values(CHART / "values.yaml")
+    assert [path for path, _ in _properties(SCHEMA) if not _is_set(values, path)] == []
 
 
 def _properties(schema: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:

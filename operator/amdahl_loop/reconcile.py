@@ -11,7 +11,7 @@ from typing import assert_never
 
 from amdahl_loop.domain.experiments import BlockRecord, find_owner
 from amdahl_loop.domain.knob_values import Knobs
-from amdahl_loop.domain.ledger import Application, ApplicationKind, Observation
+from amdahl_loop.domain.ledger import MAX_FAILING, Application, ApplicationKind, Observation
 from amdahl_loop.domain.plan import (
     Action,
     Admission,
@@ -210,5 +210,6 @@ async def _apply(kind: ApplicationKind, experiment: str, knobs: Knobs, snapshot:
             experiment=experiment,
             declared=snapshot.job.spec.knobs,
             knobs=knobs,
+            failing=snapshot.failing[:MAX_FAILING],
         )
     )

@@ -398,6 +398,21 @@ class TestInACluster:
         assert isinstance(halt, Halt)
         assert (halt.failed, halt.sentence) == (True, "the trainer crashed 5 times in 6 min")
 
+    def test_why_it_was_taken_back_is_kept_and_replayed(self, tmp_path: Path) -> None:
+        """What the cluster reported is part of the record, so that a replay comes to the same roll-back."""
+        job = make_tuned_job("quick")
+        runner = SimulatedRunner(Truth(phases_s=loader_bound), now_s=START_S)
+        with SqliteLedger.open(tmp_path / "ledger.db") as ledger:
+            settle(job, runner, ledger)
+            look(job, runner, ledger, failing="the trainer crashed 4 times in 5 min")
+            bodies = tuple(parse_export(ledger.export_lines()))
+
+        decisions = asyncio.run(replay(bodies))
+
+        assert isinstance(bodies[-1], Application)
+        assert bodies[-1].failing == "the trainer crashed 4 times in 5 min"
+        assert [decision.difference for decision in decisions if decision.difference] == []
+
     def test_nothing_is_opened_without_admission(self) -> None:
         """The job is observed, which costs it nothing; the first trial waits for its turn, and says why."""
         job = make_tuned_job()

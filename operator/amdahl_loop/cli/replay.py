@@ -61,7 +61,7 @@ async def _derive(body: Body, setting: Setting, ledger: MemoryLedger) -> str:
     runner = RecordedRunner(_run_of(body, before))
     ports = Ports(runner=runner, ledger=ledger, clock=lambda: setting.now_s)
     try:
-        seen = await tick(setting.job, setting.identity, ports, setting.since_s)
+        seen = await tick(setting.job, setting.identity, ports, setting.since_s, failing=setting.failing)
     except NotRecordedError as error:
         return f"the loop would run {error.run} now, the record holds {name_of(body)}"
     added = _find_added(before, ledger.state)

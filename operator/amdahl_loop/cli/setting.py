@@ -23,6 +23,7 @@ class Setting:
     identity: Identity
     now_s: float
     since_s: float
+    failing: str = ""
 
 
 def find_setting(bodies: Sequence[Body], position: int, facts: Facts) -> Setting | None:
@@ -39,7 +40,13 @@ def find_setting(bodies: Sequence[Body], position: int, facts: Facts) -> Setting
     if isinstance(body, Application):
         job = job.with_knobs(body.declared)
     identity = Identity(job_uid=job_uid, fingerprint=fingerprint, family=_family(bodies, job, fingerprint))
-    return Setting(job=job, identity=identity, now_s=_time(bodies, position), since_s=_since(body, observation, facts))
+    return Setting(
+        job=job,
+        identity=identity,
+        now_s=_time(bodies, position),
+        since_s=_since(body, observation, facts),
+        failing=body.failing if isinstance(body, Application) else "",
+    )
 
 
 def _observation_for(bodies: Sequence[Body], position: int, job_uid: str, facts: Facts) -> Observation | None:

@@ -6,6 +6,7 @@ cold restart and a replay see the same truth. Verdicts are keyed by (fingerprint
 
 from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
+from typing import Annotated
 
 from pydantic import Field
 
@@ -17,6 +18,8 @@ from amdahl_loop.domain.values import Frozen
 
 INCONCLUSIVE_RETRY_S = 14 * 86400.0
 """An inconclusive question may be asked again after this long (research 1.4)."""
+
+MAX_FAILING = 500
 
 
 class Observation(Frozen):
@@ -57,6 +60,8 @@ class Application(Frozen):
     declared: Knobs
     """What the manifest said at the time: another value later is its owner's word, and counts."""
     knobs: Knobs
+    failing: Annotated[str, Field(max_length=MAX_FAILING)] = ""
+    """What was reported of the job itself, where that is why the values were taken back."""
 
 
 class JobMemory(Frozen):

@@ -1,27 +1,18 @@
 """The whole loop on a real control plane: the operator as its own process, from kubectl apply to a patched spec."""
 
 import json
-import os
-import subprocess
-import sys
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from cluster_operator import TIMEOUT_S, Object, condition, operator, read, wait_for_condition
 from fakes import Truth, compute_bound, loader_bound
 from hollow import HollowNodes
 from testbed.cluster import Cluster, wait_for
 
 pytestmark = pytest.mark.slow
-
-TIMEOUT_S = 240.0
-"""A bound on hanging; the loop takes about half a minute."""
-
-Object = dict[str, Any]
 
 
 def training_job(name: str, knobs: Mapping[str, Any], tuning: Mapping[str, Any] | None = None) -> Object:
@@ -37,51 +28,6 @@ def training_job(name: str, knobs: Mapping[str, Any], tuning: Mapping[str, Any] 
             "tuning": {"profile": "quick", "budget": {"deviceHours": "100"}, **(tuning or {})},
         },
     }
-
-
-@contextmanager
-def operator(kubeconfig: Path, log: Path, **settings: str) -> Iterator[subprocess.Popen[bytes]]:
-    """The operator's own process, until the context ends."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("AMDAHL_")}
-    environment |= {"AMDAHL_LOOP_KUBECONFIG": str(kubeconfig), "AMDAHL_LOOP_LOG_FORMAT": "plain"}
-    environment |= {"AMDAHL_LOOP_METRICS_PORT": "0", "AMDAHL_LOOP_HEALTH_PORT": "0"}
-    environment |= {f"AMDAHL_LOOP_{name}": value for name, value in settings.items()}
-    command = [sys.executable, "-m", "amdahl_loop.handlers"]
-    with log.open("ab") as out, subprocess.Popen(command, env=environment, stdout=out, stderr=out) as process:
-        try:
-            yield process
-        finally:
-            process.terminate()
-            try:
-                process.wait(20)
-            except subprocess.TimeoutExpired:
-                process.kill()
-
-
-def read(cluster: Cluster, namespace: str, kind: str, name: str = "") -> Object:
-    """Objects as the server holds them."""
-    words = ["get", kind, *([name] if name else []), "--namespace", namespace, "-o", "json"]
-    found: Object = json.loads(cluster.admin.kubectl(*words))
-    return found
-
-
-def condition(job: Object, type_name: str) -> Object:
-    """One condition of a job; empty where it has none."""
-    conditions = (job.get("status") or {}).get("conditions") or []
-    return next((c for c in conditions if c["type"] == type_name), {})
-
-
-def wait_for_condition(cluster: Cluster, namespace: str, name: str, type_name: str, status: str, log: Path) -> Object:
-    """The job once a condition has this status; the operator's log where it never gets there."""
-    deadline_s = time.monotonic() + TIMEOUT_S
-    while time.monotonic() < deadline_s:
-        job = read(cluster, namespace, "trainingjob", name)
-        if condition(job, type_name).get("status") == status:
-            return job
-        time.sleep(0.5)
-    raise AssertionError(
-        f"{type_name} is not {status}: {json.dumps(job.get('status'), indent=1)}\n{log.read_text()[-8000:]}"
-    )
 
 
 def test_an_input_bound_job_is_tuned_and_its_spec_is_patched_by_our_manager(plane: Cluster, tmp_path: Path) -> None:

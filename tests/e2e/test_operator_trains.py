@@ -1,0 +1,78 @@
+"""Real pods, real PyTorch, an image that holds nothing of ours: an input-bound job is tuned on a cluster."""
+
+import json
+import sysconfig
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+from cluster_operator import Object, condition, operator, read, wait_for_condition
+from testbed.cluster import Cluster
+from testbed.images import Entry, shared_libraries
+from testbed.python_images import python_image
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[2]
+IMAGE = "amdahl-testbed/torch-user:1"
+RESTRICTED = {"pod-security.kubernetes.io/enforce": "restricted"}
+TIMEOUT_S = 1500.0
+"""A bound on hanging; on a quiet machine the experiment takes about six minutes."""
+
+
+@pytest.fixture(scope="module")
+def user_image(cluster: Cluster) -> str:
+    """The user's image: an interpreter and system libraries; PyTorch comes from a claim, as site-wide packages do."""
+    packages = Path(sysconfig.get_path("purelib"))
+    built = [*packages.glob("torch/lib/*.so*"), *packages.glob("nvidia/**/*.so*"), *packages.glob("numpy/**/*.so")]
+    system = [library for library in shared_libraries(*built) if not library.is_relative_to(packages)]
+    cluster.load_image(python_image(IMAGE, tuple(Entry(library.resolve(), str(library)) for library in system)))
+    return IMAGE
+
+
+def example_job(image: str) -> Object:
+    """examples/cluster/job.yaml with this image, and the packages from a claim."""
+    job: Object = YAML(typ="safe").load((ROOT / "examples/cluster/job.yaml").read_text())
+    pod = job["spec"]["template"]["spec"]
+    (trainer,) = pod["containers"]
+    trainer |= {"image": image, "imagePullPolicy": "Never", "env": [{"name": "PYTHONPATH", "value": "/packages"}]}
+    trainer["volumeMounts"].append({"name": "packages", "mountPath": "/packages", "readOnly": True})
+    pod["volumes"].append({"name": "packages", "persistentVolumeClaim": {"claimName": "packages", "readOnly": True}})
+    return job
+
+
+def test_an_input_bound_job_is_tuned_on_real_nodes(
+    cluster_with_definitions: Cluster, user_image: str, tmp_path: Path
+) -> None:
+    """Kubectl apply, then Tuned=True: the spec patched by our manager, and the job running on with the new value."""
+    cluster, log = cluster_with_definitions, tmp_path / "operator.log"
+    namespace = cluster.create_namespace("train", RESTRICTED)
+    cluster.share_folder(namespace, "packages", Path(sysconfig.get_path("purelib")))
+    script = (ROOT / "examples/cluster/train.py").read_text()
+    config = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "remote-data-script"}}
+    cluster.admin.kubectl(
+        "apply",
+        "--namespace",
+        namespace,
+        "-f",
+        "-",
+        stdin=[config | {"data": {"train.py": script}}, example_job(user_image)],
+    )
+    with operator(cluster.admin.kubeconfig, log, NAMESPACES=namespace):
+        wait_for_condition(cluster, namespace, "remote-data", "Tuned", "True", log, TIMEOUT_S)
+        job = wait_for_condition(cluster, namespace, "remote-data", "Ready", "True", log, TIMEOUT_S)
+    experiments = read(cluster, namespace, "experiments")["items"]
+    won = [e for e in experiments if e["status"].get("verdict", {}).get("word") == "Won"]
+    assert won, json.dumps(experiments)[:4000]
+    assert job["spec"]["knobs"]["dataloaderWorkers"] > 0
+    assert condition(job, "ApplyConflict")["status"] == "False"
+    assert pods_of_trials(cluster, namespace) == []
+    cluster.delete_namespace(namespace)
+
+
+def pods_of_trials(cluster: Cluster, namespace: str) -> list[Any]:
+    """Names of pods that a trial has left."""
+    pods = read(cluster, namespace, "pods")["items"]
+    return [pod["metadata"]["name"] for pod in pods if "amdahl-loop.io/experiment" in pod["metadata"].get("labels", {})]

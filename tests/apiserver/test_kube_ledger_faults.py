@@ -5,8 +5,9 @@ The real API server throughout; faults stand between it and the client.
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
+from typing import Any, TypeVar
 
 import pytest
 
@@ -43,6 +44,8 @@ from testbed.cluster import Cluster
 
 pytestmark = pytest.mark.slow
 
+Result = TypeVar("Result")
+
 WON = Verdict(word=VerdictWord.WON, sentence="Saves 30 %.", effect=0.36, effect_se=0.01)
 
 
@@ -50,6 +53,23 @@ WON = Verdict(word=VerdictWord.WON, sentence="Saves 30 %.", effect=0.36, effect_
 def definitions(api_server: Cluster) -> None:
     """Our kinds are served."""
     install_crds(api_server)
+
+
+STARTED: list["Operator"] = []
+
+
+def play(scenario: Coroutine[Any, Any, Result]) -> Result:
+    """Run a scenario to its end; whatever becomes of it, no connection stays open."""
+
+    async def run() -> Result:
+        try:
+            return await scenario
+        finally:
+            for operator in STARTED:
+                await operator.transport.close()
+            STARTED.clear()
+
+    return asyncio.run(run())
 
 
 class Operator:
@@ -65,6 +85,7 @@ class Operator:
     async def start(cls, cluster: Cluster, namespace: str) -> "Operator":
         """Begin anew: nothing is known but what the server holds."""
         started = cls(FaultyTransport(await open_transport(cluster.admin.kubeconfig)), namespace)
+        STARTED.append(started)
         started.index = await load_index(started.client, [namespace])
         return started
 
@@ -167,12 +188,10 @@ def test_each_fact_is_kept_once_whatever_becomes_of_requests(
             await step(ledger)
             operator.transport.fault = None
         story.check(await operator.recall())
-        await operator.transport.close()
         reborn = await Operator.start(api_server, api_namespace)
         story.check(await reborn.recall())
-        await reborn.transport.close()
 
-    asyncio.run(run())
+    play(run())
     assert objects(api_server, api_namespace) == ["pydocs-e0 true"]
 
 
@@ -221,11 +240,10 @@ def test_a_loop_that_is_killed_at_any_write_ends_with_the_same_facts(
         operator.transport.fault = None
         if done == len(story.steps):
             story.check(await operator.recall())
-        await operator.transport.close()
         return done
 
-    done = asyncio.run(live(0, kill_at(number, after)))
-    assert asyncio.run(live(done, None)) == len(story.steps)
+    done = play(live(0, kill_at(number, after)))
+    assert play(live(done, None)) == len(story.steps)
     assert objects(api_server, api_namespace) == ["pydocs-e0 true"]
 
 
@@ -242,10 +260,9 @@ def test_a_label_that_a_crash_left_behind_is_mended_at_the_next_start(
         with failing(operator.transport, kill_at(2, after=False)), pytest.raises(Killed):
             await story.steps[6](ledger)
         assert objects(api_server, api_namespace) == ["pydocs-e0 false"]
-        await (await Operator.start(api_server, api_namespace)).transport.close()
-        await operator.transport.close()
+        await Operator.start(api_server, api_namespace)
 
-    asyncio.run(run())
+    play(run())
     assert objects(api_server, api_namespace) == ["pydocs-e0 true"]
 
 
@@ -261,9 +278,8 @@ def test_what_cannot_be_written_now_is_tried_again_later(api_server: Cluster, ap
                     await step(ledger)
             await step(await operator.ledger())
         story.check(await operator.recall())
-        await operator.transport.close()
 
-    asyncio.run(run())
+    play(run())
 
 
 def test_a_created_experiment_whose_answer_never_came_is_found(
@@ -277,9 +293,8 @@ def test_a_created_experiment_whose_answer_never_came_is_found(
         with failing(operator.transport, lose_answers("POST", "GET", times=99)), pytest.raises(ApiUnavailable):
             await ledger.add_plan(story.plan)
         assert (await operator.recall()).experiments == (Experiment(plan=story.plan),)
-        await operator.transport.close()
 
-    asyncio.run(run())
+    play(run())
 
 
 def test_an_experiment_that_was_never_created_is_forgotten(
@@ -293,9 +308,8 @@ def test_an_experiment_that_was_never_created_is_forgotten(
         with failing(operator.transport, refuse(503, "POST", times=99)), pytest.raises(ApiUnavailable):
             await ledger.add_plan(story.plan)
         assert (await operator.recall()).experiments == ()
-        await operator.transport.close()
 
-    asyncio.run(run())
+    play(run())
 
 
 class TestTwoOperators:
@@ -314,9 +328,8 @@ class TestTwoOperators:
                     await step(await operator.ledger())
             for operator in (first, second):
                 story.check(await operator.recall())
-                await operator.transport.close()
 
-        asyncio.run(run())
+        play(run())
         assert objects(api_server, api_namespace) == ["pydocs-e0 true"]
 
     def test_one_that_decided_on_old_knowledge_is_told(
@@ -337,10 +350,8 @@ class TestTwoOperators:
             with pytest.raises(ApiUnavailable, match="changed since"):
                 await late.add_application(other)
             story.check(await second.recall())
-            for operator in (first, second):
-                await operator.transport.close()
 
-        asyncio.run(run())
+        play(run())
 
     def test_contradictions_are_refused(self, api_server: Cluster, api_namespace: str, story: Story) -> None:
         """Another plan, block or verdict under a name that is taken changes nothing."""
@@ -360,10 +371,8 @@ class TestTwoOperators:
             await ledger.add_verdict("pydocs-e0", WON, 1.0)
             with pytest.raises(LedgerConflictError, match="the verdict of pydocs-e0 is recorded with other content"):
                 await late.add_verdict("pydocs-e0", WON.model_copy(update={"sentence": "No."}), 2.0)
-            for operator in (first, second):
-                await operator.transport.close()
 
-        asyncio.run(run())
+        play(run())
 
 
 def test_the_clock_may_go_back_and_the_order_stays(api_server: Cluster, api_namespace: str, story: Story) -> None:
@@ -381,9 +390,8 @@ def test_the_clock_may_go_back_and_the_order_stays(api_server: Cluster, api_name
         memory = await operator.recall()
         assert [application.kind for application in memory.applications] == ["applied", "rolledBack"]
         assert memory.applications[1].at_s == pytest.approx(500.126)
-        await operator.transport.close()
 
-    asyncio.run(run())
+    play(run())
 
 
 class TestThePast:
@@ -409,9 +417,8 @@ class TestThePast:
                     await story.steps[4](await operator.ledger())
             (experiment,) = (await operator.recall()).experiments
             assert experiment.blocks == story.blocks[:1]
-            await operator.transport.close()
 
-        asyncio.run(run())
+        play(run())
 
     def test_a_store_that_was_put_back_is_believed_in_the_end(
         self, api_server: Cluster, api_namespace: str, story: Story, tmp_path: Path
@@ -424,12 +431,12 @@ class TestThePast:
                 await step(await operator.ledger())
             api_server.snapshot_etcd(tmp_path / "snapshot")
             await story.steps[4](await operator.ledger())
-            await operator.transport.close()
             return operator
 
         async def after(operator: Operator) -> None:
             reached = FaultyTransport(await open_transport(api_server.admin.kubeconfig))
             operator.transport, operator.client = reached, impatient(reached)
+            STARTED.append(operator)
             with pytest.raises(ApiUnavailable, match="shown as it was before"):
                 await operator.recall()
             operator.now_s += STALE_S + 1
@@ -438,11 +445,10 @@ class TestThePast:
             for step in story.steps[4:]:
                 await step(await operator.ledger())
             story.check(await operator.recall())
-            await operator.transport.close()
 
-        operator = asyncio.run(before())
+        operator = play(before())
         api_server.restore_etcd(tmp_path / "snapshot")
-        asyncio.run(after(operator))
+        play(after(operator))
 
 
 class TestOthersHands:
@@ -459,9 +465,8 @@ class TestOthersHands:
             assert (await operator.recall()).experiments == ()
             with pytest.raises(LedgerConflictError, match="has no plan"):
                 await story.steps[4](await operator.ledger())
-            await operator.transport.close()
 
-        asyncio.run(run())
+        play(run())
 
     def test_a_job_that_is_gone_keeps_no_observation(
         self, api_server: Cluster, api_namespace: str, story: Story
@@ -476,9 +481,8 @@ class TestOthersHands:
             create_job(api_server, api_namespace)
             await remade.add_observation(story.uid, story.observation)
             assert (await see_job(operator.client, api_namespace)).status.observation is None
-            await operator.transport.close()
 
-        asyncio.run(run())
+        play(run())
 
     def test_a_broken_plan_is_named_and_concerns_its_own_job_alone(
         self, api_server: Cluster, api_namespace: str, story: Story
@@ -498,10 +502,8 @@ class TestOthersHands:
                 await reborn.recall()
             ledger = await reborn.ledger()
             assert (await ledger.recall("another job", "0" * 16, FAMILY)).experiments == ()
-            for one in (operator, reborn):
-                await one.transport.close()
 
-        asyncio.run(run())
+        play(run())
 
     def test_a_refusal_carries_the_server_s_words(self, api_server: Cluster, api_namespace: str, story: Story) -> None:
         """A plan that the server does not take says why, and nothing is expected of it."""
@@ -515,9 +517,8 @@ class TestOthersHands:
             ):
                 await ledger.add_plan(story.plan)
             assert (await operator.recall()).experiments == ()
-            await operator.transport.close()
 
-        asyncio.run(run())
+        play(run())
 
 
 def test_a_pass_over_an_idle_job_reads_little_and_writes_nothing(
@@ -532,6 +533,5 @@ def test_a_pass_over_an_idle_job_reads_little_and_writes_nothing(
         operator.transport.requests.clear()
         await operator.recall()
         assert [request.method for request in operator.transport.requests] == ["GET", "GET"]
-        await operator.transport.close()
 
-    asyncio.run(run())
+    play(run())

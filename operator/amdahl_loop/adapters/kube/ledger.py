@@ -9,7 +9,7 @@ from collections.abc import Callable
 from math import inf
 
 from amdahl_loop.adapters.kube.client import ApiUnavailable, KubeClient, Refused
-from amdahl_loop.adapters.kube.experiments import PAGE, diff, fit, label_closed, render, say_closed
+from amdahl_loop.adapters.kube.experiments import NO_ROOM, PAGE, diff, fit, label_closed, render, say_closed
 from amdahl_loop.adapters.kube.index import ExperimentIndex, Key
 from amdahl_loop.adapters.kube.jobs import SeenJob, see
 from amdahl_loop.adapters.kube.kinds import Kind, Object
@@ -150,9 +150,10 @@ class KubeLedger:
             finished = {block.name: block for block in (*stored.status.blocks, *stored.status.holdouts)}
             known, written = finished.get(record.spec.name), records.write_block(record)
             if known is not None:
-                if known.summary is None:  # there may have been no room for more
-                    same = {"summary": None, "node": known.node, "failure": known.failure}
-                    written = written.model_copy(update=same)
+                if known.failure == NO_ROOM:
+                    written = written.model_copy(update={"summary": None, "node": None, "failure": NO_ROOM})
+                elif known.summary is None and written.summary is not None:
+                    written = written.model_copy(update={"summary": None, "failure": known.failure})
                 return _settle(stored, known == written, f"block {record.spec.name} of {experiment}")
             is_closed, is_holdout = stored.status.verdict is not None, record.spec.stage is Stage.HOLDOUT
             if is_closed is not is_holdout:

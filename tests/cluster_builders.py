@@ -56,6 +56,11 @@ class Scene:
         del address, port
         return Malformed(reason="nobody answers") if self.metrics is None else self.metrics.render()
 
+    @staticmethod
+    def clock() -> float:
+        """The time of the machine, where pods are real."""
+        return time.time()
+
     def running(self, job: TrainingJob, live: bool = False) -> RunningJob:
         """The running job, as a fresh pass of the operator sees it."""
         fetch: Fetch = self.fetch

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from amdahl_loop.domain.bank import balance
+from amdahl_loop.domain.bank import balance, hours_in_force
 from amdahl_loop.domain.experiments import Experiment, Verdict, VerdictWord
 from amdahl_loop.domain.knob_values import Knobs
 from amdahl_loop.domain.ledger import Application, ApplicationKind
@@ -87,6 +87,40 @@ def test_successive_wins_never_save_more_than_everything() -> None:
     """Two wins of 60 % leave 16 % of the cost: 84 hours of 100, not 120."""
     wins = [make_closed(name, VerdictWord.WON, saving=0.6) for name in ("a", "b")]
     assert balance(wins, [], 100.0).projected.expected_h == pytest.approx(84.0)
+
+
+def at(
+    hour: float, experiment: str, workers: int, kind: ApplicationKind = ApplicationKind.APPLIED, declared: int = 0
+) -> Application:
+    """Workers that took effect at an hour."""
+    changed = {"at_s": 3600 * hour, "declared": Knobs(dataloader_workers=declared)}
+    return make_application(experiment, kind).model_copy(update=changed | {"knobs": Knobs(dataloader_workers=workers)})
+
+
+@pytest.mark.parametrize(
+    ("applications", "in_force", "hours"),
+    [
+        pytest.param([], 0, {}, id="nothing was applied"),
+        pytest.param([at(1, "a", 2)], 2, {"a": 18.0}, id="in force until now, on two devices"),
+        pytest.param([at(1, "a", 2), at(4, "b", 3)], 3, {"a": 18.0, "b": 12.0}, id="two wins, one on the other"),
+        pytest.param(
+            [at(1, "a", 2), at(4, "a", 0, ApplicationKind.ROLLED_BACK)], 0, {"a": 6.0}, id="until it was taken back"
+        ),
+        pytest.param(
+            [at(1, "a", 2), at(4, "b", 3), at(6, "b", 2, ApplicationKind.ROLLED_BACK)],
+            2,
+            {"a": 18.0, "b": 4.0},
+            id="only the later one was taken back",
+        ),
+        pytest.param([at(1, "a", 2), at(3, "b", 9, declared=8)], 9, {"a": 4.0, "b": 14.0}, id="a new baseline between"),
+        pytest.param([at(1, "a", 2)], 5, {"a": 0.0}, id="its owner changed it, nobody knows when"),
+    ],
+)
+def test_hours_in_force_end_with_what_ends_a_win(
+    applications: list[Application], in_force: int, hours: dict[str, float]
+) -> None:
+    """At ten o'clock, with two devices: only hours that surely ran with a value are credited to it."""
+    assert hours_in_force(applications, Knobs(dataloader_workers=in_force), 36_000.0, devices=2) == hours
 
 
 def test_only_wins_are_credited() -> None:

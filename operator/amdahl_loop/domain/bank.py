@@ -8,9 +8,11 @@ the runs that were stopped; a win that fades is clawed back (research 1.7).
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 
 from amdahl_loop.domain import keep
 from amdahl_loop.domain.experiments import Experiment, VerdictWord
+from amdahl_loop.domain.knob_values import Knobs
 from amdahl_loop.domain.ledger import Application, ApplicationKind
 from amdahl_loop.domain.values import Frozen
 
@@ -75,6 +77,32 @@ def balance(
         projected=_project([win for win in wins if win.name not in taken_back], ahead_h),
         spent_h=sum(experiment.held_device_s for experiment in experiments) / 3600,
     )
+
+
+def hours_in_force(
+    applications: Sequence[Application], knobs: Knobs, now_s: float, devices: int
+) -> Mapping[str, float]:
+    """Device-hours that ran with each applied win, by the name of its experiment: what `balance` takes as `run_h`.
+
+    From its application until it was taken back, until its owner chose other values, or until now. `knobs` are the
+    values in force, `devices` what the job holds while it runs.
+    """
+    hours: dict[str, float] = {}
+    for position, application in enumerate(applications):
+        if application.kind is ApplicationKind.APPLIED:
+            until_s = _find_end(application, applications[position:], knobs, now_s)
+            held_h = devices * max(0.0, until_s - application.at_s) / 3600
+            hours[application.experiment] = hours.get(application.experiment, 0.0) + held_h
+    return hours
+
+
+def _find_end(application: Application, since: Sequence[Application], knobs: Knobs, now_s: float) -> float:
+    """When an applied win ceased to be in force; the newest record is the last sure moment where no record says so."""
+    for before, later in pairwise(since):
+        is_taken_back = later.experiment == application.experiment and later.kind is not ApplicationKind.APPLIED
+        if is_taken_back or later.declared not in (before.declared, before.knobs):
+            return later.at_s
+    return now_s if since[-1].knobs == knobs else since[-1].at_s
 
 
 def saved_by_running(win: Experiment, device_hours: float) -> Saving:

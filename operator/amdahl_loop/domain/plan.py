@@ -5,12 +5,24 @@ decides, and the whole loop can be replayed from a ledger.
 """
 
 from amdahl_loop.domain import judge, keep, refute
+from amdahl_loop.domain.actions import (
+    Action,
+    Admission,
+    Apply,
+    Challenge,
+    Halt,
+    Judge,
+    Launch,
+    Observe,
+    Propose,
+    Rollback,
+    Wait,
+)
 from amdahl_loop.domain.design import design_plan
 from amdahl_loop.domain.diagnosis import Diagnosis, diagnose, weigh_cadence
-from amdahl_loop.domain.experiments import BlockSpec, Experiment, Plan, Stage, Verdict, VerdictWord
+from amdahl_loop.domain.experiments import BlockSpec, Experiment, Stage, Verdict, VerdictWord
 from amdahl_loop.domain.knob_values import Knobs
 from amdahl_loop.domain.ledger import (
-    Application,
     ApplicationKind,
     JobMemory,
     Observation,
@@ -23,13 +35,30 @@ from amdahl_loop.domain.ledger import (
 from amdahl_loop.domain.phases import Breakdown, Unobservable, account
 from amdahl_loop.domain.profiles import PROFILES
 from amdahl_loop.domain.proposals import propose, transfer_wins
-from amdahl_loop.domain.reasons import Reason
 from amdahl_loop.domain.resources import TrainingJob
 from amdahl_loop.domain.runs import RunRequest, block_request, observation_request
 from amdahl_loop.domain.screening import Rejected, screen
 from amdahl_loop.domain.spending import Worth, weigh
 from amdahl_loop.domain.tuning import Mode
 from amdahl_loop.domain.values import Frozen
+
+__all__ = [
+    "Action",
+    "Admission",
+    "Apply",
+    "Challenge",
+    "Halt",
+    "Judge",
+    "Launch",
+    "Observe",
+    "Propose",
+    "Review",
+    "Rollback",
+    "Snapshot",
+    "Wait",
+    "look",
+    "next_action",
+]
 
 OBSERVATION_SEED = 1
 
@@ -38,14 +67,6 @@ YIELD_S = 15.0
 
 APPLYING = (Mode.AUTO, Mode.SPEC, Mode.OVERLAY)
 """Modes in which the loop changes values, and takes them back."""
-
-
-class Admission(Frozen):
-    """Whether a job may run a trial now, and why not. On one machine there is nobody to ask."""
-
-    admitted: bool = True
-    reason: Reason = Reason.FREE
-    sentence: str = ""
 
 
 class Snapshot(Frozen):
@@ -94,81 +115,6 @@ class Snapshot(Frozen):
     def left_device_s(self) -> float:
         """Device-seconds that its budget still carries."""
         return 3600 * (self.job.budget_device_hours[0] - self.spent_h)
-
-
-class Observe(Frozen):
-    """Run the job as it is and account its time."""
-
-    request: RunRequest
-
-
-class Propose(Frozen):
-    """Open an experiment: record its plan."""
-
-    plan: Plan
-    worth: Worth
-
-
-class Launch(Frozen):
-    """Run the next block of discovery (or its proof)."""
-
-    experiment: Experiment
-    spec: BlockSpec
-    request: RunRequest
-    sentence: str
-
-
-class Challenge(Frozen):
-    """Run the next block that tries to kill a win: a candidate, or one in force."""
-
-    experiment: Experiment
-    spec: BlockSpec
-    request: RunRequest
-    sentence: str
-
-
-class Wait(Frozen):
-    """Start nothing before a moment: the next check has to see another time of day, or others come first.
-
-    No device is held meanwhile: the run that `gives_up` names, if any, is stopped.
-    """
-
-    experiment: Experiment
-    until_s: float
-    sentence: str
-    gives_up: str = ""
-
-
-class Judge(Frozen):
-    """Close an experiment with its verdict."""
-
-    experiment: Experiment
-    verdict: Verdict
-
-
-class Apply(Frozen):
-    """Put a proven win's values in force."""
-
-    experiment: Experiment
-    knobs: Knobs
-
-
-class Rollback(Frozen):
-    """Take applied values back."""
-
-    application: Application
-    knobs: Knobs
-    sentence: str
-
-
-class Halt(Frozen):
-    """Nothing is left to do; says why."""
-
-    sentence: str
-    failed: bool = False
-
-
-Action = Observe | Propose | Launch | Challenge | Wait | Judge | Apply | Rollback | Halt
 
 
 class Review(Frozen):

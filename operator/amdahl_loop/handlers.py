@@ -10,7 +10,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,7 +22,8 @@ from amdahl_loop.adapters.kube.client import ApiUnavailable, KubeClient
 from amdahl_loop.adapters.kube.experiments import load_index
 from amdahl_loop.adapters.kube.kinds import Kind
 from amdahl_loop.adapters.kube.probe import pack_probe
-from amdahl_loop.adapters.kube.transport import USER_AGENT
+from amdahl_loop.adapters.kube.transport import USER_AGENT, Answer, Request, Transport, open_transport
+from amdahl_loop.adapters.metrics import Metrics
 from amdahl_loop.domain.api.kinds import GROUP, VERSION
 from amdahl_loop.domain.api.wire import from_wire
 from amdahl_loop.domain.children import JOB_LABEL
@@ -171,33 +172,85 @@ def open_session(info: kopf.ConnectionInfo | None) -> kopf.AiohttpSession:
     return kopf.AiohttpSession(server=info.server, default_namespace=info.default_namespace, aiohttp_session=session)
 
 
+class Counted:
+    """A transport whose answers are counted."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+        self.metrics: Metrics | None = None
+
+    async def send(self, request: Request) -> Answer:
+        """Send, and count the answer, or that there was none."""
+        code = 0
+        try:
+            answer = await self._transport.send(request)
+            code = answer.status
+        finally:
+            if self.metrics is not None:
+                self.metrics.count_request(request.method, code)
+        return answer
+
+    async def close(self) -> None:
+        """Close the connection."""
+        await self._transport.close()
+
+
+async def timed(passing: Awaitable[float | None], metrics: Metrics) -> float | None:
+    """A pass, counted with its duration."""
+    begun_s, result = time.monotonic(), "error"
+    try:
+        rest_s = await passing
+        result = "ok"
+    except ApiUnavailable:
+        result = "conflict"
+        raise
+    finally:
+        metrics.count_tick(result, time.monotonic() - begun_s)
+    return rest_s
+
+
 @contextlib.asynccontextmanager
 async def open_desk(settings: Settings) -> AsyncIterator[Desk]:
     """Connect, read the ledger once, and let the queue work for as long as the context lasts."""
-    async with await KubeClient.connect(settings.kubeconfig) as client:
+    transport = Counted(await open_transport(settings.kubeconfig))
+    async with KubeClient(transport) as client:
         namespaces = settings.namespaces or (None,)
         recollection = Recollection(since_s=time.time(), index=await load_index(client, namespaces))
-        operator = Operator(
-            client=client, settings=settings, probe=pack_probe(), recollection=recollection, clock=time.time
-        )
         pulse = Pulse()
 
         async def take(key: JobKey) -> float | None:
             pulse.beat()
-            return await operator.advance(key)
+            return await timed(operator.advance(key), metrics)
 
         queue = WorkQueue(take, settings.workers)
+        metrics = Metrics(
+            lambda: [(key.namespace, status) for key, status in list(recollection.statuses.items())],
+            lambda: (len(queue), queue.oldest_s),
+        )
+        transport.metrics = metrics
+        operator = Operator(
+            client=client,
+            settings=settings,
+            probe=pack_probe(),
+            recollection=recollection,
+            clock=time.time,
+            metrics=metrics,
+        )
         desk = Desk(queue, recollection, pulse)
         for namespace in namespaces:  # policies bind from the first pass on, not from their first event
             async for raw in client.list(Kind.TUNING_POLICY, namespace):
                 metadata = raw["metadata"]
                 desk.see_policy(metadata["namespace"], metadata["name"], raw.get("spec") or {})
         working = asyncio.create_task(queue.run())
+        server = metrics.serve(settings.metrics_port) if settings.metrics_port else None
         try:
             yield desk
         finally:
             working.cancel()
             await asyncio.gather(working, return_exceptions=True)
+            if server is not None:
+                server.shutdown()
+                server.server_close()
 
 
 async def serve(settings: Settings, stop: asyncio.Event | None = None) -> None:

@@ -25,6 +25,8 @@ from amdahl_loop.adapters.kube.runner import KubeRunner, Memory
 from amdahl_loop.adapters.kube.running import RunningJob, RunningState, SaveCounts
 from amdahl_loop.adapters.kube.scrape import Fetch, fetch_metrics
 from amdahl_loop.adapters.kube.status import write_status
+from amdahl_loop.adapters.metrics import Metrics
+from amdahl_loop.domain.api.training_job import TrainingJobStatus
 from amdahl_loop.domain.applying import RecordRevert
 from amdahl_loop.domain.bank import Balance, balance
 from amdahl_loop.domain.conditions import Facts, Note
@@ -93,6 +95,10 @@ class Recollection:
     saves: SaveCounts = field(default_factory=SaveCounts)
     fleet: dict[JobKey, Member] = field(default_factory=dict)
     """Every job as its last pass saw it: whom a trial has to be shared with."""
+    statuses: dict[JobKey, TrainingJobStatus] = field(default_factory=dict)
+    """What each job reports: what the operator's own metrics add up."""
+    told_s: dict[JobKey, float] = field(default_factory=dict)
+    """When a job was last described."""
     in_flight: dict[JobKey, str] = field(default_factory=dict)
     """The block that runs for a job, as its last pass saw it."""
     swept: dict[JobKey, str] = field(default_factory=dict)
@@ -108,6 +114,7 @@ class Operator:
     probe: Probe
     recollection: Recollection
     clock: Clock
+    metrics: Metrics
     fetch: Fetch = fetch_metrics
 
     async def advance(self, key: JobKey) -> float | None:
@@ -116,6 +123,7 @@ class Operator:
         if seen is None or seen.is_deleting:
             self.recollection.in_flight.pop(key, None)
             self.recollection.fleet.pop(key, None)
+            self.recollection.statuses.pop(key, None)
             await let_go(self.client, self.recollection.index, key.namespace, key.name, self.clock)
             return None
         if seen.job is None:
@@ -241,14 +249,17 @@ class _Pass:
 
     async def _announce(self, ticked: Tick) -> None:
         """Tell the owner what was decided; `kubectl describe` shows it."""
+        metrics, namespace = self._operator.metrics, self._key.namespace
         match ticked.action:
             case Propose(plan=plan, worth=worth):
                 told = ("ExperimentStarted", f"{plan.name}: {worth.sentence}", False)
-            case Judge(verdict=verdict):
+            case Judge(experiment=experiment, verdict=verdict):
+                metrics.count_verdict(namespace, experiment, verdict)
                 told = (f"Experiment{verdict.word}", verdict.sentence, verdict.word is VerdictWord.ERROR)
             case Apply(experiment=experiment, knobs=knobs):
                 told = ("TuningApplied", f"{experiment.name}: {_say(knobs)}", False)
             case Rollback(sentence=sentence, knobs=knobs):
+                metrics.count_rollback(namespace)
                 told = ("TuningRolledBack", f"{_say(knobs)} again: {sentence}", True)
             case _:
                 return
@@ -263,6 +274,7 @@ class _Pass:
         synced = await sync_spec(self._client, ledger.seen, mode, applications)
         if isinstance(synced.decision, RecordRevert):
             await ledger.add_application(synced.decision.as_application(operator.clock()))
+            operator.metrics.count_reverts(claim.manager for claim in ledger.seen.declared.claims)
             await self._client.post_event(ledger.seen.document, "SpecReverted", synced.decision.sentence, warning=True)
             return AT_ONCE_S
         if synced.seen is not None:
@@ -271,11 +283,22 @@ class _Pass:
         status = describe(
             facts.model_copy(update={"decision": synced.decision}), seen.status, seen.generation, operator.clock()
         )
+        self._count(status, facts)
         written = await write_status(self._client, seen, status)
         if isinstance(written, Refused):
             _log.warning("%s: the status was refused: %s", self._key, written.message)
             return AT_ONCE_S if written.is_outdated else RESYNC_ACTIVE_S
         return rest_of(ticked, facts.standing, operator.clock())
+
+    def _count(self, status: TrainingJobStatus, facts: Facts) -> None:
+        """Note what the job reports now, and where its time went since it was last described."""
+        recollection, key, now_s = self._recollection, self._key, self._operator.clock()
+        recollection.statuses[key] = status
+        before_s = recollection.told_s.get(key, now_s)
+        recollection.told_s[key] = now_s
+        if isinstance(facts.review, Review) and facts.standing.reason is Reason.AS_DECLARED:
+            seen = facts.review.breakdown
+            self._operator.metrics.add_phases(key.namespace, seen.shares, seen.devices, now_s - before_s)
 
 
 def identify(job: TrainingJob) -> Identity:

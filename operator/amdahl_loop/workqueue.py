@@ -7,7 +7,9 @@ gets one more pass afterwards. A pass says how long the job may rest; one that f
 import asyncio
 import heapq
 import logging
+import math
 import random
+import time
 from collections.abc import Awaitable, Callable, Hashable
 from typing import Generic, TypeVar
 
@@ -45,7 +47,7 @@ class WorkQueue(Generic[Key]):
         if key in self._running:
             self._asked.add(key)
             return
-        at_s = asyncio.get_running_loop().time() + after_s
+        at_s = time.monotonic() + after_s
         known = self._due.get(key)
         if known is not None and known[0] <= at_s:
             return
@@ -54,9 +56,14 @@ class WorkQueue(Generic[Key]):
         heapq.heappush(self._heap, (at_s, self._number, key))
         self._changed.set()
 
+    @property
+    def oldest_s(self) -> float:
+        """Seconds for which the oldest key has been due; 0 where none is."""
+        return max(0.0, time.monotonic() - min((at_s for at_s, _ in list(self._due.values())), default=math.inf))
+
     def is_overdue(self, by_s: float) -> bool:
         """Whether some key has been due for longer than this."""
-        return any(at_s + by_s < asyncio.get_running_loop().time() for at_s, _ in self._due.values())
+        return self.oldest_s > by_s
 
     async def run(self) -> None:
         """Work until cancelled; passes that run are then waited for, so that no effect is cut in half needlessly."""
@@ -75,7 +82,7 @@ class WorkQueue(Generic[Key]):
         """Sleep until something is due and a worker is free, or until something changes."""
         self._changed.clear()
         is_full = len(self._running) >= self._workers
-        rest_s = self._heap[0][0] - asyncio.get_running_loop().time() if self._heap and not is_full else None
+        rest_s = self._heap[0][0] - time.monotonic() if self._heap and not is_full else None
         if rest_s is not None and rest_s <= 0:
             return
         try:
@@ -85,7 +92,7 @@ class WorkQueue(Generic[Key]):
 
     def _pop(self) -> Key | None:
         """The key that has been due for longest; None where none is. A wish that was overtaken is dropped."""
-        while self._heap and self._heap[0][0] <= asyncio.get_running_loop().time():
+        while self._heap and self._heap[0][0] <= time.monotonic():
             at_s, number, key = heapq.heappop(self._heap)
             if self._due.get(key) == (at_s, number):
                 del self._due[key]

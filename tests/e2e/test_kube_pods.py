@@ -206,6 +206,20 @@ def test_a_block_measures_both_arms_in_real_pods(cluster: Cluster, namespace: st
     play(cluster, namespace, scenario)
 
 
+def test_a_block_of_two_pods_is_one_report(cluster: Cluster, namespace: str) -> None:
+    """Both pods run the same recorded schedule; devices and samples of both count, the slower one's time is judged."""
+
+    async def scenario(scene: Scene) -> None:
+        loop = await Loop.begin(scene, replicas=2)
+        state, report = await loop.run_block(2)
+        assert state.failure == "", state
+        assert report is not None, state.summary
+        assert [window.devices for window in report.windows] == [2, 2, 2, 2]
+        assert all(window.samples == pytest.approx(2 * 8 * window.steps, rel=0.3) for window in report.windows)
+
+    play(cluster, namespace, scenario)
+
+
 def test_the_running_job_is_observed_by_its_counters(cluster: Cluster, namespace: str) -> None:
     """The pod is the user's own, the probe came by PYTHONPATH, and two scrapes of the pod's address are a report."""
 

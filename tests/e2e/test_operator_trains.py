@@ -26,7 +26,9 @@ TIMEOUT_S = 1500.0
 def user_image(cluster: Cluster) -> str:
     """The user's image: an interpreter and system libraries; PyTorch comes from a claim, as site-wide packages do."""
     packages = Path(sysconfig.get_path("purelib"))
-    built = [*packages.glob("torch/lib/*.so*"), *packages.glob("nvidia/**/*.so*"), *packages.glob("numpy/**/*.so")]
+    built = [
+        packages / "torch/lib" / name for name in ("libtorch_cpu.so", "libtorch_python.so", "libtorch_global_deps.so")
+    ]
     system = [library for library in shared_libraries(*built) if not library.is_relative_to(packages)]
     cluster.load_image(python_image(IMAGE, tuple(Entry(library.resolve(), str(library)) for library in system)))
     return IMAGE

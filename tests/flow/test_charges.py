@@ -60,7 +60,9 @@ def test_a_block_that_is_stopped_with_its_loop_is_charged() -> None:
     ledger, runner = MemoryLedger(), SimulatedRunner(Truth(phases_s=loader_bound))
     live(ledger, runner, stop_at=3)
     (stopped,) = ledger.state.experiments.values()
-    assert [loss.run for loss in stopped.losses] == [stopped.plan.run_name(stopped.plan.stage_blocks(Stage.DISCOVERY)[1])]
+    assert [loss.run for loss in stopped.losses] == [
+        stopped.plan.run_name(stopped.plan.stage_blocks(Stage.DISCOVERY)[1])
+    ]
     assert len(stopped.blocks) == 2
 
     live(ledger, runner)

@@ -7,7 +7,7 @@ STAMP := .venv/.installed
 OLDEST := .venv-oldest-torch/bin/python
 TESTBED := PYTHONPATH=tests $(PY) -m testbed
 
-.PHONY: help venv demo demo-verify test test-oldest-torch e2e cluster-up cluster-down check crds bench lock clean
+.PHONY: help venv demo demo-verify test test-oldest-torch e2e cluster-demo cluster-up cluster-down check crds bench lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -31,7 +31,7 @@ demo-verify: $(STAMP) ## measure the demo's claim from outside: five interleaved
 	@$(PY) benchmarks/demo_verify.py --ledger build/demo/ledger.sqlite
 
 test: $(STAMP) ## every test that needs no cluster, with real processes (about ten minutes)
-	@$(PY) -m pytest -q -m "not cluster"
+	@$(PY) -m pytest -q -m "not cluster and not quiet"
 
 test-oldest-torch: $(STAMP) .venv-oldest-torch/.installed ## the probe's tests with scripts on the oldest torch (about four minutes)
 	@AMDAHL_PROBE_PYTHON=$(CURDIR)/$(OLDEST) $(PY) -m pytest -q tests/probe
@@ -43,7 +43,10 @@ test-oldest-torch: $(STAMP) .venv-oldest-torch/.installed ## the probe's tests w
 	@touch $@
 
 e2e: $(STAMP) ## every test on a real Kubernetes, built here from Go modules (needs Go, and root for nodes)
-	@$(PY) -m pytest -q -m cluster
+	@$(PY) -m pytest -q -m "cluster and not quiet"
+
+cluster-demo: $(STAMP) ## tune a real PyTorch job on two real nodes, from kubectl apply to a patched spec (wants a quiet machine)
+	@$(PY) -m pytest -q -m quiet tests/e2e
 
 cluster-up: $(STAMP) ## bring up a Kubernetes with two nodes and print how to use it (docs/testbed.md)
 	@$(TESTBED) up

@@ -13,7 +13,7 @@ from testbed.cluster import Cluster
 from testbed.images import Entry, shared_libraries
 from testbed.python_images import python_image
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.quiet]
 
 ROOT = Path(__file__).parents[2]
 IMAGE = "amdahl-testbed/torch-user:1"

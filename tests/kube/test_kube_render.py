@@ -347,6 +347,29 @@ def test_scratch_of_a_storage_class_comes_and_goes_with_the_pod() -> None:
 
 
 @pytest.mark.parametrize(
+    ("volumes", "storage_class", "is_fit"),
+    [
+        pytest.param(
+            [{"name": "c", "persistentVolumeClaim": {"claimName": "c"}}], None, False, id="a claim, no class named"
+        ),
+        pytest.param(
+            [{"name": "c", "persistentVolumeClaim": {"claimName": "c"}}], "fast", True, id="a claim, its class named"
+        ),
+        pytest.param([{"name": "c", "emptyDir": {}}], None, True, id="nothing that outlives the pod"),
+    ],
+)
+def test_cadence_is_never_judged_on_a_nodes_own_disk(volumes: Any, storage_class: str | None, is_fit: bool) -> None:
+    """Where the job's checkpoints may lie on shared storage, the trial's have to lie on the same class."""
+    trial = {"scratchPaths": ["/out"]} | ({"scratchStorageClass": storage_class} if storage_class else {})
+    job = make_cluster_job(make_template({"volumes": volumes}), tuning={"trial": trial})
+    request = make_request({"checkpointEverySteps": 10}, {"checkpointEverySteps": 50})
+    saving = tuple(window.model_copy(update={"save_every": 10}) for window in request.windows)
+    body = render_for(job, request.model_copy(update={"windows": saving}))
+    assert isinstance(body, Unfit) is not is_fit
+    assert not isinstance(render_for(job, request), Unfit)
+
+
+@pytest.mark.parametrize(
     ("path", "why"),
     [("out", "no workingDir"), ("/", "not a folder"), ("/amdahl/x", "not a folder"), ("/a/..", "not a folder")],
 )

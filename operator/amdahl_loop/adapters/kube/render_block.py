@@ -23,7 +23,7 @@ from amdahl_loop.adapters.kube.render import (
     variable,
     with_probe_path,
 )
-from amdahl_loop.adapters.kube.volumes import add_scratch, close_volumes, scratch_targets
+from amdahl_loop.adapters.kube.volumes import add_scratch, close_volumes, is_shared, scratch_targets
 from amdahl_loop.domain.children import (
     DEVICES_ANNOTATION,
     EXPERIMENT_LABEL,
@@ -103,12 +103,15 @@ def render_block(
     closed = close_volumes(pod)
     if closed is not None:
         return Unfit(closed)
-    targets = scratch_targets(job.spec.tuning.trial, job.spec.template.trainer.working_dir)
+    trial = job.spec.tuning.trial
+    if any(window.save_every for window in request.windows) and is_shared(pod) and not trial.scratch_storage_class:
+        return Unfit(_CADENCE_STORAGE)
+    targets = scratch_targets(trial, job.spec.template.trainer.working_dir)
     if isinstance(targets, str):
         return Unfit(targets)
     _relabel(job, template, labels)
     join_ranks(job, pod)
-    scratch = add_scratch(pod, targets, job.spec.tuning.trial.scratch_storage_class)
+    scratch = add_scratch(pod, targets, trial.scratch_storage_class)
     try:
         plan = encode_plan(job, request, name, pod, scratch)
         devices = count_devices(job, _larger_arm(request))
@@ -136,6 +139,12 @@ def render_block(
             "template": template,
         },
     }
+
+
+_CADENCE_STORAGE = (
+    "tuning.trial.scratchStorageClass: how often to save is judged on storage of the class that the job's checkpoints "
+    "use, never on a node's own disk; name that class"
+)
 
 
 def _larger_arm(request: RunRequest) -> int | None:

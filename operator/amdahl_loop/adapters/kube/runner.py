@@ -54,6 +54,12 @@ class Memory:
     refusals: dict[tuple[str, str], Finished] = field(default_factory=dict)
     watches: Watches = field(default_factory=dict)
 
+    def forget(self, uid: str) -> None:
+        """Forget a job that is gone."""
+        for known in (self.refusals, self.watches):
+            for key in [key for key in known if key[0] == uid]:
+                del known[key]
+
 
 class KubeRunner:
     """The `Runner` port for one job; `job` is as declared, with its namespace and UID.

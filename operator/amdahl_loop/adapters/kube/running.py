@@ -75,6 +75,10 @@ class SaveCounts:
 
     seen: dict[str, tuple[str, int]] = field(default_factory=dict)
 
+    def forget(self, uid: str) -> None:
+        """Forget a job that is gone."""
+        self.seen.pop(uid, None)
+
 
 class RunningJob:
     """The running job of one TrainingJob; `job` has the values in force, and its namespace and UID."""

@@ -66,6 +66,11 @@ def close_volumes(pod: Object) -> str | None:
     return None
 
 
+def is_shared(pod: Object) -> bool:
+    """Whether the pod mounts storage that outlives it: where a job keeps its checkpoints, if anywhere."""
+    return any(set(volume) & CLOSABLE for volume in pod.get("volumes") or ())
+
+
 def claims_of(pod: Object) -> tuple[str, ...]:
     """Names of the persistent volume claims that a pod mounts."""
     sources = [volume.get("persistentVolumeClaim") or {} for volume in pod.get("volumes") or ()]

@@ -98,8 +98,13 @@ def sift(blocks: Iterable[Evidence], constants: Constants, reference: Iterable[E
     """
     own = tuple(blocks)
     gaps = [block.widest_gap for block in (*reference, *own) if block.is_measured]
+    return Sifted(own, void_gate(gaps, constants))
+
+
+def void_gate(gaps: Sequence[float], constants: Constants) -> float:
+    """The largest disagreement of an arm with itself that a block may show, given those that were seen."""
     usual = median(gaps) if gaps else 0.0
-    return Sifted(own, max(constants.void_gate, constants.void_factor * usual))
+    return max(constants.void_gate, constants.void_factor * usual)
 
 
 def read_block(plan: Plan, record: BlockRecord) -> Evidence:

@@ -13,7 +13,7 @@ from math import expm1
 from amdahl_loop.domain import vetoes
 from amdahl_loop.domain.applying import chain_of
 from amdahl_loop.domain.assessment import Case, open_case, percent
-from amdahl_loop.domain.evidence import Evidence, Sifted, read_block, sift
+from amdahl_loop.domain.evidence import Evidence, Sifted, read_block, sift, void_gate
 from amdahl_loop.domain.experiments import (
     BlockSpec,
     Experiment,
@@ -139,7 +139,7 @@ def assess(win: Experiment) -> Standing:
         blocks=len(effects),
         effect=mean(effects) if effects else None,
         shortfalls=_add_up(case, blocks.blocks, reference, alarm),
-        broken=next((veto for block in blocks.blocks if (veto := vetoes.check_block(block))), None),
+        broken=vetoes.check_block(blocks.blocks[-1]),  # an earlier one would have ended it
     )
 
 
@@ -166,8 +166,10 @@ def _add_up(case: Case, blocks: Sequence[Evidence], reference: float, alarm: flo
     spoilt counts with its effect; all other void blocks say nothing. No later block changes what was said before it.
     """
     total, worst, sums = 0.0, alarm / BLOCKS_TO_FADE, []
-    for number, block in enumerate(blocks, start=1):
-        gate = sift(blocks[:number], case.plan.constants, reference=case.scored).gate
+    gaps = [block.widest_gap for block in case.scored if block.is_measured]
+    for block in blocks:
+        gaps += [block.widest_gap] if block.is_measured else []
+        gate = void_gate(gaps, case.plan.constants)
         if block.fault is not None and block.culprit is Arm.VARIANT:
             total += worst
         elif block.is_measured and block.gap(Arm.BASELINE) <= gate:

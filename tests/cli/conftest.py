@@ -1,10 +1,10 @@
 """The whole command line on a simulated machine: real manifests, a real SQLite ledger, processes that only a formula has."""
 
+import asyncio
 import io
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from itertools import count
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -15,6 +15,7 @@ from ruamel.yaml import YAML
 from amdahl_loop.cli.main import main
 from amdahl_loop.cli.session import World, open_console
 from amdahl_loop.cli.train import Launch
+from amdahl_loop.ports import Clock
 from builders import make_manifest
 from fakes import SimulatedRunner, Truth, loader_bound
 
@@ -61,7 +62,7 @@ class Cli:
     """Columns of a terminal; None is no terminal."""
 
     def __post_init__(self) -> None:
-        self._clock = count(1_000.0, 1.0)
+        self._now_s = 1_000.0
         self.write(TEXT)
 
     @property
@@ -94,7 +95,8 @@ class Cli:
             make_runner=lambda *_: self._make_runner(),
             device_type=lambda: "cpu:4",
             train=self._train,
-            clock=lambda: next(self._clock),
+            clock=self._tell_time,
+            sleep=self._sleep,
             environment=environment,
             open_console=self._open_console,
             stdout=out,
@@ -112,8 +114,23 @@ class Cli:
         return Console(file=stream, width=self.width, height=50, force_terminal=True, highlight=False)
 
     def _make_runner(self) -> SimulatedRunner:
-        self.runners.append(SimulatedRunner(self.truth))
+        self.runners.append(SimulatedRunner(self.truth, now_s=self._now_s))
         return self.runners[-1]
+
+    def _tell_time(self) -> float:
+        """One clock for the loop and for the machine: a second passes with each look, and runs take their time."""
+        runner_s = self.runners[-1].now_s if self.runners else 0.0
+        self._set_time(max(self._now_s + 1.0, runner_s))
+        return self._now_s
+
+    def _set_time(self, now_s: float) -> None:
+        self._now_s = now_s
+        if self.runners:
+            self.runners[-1].now_s = now_s
+
+    async def _sleep(self, until_s: float, _clock: Clock, _stop: asyncio.Event) -> None:
+        """Nobody waits for hours in a test."""
+        self._set_time(max(self._now_s, until_s))
 
     def _train(self, launch: Launch) -> None:
         self.launches.append(launch)

@@ -6,7 +6,7 @@ that work would disturb the very trial it waits for.
 
 import asyncio
 import signal
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -35,7 +35,26 @@ class Watch(Protocol):
         """The run of the latest pass, a moment later."""
 
 
-async def drive(job: TrainingJob, identity: Identity, ports: Ports, watch: Watch, stop: asyncio.Event) -> Tick:
+async def sleep_until(until_s: float, clock: Clock, stop: asyncio.Event) -> None:
+    """Sleep until a moment, a stop, or the longest pause, whichever comes first."""
+    try:
+        await asyncio.wait_for(stop.wait(), min(PAUSE_S, max(POLL_S, until_s - clock())))
+    except TimeoutError:
+        return
+
+
+Sleep = Callable[[float, Clock, asyncio.Event], Awaitable[None]]
+"""How the loop waits for a moment; injected, since no test waits for hours."""
+
+
+async def drive(
+    job: TrainingJob,
+    identity: Identity,
+    ports: Ports,
+    watch: Watch,
+    stop: asyncio.Event,
+    sleep: Sleep = sleep_until,
+) -> Tick:
     """Tick until the loop halts or `stop` is set; then nothing that the runner started is left."""
     since_s = ports.clock()
     is_first = True
@@ -52,7 +71,7 @@ async def drive(job: TrainingJob, identity: Identity, ports: Ports, watch: Watch
             if request is not None and latest.is_waiting:
                 await _wait(request, ports.runner, watch, stop)
             if isinstance(latest.action, Wait):
-                await _sleep_until(latest.action.until_s, ports.clock, stop)
+                await sleep(latest.action.until_s, ports.clock, stop)
     finally:
         await sweep(ports)
 
@@ -73,14 +92,6 @@ async def _wait(request: RunRequest, runner: Runner, watch: Watch, stop: asyncio
             await asyncio.wait_for(stop.wait(), POLL_S)
         except TimeoutError:
             continue
-
-
-async def _sleep_until(until_s: float, clock: Clock, stop: asyncio.Event) -> None:
-    """Sleep until a moment, a stop, or the longest pause, whichever comes first."""
-    try:
-        await asyncio.wait_for(stop.wait(), min(PAUSE_S, max(POLL_S, until_s - clock())))
-    except TimeoutError:
-        return
 
 
 @contextmanager

@@ -75,7 +75,7 @@ async def _observe(session: Session, output: str, world: World) -> Snapshot:
     )
     ports = Ports(runner=session.ports.runner, ledger=copy, clock=session.ports.clock)
     with stop_on_signals() as stop, open_watch(output, world, is_result_alone=True) as watch:
-        latest = await drive(_observed_only(session.job), identity, ports, watch, stop)
+        latest = await drive(_observed_only(session.job), identity, ports, watch, stop, world.sleep)
         for _, observation in copy.state.observations[len(memory.observations) :]:
             as_declared = observation.model_copy(update={"job": session.job.without_environment()})
             await session.ledger.add_observation(identity.job_uid, as_declared)

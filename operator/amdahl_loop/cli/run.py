@@ -49,7 +49,7 @@ def run(arguments: argparse.Namespace, world: World) -> int:
 
 async def _loop(session: Session, output: str, world: World) -> tuple[Tick, Snapshot]:
     with stop_on_signals() as stop, open_watch(output, world) as watch:
-        latest = await drive(session.job, session.identity, session.ports, watch, stop)
+        latest = await drive(session.job, session.identity, session.ports, watch, stop, world.sleep)
         return latest, await session.snapshot()
 
 

@@ -21,6 +21,7 @@ from amdahl_loop.adapters.local.requests import working_dir
 from amdahl_loop.adapters.local.runner import LocalRunner, default_state_dir
 from amdahl_loop.adapters.manifests import Manifest, read_manifest
 from amdahl_loop.adapters.sqlite import SqliteLedger
+from amdahl_loop.cli.drive import Sleep, sleep_until
 from amdahl_loop.cli.train import Launch, become
 from amdahl_loop.domain.experiments import hash_text
 from amdahl_loop.domain.ledger import family_of, fingerprint_job
@@ -59,6 +60,7 @@ class World:
     device_type: Callable[[], str] = local_device_type
     """What this machine trains on, for the fingerprint."""
     clock: Clock = time.time
+    sleep: Sleep = sleep_until
     environment: Mapping[str, str] = field(default_factory=lambda: os.environ)
     stdout: TextIO = field(default_factory=lambda: tolerate(sys.stdout))
     stderr: TextIO = field(default_factory=lambda: tolerate(sys.stderr))

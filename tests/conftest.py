@@ -1,4 +1,4 @@
-"""Which tests need a cluster? Those that ask for one; `make test` leaves them to `make e2e`."""
+"""Which tests need a cluster? Those that ask for one, and the chart's, which need Helm; `make test` leaves them to `make e2e`."""
 
 import pytest
 
@@ -8,5 +8,5 @@ CLUSTERS = {"api_server", "control_plane", "cluster"}
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark each test that uses a cluster, however it got there."""
     for item in items:
-        if CLUSTERS & set(getattr(item, "fixturenames", ())):
+        if CLUSTERS & set(getattr(item, "fixturenames", ())) or item.path.parent.name == "chart":
             item.add_marker("cluster")

@@ -26,4 +26,15 @@ def wait_until_policies_hold(cluster: Cluster) -> None:
 def uninstall(cluster: Cluster) -> None:
     """Remove the release and what it keeps on purpose."""
     run_helm("uninstall", RELEASE, "--namespace", NAMESPACE, kubeconfig=cluster.admin.kubeconfig)
-    cluster.admin.kubectl("delete", "crd", *DEFINITIONS, "--ignore-not-found")
+    remove_definitions(cluster)
+
+
+def remove_definitions(cluster: Cluster) -> None:
+    """Delete our definitions and wait until they are gone: the server tries again, later each time, what a policy in its last moments refused."""
+    cluster.admin.kubectl("delete", "crd", *DEFINITIONS, "--ignore-not-found", "--wait=false")
+    path = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
+    wait_for(
+        lambda: all(cluster.admin.get(f"{path}/{name}").status == 404 for name in DEFINITIONS),
+        600,
+        "definitions are gone",
+    )

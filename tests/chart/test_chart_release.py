@@ -9,7 +9,7 @@ import pytest
 from builders import make_manifest
 from chart.helm import CHART, NAMESPACE, OPERATOR, RELEASE, HelmError, read_values, render, run_helm
 from chart.prometheus import fetch_definitions
-from chart.release import DEFINITIONS, helm, uninstall, wait_until_policies_hold
+from chart.release import DEFINITIONS, helm, remove_definitions, uninstall, wait_until_policies_hold
 from testbed.cluster import Cluster, wait_for
 
 pytestmark = pytest.mark.slow
@@ -34,7 +34,7 @@ def clean(chart_server: Cluster) -> Iterator[Cluster]:
     yield chart_server
     if RELEASE in run_helm("list", "--short", "--namespace", NAMESPACE, kubeconfig=chart_server.admin.kubeconfig):
         uninstall(chart_server)
-    chart_server.admin.kubectl("delete", "crd", *DEFINITIONS, "--ignore-not-found")
+    remove_definitions(chart_server)
 
 
 @pytest.mark.parametrize("file", CI_VALUES, ids=lambda file: file.stem)

@@ -58,7 +58,7 @@ SCRIPTS = (
         name="minGPT",
         clone="minGPT",
         folder=".",
-        command=("projects/adder/adder.py", "--trainer.max_iters=1201", "--trainer.num_workers=1"),
+        command=("projects/adder/adder.py", "--trainer.max_iters=2401", "--trainer.num_workers=1"),
         loop=Loop("mingpt/trainer.py", "run", "batch = next(data_iter)", "self.optimizer.step()"),
         saves="out/adder/model.pt",
         evaluates=(("projects/adder/adder.py", "eval_split"),),
@@ -90,7 +90,7 @@ SCRIPTS = (
         folder="super_resolution",
         command=(
             *("main.py", "--upscale_factor", "8", "--threads", "1", "--batchSize", "8", "--testBatchSize", "10"),
-            *("--nEpochs", "16"),
+            *("--nEpochs", "36"),
         ),
         loop=Loop(
             "main.py",
@@ -98,7 +98,7 @@ SCRIPTS = (
             "for iteration, batch in enumerate(training_data_loader, 1):",
             "optimizer.step()",
         ),
-        saves="model_epoch_16.pth",
+        saves="model_epoch_36.pth",
         evaluates=(("main.py", "test"),),
         prepare=write_images,
     ),

@@ -52,6 +52,11 @@ class Phase:
         return max(self.probe, self.profiler) > JUDGED_SHARE
 
     @property
+    def is_outright(self) -> bool:
+        """Whether the two agree without any allowance for sampling."""
+        return abs(self.probe - self.profiler) <= BAR * self.profiler
+
+    @property
     def is_within(self) -> bool:
         """Whether the two agree."""
         return abs(self.probe - self.profiler) <= BAR * self.profiler + STANDARD_ERRORS * self.error

@@ -9,20 +9,12 @@ from amdahl_loop.domain.commands import escape, expand_environment
 from amdahl_loop.domain.resources import TrainingJob
 from amdahl_loop.domain.runs import RunRequest, WindowRequest
 from amdahl_loop.domain.template import Container
+from amdahl_loop.domain.trackers import TRACKERS_OFF
 
 PLAN_VERSION = "amdahl.plan/1"
 GRACE_S = 5.0
 MEMORY_SHARE = 0.8
 """Of the machine's memory, where the job sets no limit: the rest is for the loop and the page cache's least."""
-
-TRACKERS_OFF = {
-    "WANDB_MODE": "disabled",
-    "COMET_MODE": "disabled",
-    "NEPTUNE_MODE": "debug",
-    "CLEARML_OFFLINE_MODE": "1",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-}
-"""For programs that the probe does not enter; it sets more, over the user's own values."""
 
 NEVER_INHERITED = ("ANTHROPIC_API_KEY", "PYTHONHOME", "PYTHONSTARTUP")
 """Ours, not the training's; and what would lead another interpreter astray."""
@@ -81,7 +73,7 @@ def base_environment(environ: Mapping[str, str], interpreter: Path, beside: bool
     kept = {name: value for name, value in kept.items() if not name.startswith("AMDAHL_")}
     if beside:
         kept["PATH"] = os.pathsep.join([str(interpreter.parent), *filter(None, [environ.get("PATH", os.defpath)])])
-    return kept | TRACKERS_OFF
+    return {**kept, **TRACKERS_OFF}
 
 
 def build_plan(

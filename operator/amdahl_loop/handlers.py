@@ -20,6 +20,7 @@ from pydantic import ValidationError
 
 from amdahl_loop.adapters.kube.client import ApiUnavailable, KubeClient
 from amdahl_loop.adapters.kube.experiments import load_index
+from amdahl_loop.adapters.kube.index import Key
 from amdahl_loop.adapters.kube.kinds import Kind
 from amdahl_loop.adapters.kube.probe import pack_probe
 from amdahl_loop.adapters.kube.transport import USER_AGENT, Answer, Request, Transport, open_transport
@@ -83,6 +84,12 @@ class Desk:
         if job:
             self.queue.add(JobKey(namespace, job))
 
+    def see_experiment(self, key: Key, job: str, is_gone: bool) -> None:
+        """An Experiment was made, changed or deleted; what a user deletes is no longer remembered."""
+        if is_gone:
+            self.recollection.index.forget(key)
+        self.see_child(key.namespace, job)
+
     def see_policy(self, namespace: str, name: str, spec: Mapping[str, Any] | None) -> None:
         """A TuningPolicy was made or changed, or (None) deleted: every job of its namespace is looked at."""
         known = self.recollection.policies.setdefault(namespace, {})
@@ -121,7 +128,8 @@ def build_registry(desk: Desk) -> kopf.OperatorRegistry:
 
     @kopf.on.event(GROUP, VERSION, "experiments", registry=registry)
     async def see_experiment(**event: Any) -> None:
-        desk.see_child(event["namespace"], str(event["spec"].get("job", "")))
+        key = Key(event["namespace"], event["name"])
+        desk.see_experiment(key, str(event["spec"].get("job", "")), is_gone=event["type"] == "DELETED")
 
     @kopf.on.event("batch", "v1", "jobs", labels={JOB_LABEL: kopf.PRESENT}, registry=registry)
     async def see_block(**event: Any) -> None:

@@ -28,14 +28,14 @@ from amdahl_loop.adapters.kube.status import write_status
 from amdahl_loop.adapters.metrics import Metrics
 from amdahl_loop.domain.api.training_job import TrainingJobStatus
 from amdahl_loop.domain.applying import RecordRevert
-from amdahl_loop.domain.bank import Balance, balance
+from amdahl_loop.domain.bank import Balance, balance, hours_in_force
 from amdahl_loop.domain.conditions import Facts, Note
 from amdahl_loop.domain.experiments import VerdictWord
 from amdahl_loop.domain.fleet import Limits, Member, Pressure, admit
 from amdahl_loop.domain.fleet import describe as describe_member
 from amdahl_loop.domain.isolation import find_obstacles, say_obstacles
 from amdahl_loop.domain.knob_values import Knobs
-from amdahl_loop.domain.ledger import ApplicationKind, JobMemory, effective_knobs, family_of, fingerprint_job
+from amdahl_loop.domain.ledger import JobMemory, effective_knobs, family_of, fingerprint_job
 from amdahl_loop.domain.phases import Unobservable
 from amdahl_loop.domain.plan import (
     Admission,
@@ -104,6 +104,14 @@ class Recollection:
     swept: dict[JobKey, str] = field(default_factory=dict)
     """UIDs of jobs that have no block but the present one."""
 
+    def forget(self, key: JobKey) -> None:
+        """A job is gone: nothing of it stays, or an operator would grow with every job that it has ever seen."""
+        uid = self.swept.pop(key, "")
+        self.runs.forget(uid)
+        self.saves.forget(uid)
+        for known in (self.fleet, self.statuses, self.told_s, self.in_flight):
+            known.pop(key, None)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Operator:
@@ -121,9 +129,7 @@ class Operator:
         """One pass; seconds until the next one, None where the job is gone. ApiUnavailable where the server is."""
         seen = await look_up(self.client, *key)
         if seen is None or seen.is_deleting:
-            self.recollection.in_flight.pop(key, None)
-            self.recollection.fleet.pop(key, None)
-            self.recollection.statuses.pop(key, None)
+            self.recollection.forget(key)
             await let_go(self.client, self.recollection.index, key.namespace, key.name, self.clock)
             return None
         if seen.job is None:
@@ -337,15 +343,11 @@ def _review(snapshot: Snapshot) -> Review | Unobservable | None:
 
 
 def _settle(snapshot: Snapshot) -> Balance:
-    """The bank. Hours run count from the moment at which the newest win took effect."""
-    applications = snapshot.memory.applications
-    newest = applications[-1] if applications else None
-    run_h: dict[str, float] = {}
-    if newest is not None and newest.kind is not ApplicationKind.ROLLED_BACK and newest.knobs == snapshot.knobs:
-        observation = snapshot.observation
-        windows = observation.report.windows if observation is not None else ()
-        devices = max((window.devices for window in windows if window.is_measured), default=0)
-        run_h[newest.experiment] = devices * max(0.0, snapshot.now_s - newest.at_s) / 3600
+    """The bank so far. What a job holds is what its latest measurement saw; unmeasured, it has saved nothing yet."""
+    applications, observation = snapshot.memory.applications, snapshot.observation
+    windows = observation.report.windows if observation is not None else ()
+    devices = max((window.devices for window in windows if window.is_measured), default=0)
+    run_h = hours_in_force(applications, snapshot.knobs, snapshot.now_s, devices)
     return balance(snapshot.experiments, applications, snapshot.job.expected_device_hours[0], run_h)
 
 

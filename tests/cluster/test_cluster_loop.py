@@ -66,7 +66,20 @@ def test_an_input_bound_job_is_tuned_and_its_spec_is_patched_by_our_manager(plan
         assert values["AMDAHL_DATALOADER_WORKERS"] == "3"
     left = read(plane, namespace, "jobs")["items"]
     assert [job["metadata"]["name"] for job in left] == ["waits-r0"]
+    assert_deletion_needs_no_operator(plane, namespace, "waits")
     plane.delete_namespace(namespace)
+
+
+def assert_deletion_needs_no_operator(cluster: Cluster, namespace: str, name: str) -> None:
+    """[P] With the operator gone, nothing holds a job's deletion up: no finalizer, no annotation of kopf's; its Job goes, its ledger stays."""
+    for kind in ("trainingjobs", "experiments", "jobs", "configmaps", "services"):
+        for found in read(cluster, namespace, kind)["items"]:
+            marks = json.dumps(found["metadata"])
+            assert "kopf" not in marks, found["metadata"]
+            assert "amdahl" not in json.dumps(found["metadata"].get("finalizers", [])), found["metadata"]
+    cluster.admin.kubectl("delete", "trainingjob", name, "--namespace", namespace, "--timeout=60s")
+    wait_for(lambda: read(cluster, namespace, "jobs")["items"] == [], TIMEOUT_S, "the job's Job is collected")
+    assert len(read(cluster, namespace, "experiments")["items"]) == 1
 
 
 def test_a_compute_bound_job_costs_no_trial(plane: Cluster, tmp_path: Path) -> None:

@@ -217,6 +217,14 @@ def test_every_field_says_what_it_is(kind: Kind) -> None:
 
 
 @every_kind
+def test_no_field_leads_to_another_namespace(kind: Kind) -> None:
+    """[P] Every reference is local to the object's namespace: none can even be written that is not."""
+    template = ".spec.template"
+    named = {path for path, node in nodes(kind) if "namespace" in {name.lower() for name in node.get("properties", {})}}
+    assert {path for path in named if not path.startswith(template)} == set()
+
+
+@every_kind
 def test_every_list_map_and_text_is_bounded(kind: Kind) -> None:
     """Nobody can fill a store, or a rule's budget, through a field of ours. What is kept unread is the server's to bound."""
     for path, node in nodes(kind):

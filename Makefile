@@ -70,6 +70,7 @@ bench: $(STAMP) ## scenarios and traps, truth against found (about two hours)
 lock: ## renew requirements.lock (needs uv on PATH)
 	uv pip compile pyproject.toml --all-extras --generate-hashes --python-version 3.11 --python-platform x86_64-manylinux_2_28 --no-header --no-emit-index-url --no-emit-find-links --upgrade -q -o requirements.lock
 	printf 'torch==1.13.0\nnumpy<2\n' | uv pip compile - --generate-hashes --python-version 3.11 --python-platform x86_64-manylinux_2_28 --no-header --no-emit-index-url --no-emit-find-links -q -o requirements-oldest-torch.lock
+	PYTHONPATH=tests $(PY) -m chart.image_lock
 
 clean: ## remove what make created, the virtual environment included
 	rm -rf .venv .venv-oldest-torch build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

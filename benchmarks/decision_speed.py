@@ -18,7 +18,8 @@ from noise import LIVE
 from world import Setting, Variant, World, make_plan, make_window
 
 from amdahl_loop.domain import judge
-from amdahl_loop.domain.experiments import Change, Experiment, Verdict, VerdictWord
+from amdahl_loop.domain.experiments import Experiment
+from amdahl_loop.domain.hypotheses import Change
 from amdahl_loop.domain.knob_values import KnobName
 from amdahl_loop.domain.ledger import JobMemory, Observation
 from amdahl_loop.domain.parsing import parse_training_job
@@ -27,6 +28,7 @@ from amdahl_loop.domain.profiles import PROFILES
 from amdahl_loop.domain.resources import TrainingJob
 from amdahl_loop.domain.telemetry import BlockReport, Loader
 from amdahl_loop.domain.tuning import ProfileName
+from amdahl_loop.domain.verdicts import Verdict, VerdictWord
 
 CALLS = 40
 BAR_MS = 10.0

@@ -22,8 +22,7 @@ from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
 from amdahl_loop.adapters.manifests import read_manifest
-from amdahl_loop.domain.experiments import knob_environment
-from amdahl_loop.domain.knob_values import KnobName, Knobs
+from amdahl_loop.domain.knob_values import KnobName, Knobs, knob_environment
 
 ROOT = Path(__file__).resolve().parents[1]
 JOB = ROOT / "examples" / "pydocs" / "job.yaml"

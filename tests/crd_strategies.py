@@ -5,23 +5,10 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from amdahl_loop.domain.experiments import (
-    BlockRecord,
-    BlockSpec,
-    Change,
-    Constants,
-    Hypothesis,
-    Loss,
-    Plan,
-    Source,
-    Verdict,
-    VerdictWord,
-    Veto,
-    VetoName,
-    Vote,
-    enumerate_blocks,
-    holdout_block,
-)
+from amdahl_loop.domain.blocks import BlockSpec, enumerate_blocks, holdout_block
+from amdahl_loop.domain.constants import Constants
+from amdahl_loop.domain.experiments import BlockRecord, Loss, Plan
+from amdahl_loop.domain.hypotheses import Change, Hypothesis, Source
 from amdahl_loop.domain.knob_values import KnobName, Knobs
 from amdahl_loop.domain.ledger import Application, ApplicationKind
 from amdahl_loop.domain.profiles import PROFILES
@@ -38,6 +25,7 @@ from amdahl_loop.domain.telemetry import (
     parse_block_summary,
 )
 from amdahl_loop.domain.tuning import Objective
+from amdahl_loop.domain.verdicts import Verdict, VerdictWord, Veto, VetoName, Vote
 
 finite = st.floats(allow_nan=False, allow_infinity=False)
 seconds = st.floats(min_value=0, max_value=1e9)
@@ -207,7 +195,7 @@ def records(draw: st.DrawFn, plan: Plan, spec: BlockSpec) -> BlockRecord:
 def finished_blocks(draw: st.DrawFn, plan: Plan) -> tuple[BlockRecord, ...]:
     """Some blocks of the plan, and some that tested its win on."""
     ran = draw(st.lists(st.sampled_from(plan.blocks), unique=True, max_size=6))
-    kept = [holdout_block(plan, index) for index in range(draw(st.integers(0, 3)))]
+    kept = [holdout_block(plan.seed, index) for index in range(draw(st.integers(0, 3)))]
     return tuple(draw(records(plan, spec)) for spec in (*ran, *kept))
 
 

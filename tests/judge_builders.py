@@ -10,23 +10,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from amdahl_loop.domain import judge
-from amdahl_loop.domain.experiments import (
-    BlockRecord,
-    BlockSpec,
-    Change,
-    Constants,
-    Experiment,
-    Hypothesis,
-    Plan,
-    Source,
-    Stage,
-    Verdict,
-    enumerate_blocks,
-)
+from amdahl_loop.domain.blocks import BlockSpec, Stage, enumerate_blocks
+from amdahl_loop.domain.constants import Constants
+from amdahl_loop.domain.experiments import BlockRecord, Experiment, Plan
+from amdahl_loop.domain.hypotheses import Change, Hypothesis, Source
 from amdahl_loop.domain.knob_values import KnobName, Knobs
 from amdahl_loop.domain.profiles import PROFILES
 from amdahl_loop.domain.telemetry import Arm, BlockReport, Phase, Window, WindowOutcome
 from amdahl_loop.domain.tuning import Objective, ProfileName
+from amdahl_loop.domain.verdicts import Verdict
 
 SHARES_PPK = (0, 0, 0, 600, 380, 0, 0, 0, 20)
 

@@ -20,10 +20,12 @@ from run import upper_bound
 from world import PLANS, Setting, Variant, World, make_plan
 
 from amdahl_loop.domain import judge, keep
-from amdahl_loop.domain.experiments import BlockRecord, Experiment, Stage, VerdictWord, holdout_block
+from amdahl_loop.domain.blocks import Stage, holdout_block
+from amdahl_loop.domain.experiments import BlockRecord, Experiment
 from amdahl_loop.domain.profiles import PROFILES
 from amdahl_loop.domain.telemetry import Arm, BlockReport, Window
 from amdahl_loop.domain.tuning import ProfileName
+from amdahl_loop.domain.verdicts import VerdictWord
 
 BLOCKS = 60
 """Blocks of a series: twice what a profile runs, so that a late alarm is seen as late and not as none."""
@@ -70,7 +72,7 @@ def test_on(rng: np.random.Generator, world: World, win: Experiment, one_node: b
     """The same win with `BLOCKS` holdout blocks, while its effect stays."""
     plan, home = win.plan, world.places["home"]
     for index in range(BLOCKS):
-        spec, time_of_day_s = holdout_block(plan, index), rng.uniform(0, DAY_S)
+        spec, time_of_day_s = holdout_block(plan.seed, index), rng.uniform(0, DAY_S)
         place = home.later(time_of_day_s) if one_node else Place(rng, world.setting.noise, time_of_day_s, "elsewhere")
         report = BlockReport(run=plan.run_name(spec), state="done", windows=world.run_windows(spec, place))
         at_s = DAY_S * (index + 2)

@@ -18,9 +18,9 @@ from noise import DEFAULT, HARSH, LIVE, QUIET, node_lottery
 from scipy.stats import beta
 from world import Outcome, Setting, Variant, run_experiment
 
-from amdahl_loop.domain.experiments import VerdictWord
 from amdahl_loop.domain.profiles import PROFILES
 from amdahl_loop.domain.tuning import ProfileName
+from amdahl_loop.domain.verdicts import VerdictWord
 
 FRESH = Setting(DEFAULT, PROFILES[ProfileName.STANDARD])
 SETTINGS = {

@@ -11,22 +11,14 @@ import numpy as np
 from noise import DAY_S, Noise, Place, window_pool
 
 from amdahl_loop.domain import judge, refute
-from amdahl_loop.domain.experiments import (
-    BlockRecord,
-    BlockSpec,
-    Change,
-    Constants,
-    Experiment,
-    Hypothesis,
-    Plan,
-    Source,
-    Stage,
-    Verdict,
-    enumerate_blocks,
-)
+from amdahl_loop.domain.blocks import BlockSpec, Stage, enumerate_blocks
+from amdahl_loop.domain.constants import Constants
+from amdahl_loop.domain.experiments import BlockRecord, Experiment, Plan
+from amdahl_loop.domain.hypotheses import Change, Hypothesis, Source
 from amdahl_loop.domain.knob_values import KnobName, Knobs
 from amdahl_loop.domain.telemetry import Arm, BlockReport, Phase, Window, WindowOutcome
 from amdahl_loop.domain.tuning import Objective
+from amdahl_loop.domain.verdicts import Verdict
 
 BATCH = 16
 PLANS = 400

@@ -13,8 +13,10 @@ from typing import Any
 from amdahl_loop.adapters.local.machine import read_machine
 from amdahl_loop.adapters.local.runner import LocalRunner, default_state_dir
 from amdahl_loop.adapters.manifests import Manifest, read_manifest
+from amdahl_loop.domain.blocks import BlockSpec, Stage
 from amdahl_loop.domain.design import design_plan
-from amdahl_loop.domain.experiments import BlockSpec, Change, Hypothesis, Plan, Source, Stage
+from amdahl_loop.domain.experiments import Plan
+from amdahl_loop.domain.hypotheses import Change, Hypothesis, Source
 from amdahl_loop.domain.knob_values import KnobName
 from amdahl_loop.domain.ledger import Observation
 from amdahl_loop.domain.phases import Breakdown, Unobservable, account

@@ -18,9 +18,11 @@ from typing import Any
 from record import make_plan, read_breakdown, read_job, read_lines, read_report, record
 from scipy.stats import beta  # type: ignore[import-untyped]  # scipy ships no types
 
-from amdahl_loop.domain.experiments import BlockRecord, BlockSpec, Experiment, Plan, Stage, Verdict, VerdictWord
+from amdahl_loop.domain.blocks import BlockSpec, Stage
+from amdahl_loop.domain.experiments import BlockRecord, Experiment, Plan
 from amdahl_loop.domain.judge import Closed, assess
 from amdahl_loop.domain.telemetry import Arm
+from amdahl_loop.domain.verdicts import Verdict, VerdictWord
 
 DATA = Path(__file__).resolve().parent / "data" / "live.jsonl"
 ENOUGH_SETS = 60

@@ -30,7 +30,6 @@ from amdahl_loop.domain.api.training_job import TrainingJobStatus
 from amdahl_loop.domain.applying import RecordRevert
 from amdahl_loop.domain.bank import Balance, balance, hours_in_force
 from amdahl_loop.domain.conditions import Facts, Note
-from amdahl_loop.domain.experiments import VerdictWord
 from amdahl_loop.domain.fleet import Limits, Member, Pressure, admit
 from amdahl_loop.domain.fleet import describe as describe_member
 from amdahl_loop.domain.isolation import find_obstacles, say_obstacles
@@ -58,6 +57,7 @@ from amdahl_loop.domain.resources import TrainingJob
 from amdahl_loop.domain.runs import Finished, Running
 from amdahl_loop.domain.status import describe
 from amdahl_loop.domain.tuning import Mode
+from amdahl_loop.domain.verdicts import VerdictWord
 from amdahl_loop.ports import Clock
 from amdahl_loop.reconcile import Identity, Ports, Tick
 from amdahl_loop.settings import Settings

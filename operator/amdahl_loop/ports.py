@@ -7,10 +7,11 @@ network; the local adapters keep the same shape so that one loop drives both.
 from collections.abc import Collection
 from typing import Protocol
 
-from amdahl_loop.domain.experiments import BlockRecord, Experiment, Loss, Plan, Verdict
+from amdahl_loop.domain.experiments import BlockRecord, Experiment, Loss, Plan
 from amdahl_loop.domain.ledger import Application, JobMemory, Observation
 from amdahl_loop.domain.resources import TrainingJob
 from amdahl_loop.domain.runs import RunRequest, RunState
+from amdahl_loop.domain.verdicts import Verdict
 
 
 class Clock(Protocol):

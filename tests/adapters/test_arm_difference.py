@@ -10,8 +10,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from amdahl_loop.adapters.local.requests import build_plan
-from amdahl_loop.domain.experiments import BlockSpec, Plan, Stage, environment_name, holdout_block, judged_by
-from amdahl_loop.domain.knob_values import KnobName, KnobValue
+from amdahl_loop.domain.blocks import BlockSpec, Stage, holdout_block
+from amdahl_loop.domain.experiments import Plan
+from amdahl_loop.domain.hypotheses import judged_by
+from amdahl_loop.domain.knob_values import KnobName, KnobValue, environment_name
 from amdahl_loop.domain.knobs import CATALOGUE
 from amdahl_loop.domain.parsing import parse_training_job
 from amdahl_loop.domain.resources import TrainingJob
@@ -124,7 +126,7 @@ def test_arms_differ_in_the_knob_s_declared_paths_alone(knob: KnobName, data: st
     others = {other: value for other, value in OTHERS.items() if other is not knob}
     plan = make_plan(knob=knob, before=before, after=after, others=others, live=data.draw(st.booleans(), label="live"))
     stage = data.draw(st.sampled_from(list(Stage)), label="stage")
-    spec = holdout_block(plan, 3) if stage is Stage.HOLDOUT else plan.stage_blocks(stage)[0]
+    spec = holdout_block(plan.seed, 3) if stage is Stage.HOLDOUT else plan.stage_blocks(stage)[0]
 
     changed = differing(
         render(job, plan, spec), render(job, plan, spec.model_copy(update={"order": spec.order.translate(SWAP)}))

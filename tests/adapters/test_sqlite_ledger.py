@@ -22,23 +22,15 @@ from amdahl_loop.adapters.sqlite import (
 )
 from amdahl_loop.adapters.sqlite.entries import Body, entry_of
 from amdahl_loop.adapters.sqlite.file import APPLICATION_ID, MIGRATIONS
-from amdahl_loop.domain.experiments import (
-    BlockRecord,
-    Change,
-    Hypothesis,
-    Loss,
-    Plan,
-    Source,
-    Verdict,
-    VerdictWord,
-    enumerate_blocks,
-    holdout_block,
-)
+from amdahl_loop.domain.blocks import enumerate_blocks, holdout_block
+from amdahl_loop.domain.experiments import BlockRecord, Loss, Plan
+from amdahl_loop.domain.hypotheses import Change, Hypothesis, Source
 from amdahl_loop.domain.knob_values import KnobName, Knobs
 from amdahl_loop.domain.ledger import Application, ApplicationKind, JobMemory
 from amdahl_loop.domain.profiles import PROFILES
 from amdahl_loop.domain.telemetry import BlockReport, Phase
 from amdahl_loop.domain.tuning import Objective, ProfileName
+from amdahl_loop.domain.verdicts import Verdict, VerdictWord
 from builders import FAMILY, FINGERPRINT, UID, make_job, make_observation, make_window
 
 JOB = make_job()
@@ -83,7 +75,7 @@ def make_block(plan: Plan, index: int, at_s: float = 100.1) -> BlockRecord:
 
 def make_holdout(plan: Plan, index: int) -> BlockRecord:
     """The record of a block after the verdict."""
-    return make_block(plan, 0).model_copy(update={"spec": holdout_block(plan, index)})
+    return make_block(plan, 0).model_copy(update={"spec": holdout_block(plan.seed, index)})
 
 
 LOSS = Loss(run="pydocs-e0-d3", started_at_s=7.5, held_device_s=3.25)

@@ -19,10 +19,12 @@ from amdahl_loop.domain.api.records import (
     read_experiment,
 )
 from amdahl_loop.domain.api.wire import to_wire
-from amdahl_loop.domain.experiments import BlockRecord, Loss, Plan, Verdict, VerdictWord, holdout_block
+from amdahl_loop.domain.blocks import holdout_block
+from amdahl_loop.domain.experiments import BlockRecord, Loss, Plan
 from amdahl_loop.domain.ledger import Application, ApplicationKind
 from amdahl_loop.domain.telemetry import Arm
 from amdahl_loop.domain.tuning import ProfileName
+from amdahl_loop.domain.verdicts import Verdict, VerdictWord
 from crd_builders import Document, install_crds, make_object
 from crd_strategies import full_window
 from judge_builders import make_constants, make_plan, make_record, make_report, make_window
@@ -130,7 +132,7 @@ def test_facts_come_back_as_they_were(experiments: Experiments) -> None:
     """A whole life: blocks, a loss, the verdict, an application and a block after it, written one by one."""
     plan = make_plan()
     blocks = (*(run_block(plan, number) for number in range(4)), make_record(plan, plan.blocks[5], failure="evicted"))
-    spec = holdout_block(plan, 0)
+    spec = holdout_block(plan.seed, 0)
     windows = tuple(make_window(Arm(letter), index) for index, letter in enumerate(spec.order))
     kept = BlockRecord(spec=spec, started_at_s=9e8, held_device_s=3.5, report=make_report(plan, spec, windows))
     loss = Loss(run=plan.run_name(plan.blocks[4]), started_at_s=1.5, held_device_s=0.25)
@@ -164,7 +166,7 @@ def test_the_largest_experiment_is_accepted(experiments: Experiments) -> None:
     """Every block of the longest profile reported in full, and 64 more: the server stores it, managed fields and all."""
     plan = make_plan(make_constants(ProfileName.THOROUGH))
     status = ExperimentStatus()
-    for spec in (*plan.blocks, *(holdout_block(plan, index) for index in range(64))):
+    for spec in (*plan.blocks, *(holdout_block(plan.seed, index) for index in range(64))):
         windows = tuple(full_window(Arm(letter), index) for index, letter in enumerate(spec.order))
         report = make_report(plan, spec, windows)
         record = BlockRecord(

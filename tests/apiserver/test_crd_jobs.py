@@ -10,8 +10,8 @@ from amdahl_loop.domain.api.conditions import ConditionStatus, JobCondition, Job
 from amdahl_loop.domain.api.timestamps import to_timestamp
 from amdahl_loop.domain.api.training_job import MAX_STATUS_BYTES, TrainingJobStatus, VerdictReport
 from amdahl_loop.domain.api.wire import to_wire
-from amdahl_loop.domain.experiments import VerdictWord
 from amdahl_loop.domain.parsing import ManifestError, parse_training_job
+from amdahl_loop.domain.verdicts import VerdictWord
 from crd_builders import REFUSALS, Document, Refusal, install_crds, make_object, put
 from testbed.access import Access, Reply
 from testbed.cluster import Cluster

@@ -17,7 +17,7 @@ from amdahl_loop.domain.api.timestamps import to_timestamp
 from amdahl_loop.domain.api.training_job import BankReport, DiagnosisReport, TrainingJobStatus, VerdictReport
 from amdahl_loop.domain.api.wire import to_wire
 from amdahl_loop.domain.diagnosis import Bottleneck
-from amdahl_loop.domain.experiments import Verdict, VerdictWord
+from amdahl_loop.domain.verdicts import Verdict, VerdictWord
 from crd_builders import CRDS, install_crds, make_object
 from judge_builders import make_plan
 from testbed.cluster import Cluster, wait_for

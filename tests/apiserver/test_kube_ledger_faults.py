@@ -23,9 +23,10 @@ from amdahl_loop.adapters.kube.ledger import (
     LedgerUnreadableError,
 )
 from amdahl_loop.adapters.kube.transport import Answer, Request, open_transport
-from amdahl_loop.domain.experiments import Experiment, Loss, Verdict, VerdictWord
+from amdahl_loop.domain.experiments import Experiment, Loss
 from amdahl_loop.domain.knob_values import Knobs
 from amdahl_loop.domain.ledger import Application, ApplicationKind, JobMemory
+from amdahl_loop.domain.verdicts import Verdict, VerdictWord
 from builders import FAMILY, FINGERPRINT, make_job, make_observation, make_window
 from judge_builders import make_plan, make_record
 from kube_builders import (

@@ -26,24 +26,11 @@ from amdahl_loop.domain.api.training_job import (
     TrainingJobStatus,
     VerdictReport,
 )
+from amdahl_loop.domain.blocks import BlockSpec, enumerate_blocks, holdout_block
 from amdahl_loop.domain.conditions import Facts, Note
 from amdahl_loop.domain.diagnosis import Bottleneck
-from amdahl_loop.domain.experiments import (
-    BlockRecord,
-    BlockSpec,
-    Change,
-    Hypothesis,
-    Loss,
-    Plan,
-    Source,
-    Verdict,
-    VerdictWord,
-    Veto,
-    VetoName,
-    Vote,
-    enumerate_blocks,
-    holdout_block,
-)
+from amdahl_loop.domain.experiments import BlockRecord, Loss, Plan
+from amdahl_loop.domain.hypotheses import Change, Hypothesis, Source
 from amdahl_loop.domain.knob_values import KnobName, Knobs
 from amdahl_loop.domain.ledger import Application, ApplicationKind, Observation
 from amdahl_loop.domain.reasons import Reason
@@ -51,6 +38,7 @@ from amdahl_loop.domain.status import describe
 from amdahl_loop.domain.summaries import render_block_summary
 from amdahl_loop.domain.telemetry import MAX_SUMMARY_BYTES, Arm, BlockReport, Phase
 from amdahl_loop.domain.tuning import Objective, ProfileName
+from amdahl_loop.domain.verdicts import Verdict, VerdictWord, Veto, VetoName, Vote
 from builders import make_job
 from judge_builders import make_constants, make_window
 from kube_builders import FaultyTransport, create_job, impatient, install_crds, see_job
@@ -198,7 +186,7 @@ def test_the_largest_experiment_stays_within_128_kib(
             await ledger.add_loss(plan.name, loss)
         await ledger.add_verdict(plan.name, largest_verdict(), 1_763_723_245.1234567)
         for index_of in range(plan.constants.holdout_blocks):
-            await ledger.add_block(plan.name, largest_record(plan, holdout_block(plan, index_of)))
+            await ledger.add_block(plan.name, largest_record(plan, holdout_block(plan.seed, index_of)))
         for number in range(MAX_APPLICATIONS + 1):
             await ledger.add_application(_application(plan, number))
         memory = await ledger.recall(uid, "f" * 16, "a" * 16)

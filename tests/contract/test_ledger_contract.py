@@ -18,26 +18,15 @@ from amdahl_loop.adapters.kube.index import ExperimentIndex
 from amdahl_loop.adapters.kube.ledger import KubeLedger
 from amdahl_loop.adapters.memory import Facts, MemoryLedger
 from amdahl_loop.adapters.sqlite import SqliteLedger
-from amdahl_loop.domain.experiments import (
-    BlockRecord,
-    Change,
-    Experiment,
-    Hypothesis,
-    Loss,
-    Plan,
-    Source,
-    Stage,
-    Verdict,
-    VerdictWord,
-    Vote,
-    enumerate_blocks,
-    holdout_block,
-)
+from amdahl_loop.domain.blocks import Stage, enumerate_blocks, holdout_block
+from amdahl_loop.domain.experiments import BlockRecord, Experiment, Loss, Plan
+from amdahl_loop.domain.hypotheses import Change, Hypothesis, Source
 from amdahl_loop.domain.knob_values import KnobName, Knobs
 from amdahl_loop.domain.ledger import Application, ApplicationKind, JobMemory, Observation
 from amdahl_loop.domain.profiles import PROFILES
 from amdahl_loop.domain.telemetry import Arm, BlockReport, Phase, Saves
 from amdahl_loop.domain.tuning import Objective, ProfileName
+from amdahl_loop.domain.verdicts import Verdict, VerdictWord, Vote
 from amdahl_loop.ports import LedgerStore
 from builders import FAMILY, FINGERPRINT, make_job, make_observation, make_window
 from kube_builders import connect, create_job, install_crds, see_job
@@ -174,7 +163,7 @@ def make_plan(
 
 def make_block(plan: Plan, index: int, at_s: float = 1_763_723_245.1234567, holdout: bool = False) -> BlockRecord:
     """The record of the plan's block number `index`, with figures that have many digits."""
-    spec = holdout_block(plan, index) if holdout else plan.blocks[index]
+    spec = holdout_block(plan.seed, index) if holdout else plan.blocks[index]
     windows = tuple(
         make_window(1 / 3, arm=Arm(label), index=number, saves=Saves(count=2, block_s=0.001, interference_s=1e-6))
         for number, label in enumerate(spec.labels)

@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 
 from amdahl_loop.adapters.recorded import encode_report
 from amdahl_loop.domain import telemetry
-from amdahl_loop.domain.experiments import environment_name
-from amdahl_loop.domain.knob_values import KnobName
+from amdahl_loop.domain.knob_values import KnobName, environment_name
 from amdahl_probe import emit, plan, spans, summary, windows
 from amdahl_trainer import knobs as trainer_knobs
 

@@ -26,11 +26,12 @@ from amdahl_loop.domain.api.records import (
     read_experiment,
 )
 from amdahl_loop.domain.api.wire import from_wire, to_wire
-from amdahl_loop.domain.experiments import BlockRecord, Experiment, Loss, Plan, Verdict, VerdictWord
+from amdahl_loop.domain.experiments import BlockRecord, Experiment, Loss, Plan
 from amdahl_loop.domain.profiles import PROFILES
 from amdahl_loop.domain.summaries import render_block_summary
 from amdahl_loop.domain.telemetry import Arm, BlockReport, parse_block_summary
 from amdahl_loop.domain.tuning import ProfileName
+from amdahl_loop.domain.verdicts import Verdict, VerdictWord
 from judge_builders import make_constants, make_plan, make_record, make_report, make_window
 
 many = settings(
@@ -128,7 +129,7 @@ def test_an_experiment_never_outgrows_its_object(profile: ProfileName) -> None:
     """
     plan = make_plan(make_constants(profile))
     status = ExperimentStatus()
-    for spec in (*plan.blocks, *(make.holdout_block(plan, index) for index in range(64))):
+    for spec in (*plan.blocks, *(make.holdout_block(plan.seed, index) for index in range(64))):
         windows = tuple(make.full_window(Arm(letter), index) for index, letter in enumerate(spec.order))
         report = make_report(plan, spec, windows)
         record = BlockRecord(

@@ -5,9 +5,10 @@ import math
 import pytest
 
 from amdahl_loop.domain.bank import balance, hours_in_force
-from amdahl_loop.domain.experiments import Experiment, Verdict, VerdictWord
+from amdahl_loop.domain.experiments import Experiment
 from amdahl_loop.domain.knob_values import Knobs
 from amdahl_loop.domain.ledger import Application, ApplicationKind
+from amdahl_loop.domain.verdicts import Verdict, VerdictWord
 from judge_builders import make_plan, make_record
 
 

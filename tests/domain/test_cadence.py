@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize_scalar
 
 from amdahl_loop.domain import cadence
-from amdahl_loop.domain.experiments import BlockSpec
+from amdahl_loop.domain.blocks import BlockSpec
 from amdahl_loop.domain.knob_values import KnobName, Knobs
 from amdahl_loop.domain.runs import measuring_cadence
 from amdahl_loop.domain.telemetry import Arm, Saves, Window

@@ -13,7 +13,7 @@ from amdahl_loop.domain.api.training_job import BankReport, KnobSource, Training
 from amdahl_loop.domain.applying import Conflict, Decision, KeepOverlay, Nothing, RecordRevert, WriteSpec
 from amdahl_loop.domain.bank import Balance, Saving
 from amdahl_loop.domain.conditions import STANDINGS, Facts, Finding, Note, find, update_conditions
-from amdahl_loop.domain.experiments import Experiment, Loss, Verdict, VerdictWord
+from amdahl_loop.domain.experiments import Experiment, Loss
 from amdahl_loop.domain.isolation import Obstacle
 from amdahl_loop.domain.knob_values import KnobName, Knobs
 from amdahl_loop.domain.ledger import Application, ApplicationKind, JobMemory
@@ -22,6 +22,7 @@ from amdahl_loop.domain.reasons import Reason
 from amdahl_loop.domain.resources import TrainingJob
 from amdahl_loop.domain.status import describe, read_seen, report_bank
 from amdahl_loop.domain.stewards import Ignore
+from amdahl_loop.domain.verdicts import Verdict, VerdictWord
 from amdahl_loop.reconcile import Identity, Ports, Tick, tick
 from builders import FAMILY, FINGERPRINT, UID, make_job, make_observation, make_window
 from fakes import SimulatedRunner, Truth, compute_bound, loader_bound

@@ -7,20 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from amdahl_loop.domain.blocks import Stage, enumerate_blocks
 from amdahl_loop.domain.design import design_plan
-from amdahl_loop.domain.experiments import (
-    Change,
-    Hypothesis,
-    Plan,
-    Source,
-    Stage,
-    enumerate_blocks,
-    environment_name,
-    judged_by,
-    knob_environment,
-    name_experiment,
-)
-from amdahl_loop.domain.knob_values import KnobName
+from amdahl_loop.domain.experiments import Plan, name_experiment
+from amdahl_loop.domain.hypotheses import Change, Hypothesis, Source, judged_by
+from amdahl_loop.domain.knob_values import KnobName, environment_name, knob_environment
 from amdahl_loop.domain.profiles import PROFILES
 from amdahl_loop.domain.runs import FORCED_SAVE_EVERY_STEPS, block_request, measuring_cadence, observation_request
 from amdahl_loop.domain.telemetry import Arm, Phase

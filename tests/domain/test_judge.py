@@ -5,10 +5,12 @@ import math
 import pytest
 
 from amdahl_loop.domain import judge
-from amdahl_loop.domain.experiments import BlockRecord, BlockSpec, Experiment, Plan, Stage, VetoName
+from amdahl_loop.domain.blocks import BlockSpec, Stage
+from amdahl_loop.domain.experiments import BlockRecord, Experiment, Plan
 from amdahl_loop.domain.knob_values import KnobName
 from amdahl_loop.domain.telemetry import Arm, Window, WindowOutcome
 from amdahl_loop.domain.tuning import Objective, ProfileName
+from amdahl_loop.domain.verdicts import VetoName
 from judge_builders import Bench, make_constants, make_lost_window, make_plan, make_record
 
 

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from amdahl_loop.domain import judge
-from amdahl_loop.domain.experiments import BlockRecord, BlockSpec, Experiment, Plan, Stage
+from amdahl_loop.domain.blocks import BlockSpec, Stage
+from amdahl_loop.domain.experiments import BlockRecord, Experiment, Plan
 from amdahl_loop.domain.telemetry import Arm, Malformed, Window, WindowOutcome, checksum, parse_block_summary
 from amdahl_loop.domain.tuning import ProfileName
 from judge_builders import Bench, make_constants, make_lost_window, make_plan, make_record, make_report

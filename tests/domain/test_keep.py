@@ -6,21 +6,14 @@ from collections.abc import Callable
 import pytest
 
 from amdahl_loop.domain.bank import balance
-from amdahl_loop.domain.experiments import (
-    BlockRecord,
-    BlockSpec,
-    Experiment,
-    Plan,
-    Stage,
-    Verdict,
-    VerdictWord,
-    holdout_block,
-)
+from amdahl_loop.domain.blocks import BlockSpec, Stage, holdout_block
+from amdahl_loop.domain.experiments import BlockRecord, Experiment, Plan
 from amdahl_loop.domain.keep import BLOCKS_TO_FADE, Kept, assess, find_effect, find_kept, interval_s
 from amdahl_loop.domain.knob_values import KnobName, Knobs
 from amdahl_loop.domain.ledger import Application, ApplicationKind
 from amdahl_loop.domain.telemetry import Arm, Window, WindowOutcome
 from amdahl_loop.domain.tuning import ProfileName
+from amdahl_loop.domain.verdicts import Verdict, VerdictWord
 from judge_builders import Bench, make_constants, make_lost_window, make_plan, make_record, make_window
 
 APPLIED, ROLLED_BACK, REVERTED = ApplicationKind.APPLIED, ApplicationKind.ROLLED_BACK, ApplicationKind.REVERTED
@@ -42,7 +35,7 @@ def make_win(claim: float = 0.10, constants: object = STANDARD, **plan: object) 
 
 def make_holdout(plan: Plan, index: int, saving: float | None, tweak: Fault | None = None) -> BlockRecord:
     """A block after the verdict in which the variant saved so much; None: nothing was reported."""
-    spec = holdout_block(plan, index)
+    spec = holdout_block(plan.seed, index)
     windows = []
     for number, arm in enumerate(Arm(letter) for letter in spec.order):
         step_s = 0.05 * (1 - (saving or 0.0) if arm is Arm.VARIANT else 1)
@@ -283,12 +276,12 @@ class TestDue:
     def test_blocks_are_drawn_from_the_seed_alone(self) -> None:
         """The same block whenever it is asked for; no two alike; none shares a seed or offset with the plan's blocks."""
         plan = make_plan(constants=STANDARD)
-        drawn = [holdout_block(plan, index) for index in range(30)]
-        assert drawn == [holdout_block(plan, index) for index in range(30)]
+        drawn = [holdout_block(plan.seed, index) for index in range(30)]
+        assert drawn == [holdout_block(plan.seed, index) for index in range(30)]
         offsets = [offset for spec in (*plan.blocks, *drawn) for offset in spec.offsets if offset]
         assert len(set(offsets)) == len(offsets)
         assert {spec.order for spec in drawn} == {"ABBA", "BAAB"}
-        assert drawn[0] != holdout_block(make_plan(constants=STANDARD, seed=8), 0)
+        assert drawn[0] != holdout_block(8, 0)
 
     @pytest.mark.parametrize(
         ("claim", "held_s", "processes", "days"),

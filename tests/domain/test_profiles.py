@@ -2,7 +2,8 @@
 
 import pytest
 
-from amdahl_loop.domain.experiments import Constants, Stage, enumerate_blocks
+from amdahl_loop.domain.blocks import Stage, enumerate_blocks
+from amdahl_loop.domain.constants import Constants
 from amdahl_loop.domain.profiles import PROFILES
 from amdahl_loop.domain.tuning import ProfileName
 

@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 
 from amdahl_loop.domain import judge
-from amdahl_loop.domain.experiments import BlockRecord, BlockSpec, Experiment, Plan, Stage
+from amdahl_loop.domain.blocks import BlockSpec, Stage
+from amdahl_loop.domain.experiments import BlockRecord, Experiment, Plan
 from amdahl_loop.domain.knob_values import KnobName
 from amdahl_loop.domain.telemetry import Arm, Window, WindowOutcome
 from judge_builders import Bench, make_constants, make_lost_window, make_plan, make_record, make_report, make_window

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from amdahl_loop.domain.diagnosis import Bottleneck, diagnose, weigh_cadence
-from amdahl_loop.domain.experiments import Change, Hypothesis, Source
+from amdahl_loop.domain.hypotheses import Change, Hypothesis, Source
 from amdahl_loop.domain.knob_values import KnobName
 from amdahl_loop.domain.profiles import PROFILES
 from amdahl_loop.domain.proposals import predict_step_s, propose

@@ -3,8 +3,10 @@
 import pytest
 
 from amdahl_loop.domain import refute
+from amdahl_loop.domain.blocks import BlockSpec, Stage
 from amdahl_loop.domain.evidence import Evidence, read_block, sift
-from amdahl_loop.domain.experiments import BlockRecord, BlockSpec, Experiment, Plan, Stage, Vote
+from amdahl_loop.domain.experiments import BlockRecord, Experiment, Plan
+from amdahl_loop.domain.verdicts import Vote
 from judge_builders import Bench, make_constants, make_plan
 
 PLAN = make_plan()

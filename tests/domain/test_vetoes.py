@@ -5,10 +5,12 @@ from typing import Any
 import pytest
 
 from amdahl_loop.domain import vetoes
+from amdahl_loop.domain.blocks import Stage
 from amdahl_loop.domain.evidence import Evidence, read_block, sift
-from amdahl_loop.domain.experiments import Plan, Stage, Veto
+from amdahl_loop.domain.experiments import Plan
 from amdahl_loop.domain.knob_values import KnobName
 from amdahl_loop.domain.telemetry import Arm
+from amdahl_loop.domain.verdicts import Veto
 from judge_builders import make_constants, make_plan, make_record, make_window
 
 PLAN = make_plan()

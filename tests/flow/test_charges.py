@@ -10,9 +10,11 @@ from amdahl_loop.adapters.sqlite import SqliteLedger
 from amdahl_loop.adapters.sqlite.entries import Lost, parse_export
 from amdahl_loop.cli.drive import drive
 from amdahl_loop.cli.replay import replay
-from amdahl_loop.domain.experiments import Experiment, Loss, Plan, Stage, VerdictWord, find_owner
+from amdahl_loop.domain.blocks import Stage
+from amdahl_loop.domain.experiments import Experiment, Loss, Plan, find_owner
 from amdahl_loop.domain.plan import Launch
 from amdahl_loop.domain.runs import Finished, RunState
+from amdahl_loop.domain.verdicts import VerdictWord
 from amdahl_loop.ports import LedgerStore
 from amdahl_loop.reconcile import Identity, Ports, Tick, sweep
 from builders import FAMILY, FINGERPRINT, UID, make_job

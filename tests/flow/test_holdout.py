@@ -11,7 +11,8 @@ from amdahl_loop.adapters.sqlite import SqliteLedger
 from amdahl_loop.adapters.sqlite.entries import parse_export
 from amdahl_loop.cli.replay import replay
 from amdahl_loop.domain.bank import balance
-from amdahl_loop.domain.experiments import Experiment, Stage, VerdictWord
+from amdahl_loop.domain.blocks import Stage
+from amdahl_loop.domain.experiments import Experiment
 from amdahl_loop.domain.knob_values import Knobs
 from amdahl_loop.domain.ledger import Application, effective_knobs
 from amdahl_loop.domain.plan import Admission, Challenge, Halt, Rollback, Wait
@@ -19,6 +20,7 @@ from amdahl_loop.domain.reasons import Reason
 from amdahl_loop.domain.resources import TrainingJob
 from amdahl_loop.domain.runs import Running
 from amdahl_loop.domain.telemetry import Phase, WindowOutcome
+from amdahl_loop.domain.verdicts import VerdictWord
 from amdahl_loop.ports import LedgerStore
 from amdahl_loop.reconcile import Identity, Ports, Tick, tick
 from builders import FAMILY, FINGERPRINT, UID, make_job

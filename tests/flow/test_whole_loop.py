@@ -6,12 +6,13 @@ from typing import Any
 import pytest
 
 from amdahl_loop.adapters.memory import MemoryLedger
-from amdahl_loop.domain.experiments import Experiment, VerdictWord
+from amdahl_loop.domain.experiments import Experiment
 from amdahl_loop.domain.knob_values import Knobs
 from amdahl_loop.domain.ledger import effective_knobs
 from amdahl_loop.domain.plan import Halt, Wait
 from amdahl_loop.domain.resources import TrainingJob
 from amdahl_loop.domain.telemetry import WindowOutcome
+from amdahl_loop.domain.verdicts import VerdictWord
 from amdahl_loop.reconcile import Identity, Ports, tick
 from builders import FAMILY, FINGERPRINT, UID, make_job
 from fakes import SimulatedRunner, Truth, compute_bound, loader_bound

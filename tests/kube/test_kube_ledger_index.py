@@ -13,11 +13,12 @@ from amdahl_loop.domain.api.experiment import ExperimentStatus
 from amdahl_loop.domain.api.plans import write_plan
 from amdahl_loop.domain.api.records import StoredExperiment
 from amdahl_loop.domain.api.wire import to_wire
-from amdahl_loop.domain.experiments import Experiment, Loss, Plan, Verdict, VerdictWord
+from amdahl_loop.domain.experiments import Experiment, Loss, Plan
 from amdahl_loop.domain.knob_values import Knobs
 from amdahl_loop.domain.ledger import Application, ApplicationKind, JobMemory
 from amdahl_loop.domain.plan import Apply, next_action
 from amdahl_loop.domain.resources import TrainingJob
+from amdahl_loop.domain.verdicts import Verdict, VerdictWord
 from amdahl_loop.reconcile import Identity, Ports, tick
 from builders import FAMILY, FINGERPRINT, UID, make_job
 from fakes import SimulatedRunner, Truth, compute_bound, loader_bound

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from amdahl_loop.domain import children
-from amdahl_loop.domain.experiments import Stage, enumerate_blocks, holdout_block, name_experiment
+from amdahl_loop.domain.blocks import Stage, enumerate_blocks, holdout_block
+from amdahl_loop.domain.experiments import name_experiment
 from amdahl_loop.domain.plan import OBSERVATION_SEED
 from amdahl_loop.domain.profiles import PROFILES
 from judge_builders import make_plan
@@ -44,7 +45,7 @@ def test_every_block_of_a_plan_is_read_back_from_its_name(profile: object) -> No
     base = make_plan(constants=profile)  # type: ignore[arg-type]  # one of PROFILES
     name = name_experiment("n" * 63, "uid", "f" * 16, base.hypothesis, 0)
     plan = base.model_copy(update={"name": name, "blocks": enumerate_blocks(7, base.constants)})
-    for spec in (*plan.blocks, holdout_block(plan, 123)):
+    for spec in (*plan.blocks, holdout_block(plan.seed, 123)):
         for attempt in (0, 1, 12):
             run = plan.run_name(spec, attempt)
             assert children.read_run(run) == children.BlockRun(name, spec.stage, spec.check, spec.index)

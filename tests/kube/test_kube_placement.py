@@ -6,7 +6,7 @@ import pytest
 
 from amdahl_loop.adapters.kube.placement import Placement, Visit, affine, place
 from amdahl_loop.adapters.kube.runner import read_visits
-from amdahl_loop.domain.experiments import Stage
+from amdahl_loop.domain.blocks import Stage
 
 D, R, P = Stage.DISCOVERY, Stage.REFUTE, Stage.PROOF
 REQUIRED = "requiredDuringSchedulingIgnoredDuringExecution"

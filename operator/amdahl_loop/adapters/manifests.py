@@ -19,7 +19,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
-from amdahl_loop.domain.experiments import hash_text
+from amdahl_loop.domain.digests import hash_text
 from amdahl_loop.domain.knob_values import KnobName, KnobValue
 from amdahl_loop.domain.parsing import ManifestError, parse_training_job
 from amdahl_loop.domain.resources import TrainingJob

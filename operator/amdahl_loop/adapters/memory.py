@@ -7,8 +7,10 @@ value, so that a reader may keep it and return to it.
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from amdahl_loop.domain.experiments import BlockRecord, Experiment, Loss, Plan, Stage, Verdict
+from amdahl_loop.domain.blocks import Stage
+from amdahl_loop.domain.experiments import BlockRecord, Experiment, Loss, Plan
 from amdahl_loop.domain.ledger import Application, JobMemory, Observation
+from amdahl_loop.domain.verdicts import Verdict
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,9 +15,10 @@ from prometheus_client.registry import Collector
 from amdahl_loop import __version__
 from amdahl_loop.domain.api.conditions import ConditionStatus
 from amdahl_loop.domain.api.training_job import TrainingJobStatus
-from amdahl_loop.domain.experiments import Experiment, Verdict
+from amdahl_loop.domain.experiments import Experiment
 from amdahl_loop.domain.stewards import steward_of
 from amdahl_loop.domain.telemetry import Phase
+from amdahl_loop.domain.verdicts import Verdict
 
 JobStatuses = Callable[[], Iterable[tuple[str, TrainingJobStatus]]]
 """The latest status of each job, with its namespace."""

@@ -5,8 +5,9 @@ Derived from successive ticks: a fact is told when the ledger first shows it, so
 
 from amdahl_loop.cli.report import breakdown_of, diagnosis_of, saving
 from amdahl_loop.cli.words import block_title, changes_of, clean, moment, percent, saved, step_time
+from amdahl_loop.domain.blocks import Stage
 from amdahl_loop.domain.evidence import read_block
-from amdahl_loop.domain.experiments import BlockRecord, Plan, Stage
+from amdahl_loop.domain.experiments import BlockRecord, Plan
 from amdahl_loop.domain.knob_values import Knobs
 from amdahl_loop.domain.ledger import Observation
 from amdahl_loop.domain.phases import Breakdown

@@ -23,7 +23,7 @@ from amdahl_loop.cli.session import Session, World, open_session
 from amdahl_loop.cli.shapes import ExplainShape
 from amdahl_loop.cli.watch import open_watch
 from amdahl_loop.cli.words import changes_of, moment
-from amdahl_loop.domain.experiments import Stage
+from amdahl_loop.domain.blocks import Stage
 from amdahl_loop.domain.phases import Unobservable
 from amdahl_loop.domain.plan import (
     Action,

@@ -23,15 +23,18 @@ from amdahl_loop.cli.shapes import (
     WindowShape,
 )
 from amdahl_loop.domain.bank import balance
+from amdahl_loop.domain.blocks import Stage
 from amdahl_loop.domain.diagnosis import Diagnosis, diagnose, weigh_cadence
 from amdahl_loop.domain.evidence import read_block, run_arm, sift
-from amdahl_loop.domain.experiments import Change, Experiment, Stage, VerdictWord
+from amdahl_loop.domain.experiments import Experiment
+from amdahl_loop.domain.hypotheses import Change
 from amdahl_loop.domain.knob_values import KnobName, Knobs, KnobValue
 from amdahl_loop.domain.ledger import Observation
 from amdahl_loop.domain.phases import Breakdown, Unobservable, account
 from amdahl_loop.domain.plan import Review, Snapshot
 from amdahl_loop.domain.telemetry import PHASES, Window
 from amdahl_loop.domain.tuning import Mode
+from amdahl_loop.domain.verdicts import VerdictWord
 
 DIGITS = 6
 """Decimals of printed fractions: far finer than any measurement, and free of binary noise."""

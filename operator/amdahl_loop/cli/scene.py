@@ -24,7 +24,8 @@ from amdahl_loop.cli.report import (
 )
 from amdahl_loop.cli.screens import changes_text, show_diagnosis, verdict_text
 from amdahl_loop.cli.words import block_title, changes_of, clean, device_hours, duration, moment, percent, saved, signed
-from amdahl_loop.domain.experiments import Experiment, Stage
+from amdahl_loop.domain.blocks import Stage
+from amdahl_loop.domain.experiments import Experiment
 from amdahl_loop.domain.plan import Challenge, Launch, Observe, Snapshot, Wait
 from amdahl_loop.domain.runs import Running, RunRequest, RunState
 from amdahl_loop.domain.stats import mean

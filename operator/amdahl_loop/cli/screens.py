@@ -20,7 +20,7 @@ from amdahl_loop.cli.shapes import (
     RunShape,
 )
 from amdahl_loop.cli.words import clean, counted, device_hours, saved, step_time
-from amdahl_loop.domain.experiments import VerdictWord
+from amdahl_loop.domain.verdicts import VerdictWord
 
 VERDICT_STYLES = {
     VerdictWord.WON: "bold green",

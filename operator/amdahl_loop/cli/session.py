@@ -23,7 +23,7 @@ from amdahl_loop.adapters.manifests import Manifest, read_manifest
 from amdahl_loop.adapters.sqlite import SqliteLedger
 from amdahl_loop.cli.drive import Sleep, sleep_until
 from amdahl_loop.cli.train import Launch, become
-from amdahl_loop.domain.experiments import hash_text
+from amdahl_loop.domain.digests import hash_text
 from amdahl_loop.domain.ledger import family_of, fingerprint_job
 from amdahl_loop.domain.plan import Snapshot
 from amdahl_loop.domain.resources import TrainingJob

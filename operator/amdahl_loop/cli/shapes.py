@@ -6,8 +6,9 @@ fractions of one, times are seconds, and `bank` is in device-hours. docs/cli.md 
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from amdahl_loop.domain.experiments import Source, VerdictWord
+from amdahl_loop.domain.hypotheses import Source
 from amdahl_loop.domain.knob_values import KnobValue
+from amdahl_loop.domain.verdicts import VerdictWord
 
 
 class Shape(BaseModel):

@@ -15,7 +15,7 @@ from amdahl_loop.adapters.local.requests import base_environment, working_dir
 from amdahl_loop.adapters.local.runner import default_state_dir
 from amdahl_loop.cli.exits import Exit, Stop
 from amdahl_loop.domain.commands import expand, expand_environment
-from amdahl_loop.domain.experiments import knob_environment
+from amdahl_loop.domain.knob_values import knob_environment
 from amdahl_loop.domain.resources import TrainingJob
 from amdahl_loop.domain.trackers import TRACKERS_OFF
 

@@ -2,7 +2,9 @@
 
 import time
 
-from amdahl_loop.domain.experiments import BlockSpec, Hypothesis, Plan, Stage
+from amdahl_loop.domain.blocks import BlockSpec, Stage
+from amdahl_loop.domain.experiments import Plan
+from amdahl_loop.domain.hypotheses import Hypothesis
 
 _STAGES = {stage: stage.value for stage in Stage} | {Stage.NULL: "null (A/A)"}
 

@@ -4,13 +4,15 @@ The closed union `Action` is what `plan.next_action` decides and `reconcile` per
 effect needs, and a sentence where people ask why.
 """
 
-from amdahl_loop.domain.experiments import BlockSpec, Experiment, Plan, Verdict
+from amdahl_loop.domain.blocks import BlockSpec
+from amdahl_loop.domain.experiments import Experiment, Plan
 from amdahl_loop.domain.knob_values import Knobs
 from amdahl_loop.domain.ledger import Application
 from amdahl_loop.domain.reasons import Reason
 from amdahl_loop.domain.runs import RunRequest
 from amdahl_loop.domain.spending import Worth
 from amdahl_loop.domain.values import Frozen
+from amdahl_loop.domain.verdicts import Verdict
 
 
 class Admission(Frozen):

@@ -8,19 +8,11 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from amdahl_loop.domain.blocks import BlockSpec, Stage
 from amdahl_loop.domain.evidence import Evidence, Sifted, read_block
-from amdahl_loop.domain.experiments import (
-    BlockRecord,
-    BlockSpec,
-    Experiment,
-    Plan,
-    Stage,
-    Verdict,
-    VerdictWord,
-    Veto,
-    Vote,
-)
+from amdahl_loop.domain.experiments import BlockRecord, Experiment, Plan
 from amdahl_loop.domain.stats import Estimate
+from amdahl_loop.domain.verdicts import Verdict, VerdictWord, Veto, Vote
 
 INTERVAL_LEVEL = 0.90
 """Reported intervals are two-sided at this level: the lower end is the 95 % "at least" of the bank."""

@@ -11,10 +11,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 
 from amdahl_loop.domain import keep
-from amdahl_loop.domain.experiments import Experiment, VerdictWord
+from amdahl_loop.domain.experiments import Experiment
 from amdahl_loop.domain.knob_values import Knobs
 from amdahl_loop.domain.ledger import Application, ApplicationKind
 from amdahl_loop.domain.values import Frozen
+from amdahl_loop.domain.verdicts import VerdictWord
 
 HEADLINE_ERRORS = 1.64
 """Standard errors that the headline "at least" subtracts: a one-sided 95 % bound."""

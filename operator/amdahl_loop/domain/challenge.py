@@ -20,6 +20,7 @@ from amdahl_loop.domain.assessment import (
     describe,
     percent,
 )
+from amdahl_loop.domain.blocks import BlockSpec, Stage
 from amdahl_loop.domain.discovery import (
     effective_floor,
     judge_steadiness,
@@ -28,9 +29,9 @@ from amdahl_loop.domain.discovery import (
     stop_for_setting,
 )
 from amdahl_loop.domain.evidence import Evidence, Sifted, sift
-from amdahl_loop.domain.experiments import BlockSpec, Stage, VerdictWord, Veto, VetoName, Vote
 from amdahl_loop.domain.refute import Check
 from amdahl_loop.domain.stats import Estimate, estimate, mean, pooled_sd
+from amdahl_loop.domain.verdicts import VerdictWord, Veto, VetoName, Vote
 
 
 def challenge(case: Case, claim: Claim) -> Assessment:

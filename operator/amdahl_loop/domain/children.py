@@ -7,7 +7,8 @@ first doing. Names that would not fit are cut and carry a hash of the whole.
 import re
 from typing import NamedTuple
 
-from amdahl_loop.domain.experiments import Stage, hash_text
+from amdahl_loop.domain.blocks import Stage
+from amdahl_loop.domain.digests import hash_text
 
 PREFIX = "amdahl-loop.io/"
 JOB_LABEL = f"{PREFIX}job"

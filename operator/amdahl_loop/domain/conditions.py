@@ -13,7 +13,7 @@ from amdahl_loop.domain.api.timestamps import to_timestamp
 from amdahl_loop.domain.applying import Conflict, Decision, KeepOverlay, Nothing, RecordRevert, WriteSpec
 from amdahl_loop.domain.assessment import percent
 from amdahl_loop.domain.bank import Balance
-from amdahl_loop.domain.experiments import Experiment, VerdictWord
+from amdahl_loop.domain.experiments import Experiment
 from amdahl_loop.domain.isolation import Obstacle, say_obstacles
 from amdahl_loop.domain.ledger import ApplicationKind, open_experiment
 from amdahl_loop.domain.phases import Unobservable
@@ -35,6 +35,7 @@ from amdahl_loop.domain.reasons import Reason
 from amdahl_loop.domain.stewards import Ignore
 from amdahl_loop.domain.tuning import Mode
 from amdahl_loop.domain.values import Frozen
+from amdahl_loop.domain.verdicts import VerdictWord
 
 TRUE, FALSE, UNKNOWN = ConditionStatus.TRUE, ConditionStatus.FALSE, ConditionStatus.UNKNOWN
 

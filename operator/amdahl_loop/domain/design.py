@@ -4,14 +4,10 @@ The same job, fingerprint, hypothesis and attempt give the same plan, letter for
 and constants. That is what makes an interrupted loop resume as if undisturbed.
 """
 
-from amdahl_loop.domain.experiments import (
-    Hypothesis,
-    Plan,
-    Source,
-    enumerate_blocks,
-    hash_text,
-    name_experiment,
-)
+from amdahl_loop.domain.blocks import enumerate_blocks
+from amdahl_loop.domain.digests import hash_text
+from amdahl_loop.domain.experiments import Plan, name_experiment
+from amdahl_loop.domain.hypotheses import Hypothesis, Source
 from amdahl_loop.domain.knobs import KnobKind, is_live_change, kind_of
 from amdahl_loop.domain.phases import Breakdown
 from amdahl_loop.domain.profiles import PROFILES

@@ -20,10 +20,14 @@ from amdahl_loop.domain.assessment import (
     describe,
     percent,
 )
+from amdahl_loop.domain.blocks import Stage
+from amdahl_loop.domain.constants import Constants
 from amdahl_loop.domain.evidence import Evidence, Sifted, effect_at, sift
-from amdahl_loop.domain.experiments import Constants, Plan, Stage, VerdictWord, Veto, VetoName, judged_by
+from amdahl_loop.domain.experiments import Plan
+from amdahl_loop.domain.hypotheses import judged_by
 from amdahl_loop.domain.stats import estimate, mean, pair_sd, sign_test
 from amdahl_loop.domain.telemetry import PHASES, Arm, Phase
+from amdahl_loop.domain.verdicts import VerdictWord, Veto, VetoName
 
 MISSING_LEAD = 2
 """A variant that fails to report this much more often than the baseline is not judged."""

@@ -9,7 +9,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from amdahl_loop.domain import cadence
-from amdahl_loop.domain.experiments import BlockRecord, BlockSpec, Constants, Plan, Stage, arm_knobs, judged_by
+from amdahl_loop.domain.blocks import BlockSpec, Stage
+from amdahl_loop.domain.constants import Constants
+from amdahl_loop.domain.experiments import BlockRecord, Plan, arm_knobs
+from amdahl_loop.domain.hypotheses import judged_by
 from amdahl_loop.domain.knob_values import Knobs
 from amdahl_loop.domain.stats import mean, median
 from amdahl_loop.domain.telemetry import Arm, BlockReport, Window, WindowOutcome

@@ -10,8 +10,8 @@ from enum import IntEnum
 
 from pydantic import Field
 
+from amdahl_loop.domain.blocks import Stage
 from amdahl_loop.domain.diagnosis import Diagnosis
-from amdahl_loop.domain.experiments import Stage
 from amdahl_loop.domain.knobs import CATALOGUE
 from amdahl_loop.domain.phases import Unobservable
 from amdahl_loop.domain.plan import Action, Admission, Challenge, Launch, Propose, Review, Snapshot, look, next_action

@@ -7,11 +7,13 @@ garbled or lying data never becomes `Won`. docs/judge.md tells how a verdict is 
 
 from amdahl_loop.domain import cadence, vetoes
 from amdahl_loop.domain.assessment import Assessment, Candidate, Case, Closed, NeedBlocks, close, open_case
+from amdahl_loop.domain.blocks import Stage
 from amdahl_loop.domain.challenge import carry_claim, challenge
 from amdahl_loop.domain.discovery import discover
-from amdahl_loop.domain.experiments import Experiment, Stage, VerdictWord, VetoName
+from amdahl_loop.domain.experiments import Experiment
 from amdahl_loop.domain.proof import NeedProof, Unproven, prove_same_work
 from amdahl_loop.domain.telemetry import Arm
+from amdahl_loop.domain.verdicts import VerdictWord, VetoName
 
 __all__ = ["Assessment", "Candidate", "Closed", "NeedBlocks", "assess"]
 

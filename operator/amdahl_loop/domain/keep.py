@@ -13,21 +13,14 @@ from math import expm1
 from amdahl_loop.domain import vetoes
 from amdahl_loop.domain.applying import chain_of
 from amdahl_loop.domain.assessment import Case, open_case, percent
+from amdahl_loop.domain.blocks import BlockSpec, Stage, holdout_block
 from amdahl_loop.domain.evidence import Evidence, Sifted, read_block, sift, void_gate
-from amdahl_loop.domain.experiments import (
-    BlockSpec,
-    Experiment,
-    Plan,
-    Stage,
-    Verdict,
-    VerdictWord,
-    Veto,
-    holdout_block,
-)
+from amdahl_loop.domain.experiments import Experiment, Plan
 from amdahl_loop.domain.knob_values import Knobs
 from amdahl_loop.domain.ledger import Application, ApplicationKind
 from amdahl_loop.domain.stats import Estimate, estimate, mean, pooled_sd
 from amdahl_loop.domain.telemetry import Arm
+from amdahl_loop.domain.verdicts import Verdict, VerdictWord, Veto
 
 BLOCKS_TO_FADE = 3
 """Bad blocks in a row that it takes at least: a neighbour's visit may spoil one or two, and goes away again."""
@@ -53,7 +46,7 @@ class Kept:
             return None
         since_s = records[-1].started_at_s if records else self.application.at_s
         is_early = abs(now_s - since_s) < interval_s(self.win)  # a clock that was set back is not waited for
-        return None if is_early else holdout_block(self.win.plan, len(records))
+        return None if is_early else holdout_block(self.win.plan.seed, len(records))
 
     def undo(self, knobs: Knobs) -> Knobs:
         """The values in force without this win."""

@@ -69,6 +69,16 @@ _FIELDS: dict[KnobName, str] = {
 }
 
 
+def knob_environment(values: Mapping[KnobName, KnobValue]) -> dict[str, str]:
+    """Environment variables of knob values: `AMDAHL_DATALOADER_WORKERS=2`, booleans as 0 and 1."""
+    return {environment_name(knob): str(int(value)) for knob, value in values.items()}
+
+
+def environment_name(knob: KnobName) -> str:
+    """`dataloaderWorkers` becomes `AMDAHL_DATALOADER_WORKERS`."""
+    return "AMDAHL_" + "".join("_" + letter if letter.isupper() else letter.upper() for letter in knob.value)
+
+
 class KnobBounds(Frozen):
     """Limits of one numeric knob; absent means the catalogue's."""
 

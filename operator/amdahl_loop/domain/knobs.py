@@ -7,7 +7,7 @@ the machine; a variant is the user's own job plus only the declared effect of th
 from collections.abc import Mapping
 from enum import StrEnum
 
-from amdahl_loop.domain.experiments import Change
+from amdahl_loop.domain.hypotheses import Change
 from amdahl_loop.domain.knob_values import KnobName, KnobValue
 from amdahl_loop.domain.resources import TrainingJob
 from amdahl_loop.domain.telemetry import Phase

@@ -10,11 +10,14 @@ from typing import Annotated
 
 from pydantic import Field
 
-from amdahl_loop.domain.experiments import Experiment, Hypothesis, VerdictWord, hash_text
+from amdahl_loop.domain.digests import hash_text
+from amdahl_loop.domain.experiments import Experiment
+from amdahl_loop.domain.hypotheses import Hypothesis
 from amdahl_loop.domain.knob_values import Knobs
 from amdahl_loop.domain.resources import TrainingJob
 from amdahl_loop.domain.telemetry import BlockReport, Seconds
 from amdahl_loop.domain.values import Frozen
+from amdahl_loop.domain.verdicts import VerdictWord
 
 INCONCLUSIVE_RETRY_S = 14 * 86400.0
 """An inconclusive question may be asked again after this long (research 1.4)."""

@@ -18,9 +18,10 @@ from amdahl_loop.domain.actions import (
     Rollback,
     Wait,
 )
+from amdahl_loop.domain.blocks import BlockSpec, Stage
 from amdahl_loop.domain.design import design_plan
 from amdahl_loop.domain.diagnosis import Diagnosis, diagnose, weigh_cadence
-from amdahl_loop.domain.experiments import BlockSpec, Experiment, Stage, Verdict, VerdictWord
+from amdahl_loop.domain.experiments import Experiment
 from amdahl_loop.domain.knob_values import Knobs
 from amdahl_loop.domain.ledger import (
     ApplicationKind,
@@ -41,6 +42,7 @@ from amdahl_loop.domain.screening import Rejected, screen
 from amdahl_loop.domain.spending import Worth, weigh
 from amdahl_loop.domain.tuning import Mode
 from amdahl_loop.domain.values import Frozen
+from amdahl_loop.domain.verdicts import Verdict, VerdictWord
 
 __all__ = [
     "Action",

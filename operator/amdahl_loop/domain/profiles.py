@@ -14,7 +14,7 @@ discovery): a win that exists half the day passes checks that follow discovery a
 on. The alarm is set for one false one in ten thousand blocks of a 5 % win (`benchmarks/judge/holdout.py`).
 """
 
-from amdahl_loop.domain.experiments import Constants
+from amdahl_loop.domain.constants import Constants
 from amdahl_loop.domain.tuning import ProfileName
 
 HOUR_S = 3600.0

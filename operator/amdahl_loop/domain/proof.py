@@ -10,11 +10,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from amdahl_loop.domain.blocks import BlockSpec
 from amdahl_loop.domain.evidence import Evidence, clock_tolerance_ppk
-from amdahl_loop.domain.experiments import BlockSpec, Hypothesis, Plan, VerdictWord, Veto, VetoName
+from amdahl_loop.domain.experiments import Plan
+from amdahl_loop.domain.hypotheses import Hypothesis
 from amdahl_loop.domain.knob_values import KnobName
 from amdahl_loop.domain.stats import estimate, mean
 from amdahl_loop.domain.telemetry import Arm, Window, WindowOutcome
+from amdahl_loop.domain.verdicts import VerdictWord, Veto, VetoName
 
 MIN_SEEDS = 3
 """Baseline seeds that show a spread of losses; fewer show none."""

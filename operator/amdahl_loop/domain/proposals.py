@@ -17,7 +17,8 @@ from amdahl_loop.domain.diagnosis import (
     is_cpu_job,
     workers_needed,
 )
-from amdahl_loop.domain.experiments import Change, Experiment, Hypothesis, Source, VerdictWord
+from amdahl_loop.domain.experiments import Experiment
+from amdahl_loop.domain.hypotheses import Change, Hypothesis, Source
 from amdahl_loop.domain.knob_values import KnobName
 from amdahl_loop.domain.knobs import is_tunable, legal_range, make_change
 from amdahl_loop.domain.phases import Breakdown
@@ -25,6 +26,7 @@ from amdahl_loop.domain.resources import TrainingJob
 from amdahl_loop.domain.telemetry import Phase
 from amdahl_loop.domain.tuning import Objective
 from amdahl_loop.domain.units import percent
+from amdahl_loop.domain.verdicts import VerdictWord
 
 JITTER_CV = 0.3
 """From this coefficient of variation of a batch's loading time on, queue depth matters (research, mission 5)."""

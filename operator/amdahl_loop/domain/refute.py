@@ -9,9 +9,12 @@ other evidence: the loop waits for it, and the records must confirm it.
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from amdahl_loop.domain.blocks import BlockSpec, Stage
+from amdahl_loop.domain.constants import Constants
 from amdahl_loop.domain.evidence import Evidence, Sifted
-from amdahl_loop.domain.experiments import BlockRecord, BlockSpec, Constants, Experiment, Stage, Vote
+from amdahl_loop.domain.experiments import BlockRecord, Experiment
 from amdahl_loop.domain.stats import mean
+from amdahl_loop.domain.verdicts import Vote
 
 REQUIRED_CHANGES = ("time", "order", "offset", "seed")
 SPACING_SLACK = 0.95

@@ -6,16 +6,11 @@ adapters turn it into a supervised process tree or a Kubernetes Job; both hand t
 
 from pydantic import Field
 
-from amdahl_loop.domain.experiments import (
-    BlockSpec,
-    Constants,
-    Plan,
-    Stage,
-    arm_knobs,
-    judged_by,
-    knob_environment,
-)
-from amdahl_loop.domain.knob_values import KnobName, Knobs
+from amdahl_loop.domain.blocks import BlockSpec, Stage
+from amdahl_loop.domain.constants import Constants
+from amdahl_loop.domain.experiments import Plan, arm_knobs
+from amdahl_loop.domain.hypotheses import judged_by
+from amdahl_loop.domain.knob_values import KnobName, Knobs, knob_environment
 from amdahl_loop.domain.telemetry import Arm, BlockReport, Seconds
 from amdahl_loop.domain.values import Frozen
 

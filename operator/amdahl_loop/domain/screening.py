@@ -6,7 +6,7 @@ is refused is kept with its reason.
 
 from collections.abc import Iterable
 
-from amdahl_loop.domain.experiments import Change, Hypothesis
+from amdahl_loop.domain.hypotheses import Change, Hypothesis
 from amdahl_loop.domain.knob_values import KnobName, KnobValue
 from amdahl_loop.domain.knobs import CATALOGUE, legal_range
 from amdahl_loop.domain.resources import TrainingJob

@@ -6,13 +6,16 @@ starts only if that is positive, and the sentence says where every number came f
 
 from collections.abc import Iterable, Sequence
 
-from amdahl_loop.domain.experiments import Constants, Experiment, Hypothesis, Source, VerdictWord
+from amdahl_loop.domain.constants import Constants
+from amdahl_loop.domain.experiments import Experiment
+from amdahl_loop.domain.hypotheses import Hypothesis, Source
 from amdahl_loop.domain.knob_values import KnobName
 from amdahl_loop.domain.knobs import CATALOGUE
 from amdahl_loop.domain.phases import Breakdown
 from amdahl_loop.domain.resources import TrainingJob
 from amdahl_loop.domain.units import percent
 from amdahl_loop.domain.values import Frozen
+from amdahl_loop.domain.verdicts import VerdictWord
 
 DEFAULT_HIT_RATE = 0.5
 """Prior chance that a rule's hypothesis wins: one imagined win in two, corrected by the ledger."""

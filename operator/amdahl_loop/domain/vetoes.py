@@ -9,10 +9,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from amdahl_loop.domain import cadence
+from amdahl_loop.domain.blocks import Stage
+from amdahl_loop.domain.constants import Constants
 from amdahl_loop.domain.evidence import Evidence, Sifted, clock_tolerance_ppk, run_arm
-from amdahl_loop.domain.experiments import Constants, Plan, Stage, Veto, VetoName, arm_knobs, judged_by
+from amdahl_loop.domain.experiments import Plan, arm_knobs
+from amdahl_loop.domain.hypotheses import judged_by
 from amdahl_loop.domain.stats import Estimate, mean, pair_sd
 from amdahl_loop.domain.telemetry import Arm, Window
+from amdahl_loop.domain.verdicts import Veto, VetoName
 
 WORK_TOLERANCE = 0.02
 """Relative difference between arms that needs no explanation."""

@@ -18,9 +18,11 @@ from amdahl_loop.domain.api.experiment import ExperimentStatus, Reservation
 from amdahl_loop.domain.api.records import StoredExperiment, Unreadable, read_experiment
 from amdahl_loop.domain.api.training_job import read_observation, report_observation
 from amdahl_loop.domain.api.wire import to_wire
-from amdahl_loop.domain.experiments import BlockRecord, Experiment, Loss, Plan, Stage, Verdict
+from amdahl_loop.domain.blocks import Stage
+from amdahl_loop.domain.experiments import BlockRecord, Experiment, Loss, Plan
 from amdahl_loop.domain.ledger import Application, JobMemory, Observation
 from amdahl_loop.domain.telemetry import BlockReport, Malformed
+from amdahl_loop.domain.verdicts import Verdict
 from amdahl_loop.ports import Clock
 
 TRIES = 5

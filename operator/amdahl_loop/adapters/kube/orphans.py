@@ -10,7 +10,7 @@ from amdahl_loop.adapters.kube.index import ExperimentIndex, key_of
 from amdahl_loop.adapters.kube.kinds import Kind
 from amdahl_loop.domain.api.records import StoredExperiment, close, read_experiment
 from amdahl_loop.domain.children import CLOSED_LABEL, EXPERIMENT_LABEL, JOB_LABEL
-from amdahl_loop.domain.experiments import Verdict, VerdictWord
+from amdahl_loop.domain.verdicts import Verdict, VerdictWord
 from amdahl_loop.ports import Clock
 
 GONE = Verdict(word=VerdictWord.INCONCLUSIVE, sentence="Inconclusive: the job was deleted.", reason="Cancelled")

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from amdahl_loop.adapters.kube.kinds import Object
+from amdahl_loop.domain.blocks import Stage
 from amdahl_loop.domain.children import EXPERIMENT_LABEL
-from amdahl_loop.domain.experiments import Stage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

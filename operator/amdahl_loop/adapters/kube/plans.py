@@ -13,7 +13,7 @@ from typing import Any
 from amdahl_loop.adapters.kube.render import PROBE_PATH, rendezvous, rendezvous_ports
 from amdahl_loop.adapters.kube.volumes import RUN_FOLDER
 from amdahl_loop.domain.commands import escape, expand
-from amdahl_loop.domain.experiments import environment_name
+from amdahl_loop.domain.knob_values import environment_name
 from amdahl_loop.domain.resources import TrainingJob
 from amdahl_loop.domain.runs import RunRequest, WindowRequest
 from amdahl_loop.domain.template import Container, EnvVar

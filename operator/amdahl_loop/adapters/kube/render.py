@@ -8,8 +8,7 @@ from typing import Any
 
 from amdahl_loop.adapters.kube.kinds import Object
 from amdahl_loop.domain.children import JOB_LABEL, rank_host, service_name
-from amdahl_loop.domain.experiments import environment_name
-from amdahl_loop.domain.knob_values import KnobName
+from amdahl_loop.domain.knob_values import KnobName, environment_name
 from amdahl_loop.domain.knobs import CATALOGUE, KnobKind
 from amdahl_loop.domain.resources import API_VERSION, TrainingJob
 from amdahl_loop.domain.template import TRAINER_CONTAINER

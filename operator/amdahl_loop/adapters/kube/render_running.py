@@ -38,7 +38,7 @@ from amdahl_loop.domain.children import (
     revision_name,
     service_name,
 )
-from amdahl_loop.domain.experiments import hash_text
+from amdahl_loop.domain.digests import hash_text
 from amdahl_loop.domain.knob_values import Knobs
 from amdahl_loop.domain.resources import TrainingJob
 

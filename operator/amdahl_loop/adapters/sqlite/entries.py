@@ -10,9 +10,11 @@ from typing import NamedTuple
 from pydantic import ValidationError
 
 from amdahl_loop.adapters.sqlite.errors import LedgerCorruptError
-from amdahl_loop.domain.experiments import BlockRecord, Experiment, Loss, Plan, Verdict, hash_text
+from amdahl_loop.domain.digests import hash_text
+from amdahl_loop.domain.experiments import BlockRecord, Experiment, Loss, Plan
 from amdahl_loop.domain.ledger import Application, Observation
 from amdahl_loop.domain.values import Frozen
+from amdahl_loop.domain.verdicts import Verdict
 
 EXPORT_VERSION = "amdahl.ledger/1"
 

@@ -40,8 +40,10 @@ from amdahl_loop.adapters.sqlite.file import (
     schema_of,
     translate_errors,
 )
-from amdahl_loop.domain.experiments import BlockRecord, Experiment, Loss, Plan, Stage, Verdict
+from amdahl_loop.domain.blocks import Stage
+from amdahl_loop.domain.experiments import BlockRecord, Experiment, Loss, Plan
 from amdahl_loop.domain.ledger import Application, JobMemory, Observation
+from amdahl_loop.domain.verdicts import Verdict
 
 
 class SqliteLedger:

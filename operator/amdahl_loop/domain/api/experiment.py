@@ -12,13 +12,16 @@ from amdahl_loop.domain.api.conditions import ExperimentCondition, ExperimentCon
 from amdahl_loop.domain.api.kinds import AGE, Column, Kind, short_name
 from amdahl_loop.domain.api.parts import Fingerprint, KnobText, ObjectName, Reported, Sentence, Summary
 from amdahl_loop.domain.api.timestamps import Timestamp
-from amdahl_loop.domain.experiments import Constants, Source, Stage, Verdict
+from amdahl_loop.domain.blocks import Stage
+from amdahl_loop.domain.constants import Constants
+from amdahl_loop.domain.hypotheses import Source
 from amdahl_loop.domain.knob_values import KnobName, Knobs
 from amdahl_loop.domain.ledger import ApplicationKind
 from amdahl_loop.domain.rules import ATOMIC, WHOLE, Rule, guarded_by, keyed_by, ruled
 from amdahl_loop.domain.telemetry import Phase, Seconds
 from amdahl_loop.domain.tuning import Objective
 from amdahl_loop.domain.values import Frozen
+from amdahl_loop.domain.verdicts import Verdict
 
 MAX_EXPERIMENT_BYTES = 128 * 1024
 MAX_BLOCKS = 64

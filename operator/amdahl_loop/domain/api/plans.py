@@ -15,8 +15,10 @@ from amdahl_loop.domain.api.experiment import (
 from amdahl_loop.domain.api.kinds import GROUP, VERSION
 from amdahl_loop.domain.api.parts import read_knob, write_knob
 from amdahl_loop.domain.api.wire import to_wire
+from amdahl_loop.domain.blocks import BlockSpec
 from amdahl_loop.domain.children import read_run
-from amdahl_loop.domain.experiments import BlockSpec, Change, Hypothesis, Plan
+from amdahl_loop.domain.experiments import Plan
+from amdahl_loop.domain.hypotheses import Change, Hypothesis
 
 _OWN_WORDS = {"name", "hypothesis", "blocks"}
 _SHARED = tuple(name for name in Plan.model_fields if name not in _OWN_WORDS)

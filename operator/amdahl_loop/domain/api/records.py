@@ -23,21 +23,14 @@ from amdahl_loop.domain.api.plans import read_plan
 from amdahl_loop.domain.api.timestamps import to_epoch_s, to_timestamp
 from amdahl_loop.domain.api.wire import from_wire, to_wire
 from amdahl_loop.domain.assessment import percent
+from amdahl_loop.domain.blocks import BlockSpec, Stage, holdout_block
 from amdahl_loop.domain.children import read_run
-from amdahl_loop.domain.experiments import (
-    BlockRecord,
-    BlockSpec,
-    Experiment,
-    Loss,
-    Plan,
-    Stage,
-    Verdict,
-    holdout_block,
-)
+from amdahl_loop.domain.experiments import BlockRecord, Experiment, Loss, Plan
 from amdahl_loop.domain.ledger import Application
 from amdahl_loop.domain.summaries import render_block_summary
 from amdahl_loop.domain.telemetry import BlockReport, Malformed, parse_block_summary
 from amdahl_loop.domain.values import Frozen
+from amdahl_loop.domain.verdicts import Verdict
 
 MAX_EVIDENCE_BYTES = 80_000
 """JSON of all finished blocks together: with plan, verdict and the rest, an Experiment stays below 128 KiB."""
@@ -179,7 +172,7 @@ def _find_spec(plan: Plan, name: str) -> BlockSpec:
     """The block of this name: one that the plan holds, or one drawn later from the plan's seed."""
     named = read_run(f"{plan.name}-{name}")
     if named is not None and named.stage is Stage.HOLDOUT:
-        return holdout_block(plan, named.number)
+        return holdout_block(plan.seed, named.number)
     for spec in plan.blocks:
         if spec.name == name:
             return spec

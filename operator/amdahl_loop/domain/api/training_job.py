@@ -16,7 +16,6 @@ from amdahl_loop.domain.api.parts import Fingerprint, KnobText, ObjectName, Phra
 from amdahl_loop.domain.api.timestamps import Timestamp, to_epoch_s, to_timestamp
 from amdahl_loop.domain.api.wire import from_wire
 from amdahl_loop.domain.diagnosis import Bottleneck
-from amdahl_loop.domain.experiments import VerdictWord
 from amdahl_loop.domain.knob_values import KnobName, Knobs
 from amdahl_loop.domain.ledger import Observation
 from amdahl_loop.domain.parsing import parse_training_job
@@ -25,6 +24,7 @@ from amdahl_loop.domain.rules import ATOMIC, WHOLE, keyed_by
 from amdahl_loop.domain.summaries import render_block_summary
 from amdahl_loop.domain.telemetry import Malformed, Seconds, parse_block_summary
 from amdahl_loop.domain.values import Frozen
+from amdahl_loop.domain.verdicts import VerdictWord
 
 MAX_STATUS_BYTES = 32 * 1024
 MAX_LAST_VERDICTS = 10

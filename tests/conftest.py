@@ -1,6 +1,10 @@
 """Which tests need a cluster? Those that ask for one, and the chart's, which need Helm; `make test` leaves them to `make e2e`."""
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")  # a busy machine decides no test: examples may take as long as they take
 
 CLUSTERS = {"api_server", "control_plane", "cluster"}
 

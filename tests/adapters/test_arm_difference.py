@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from amdahl_loop.adapters.local.requests import build_plan
@@ -113,7 +113,7 @@ def dependent(job: TrainingJob, variables: set[str]) -> set[str]:
 
 
 @pytest.mark.parametrize("knob", KNOBS)
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=40)
 @given(data=st.data())
 def test_arms_differ_in_the_knob_s_declared_paths_alone(knob: KnobName, data: st.DataObject) -> None:
     """Swapping which arm runs changes the knob's value, its variable, and what the user derives from that variable.

@@ -180,7 +180,7 @@ class TestEditing:
         with pytest.raises(ManifestError, match="an anchor or a tag is shared"):
             edit(text, gpusPerReplica=2)
 
-    @settings(deadline=None, max_examples=25)  # a busy machine is no failure
+    @settings(max_examples=25)
     @given(
         workers=st.integers(0, 256),
         pin=st.booleans(),

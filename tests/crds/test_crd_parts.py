@@ -4,7 +4,7 @@ import datetime as dt
 import json
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import crd_strategies as make
@@ -42,7 +42,6 @@ def test_moments_are_written_in_utc(at_s: float, text: str) -> None:
     assert (to_timestamp(at_s), to_epoch_s(text)) == (text, at_s)
 
 
-@settings(deadline=None)
 @given(st.integers(0, 253402300799))
 def test_the_calendar_is_the_standard_librarys(second: int) -> None:
     """Any second up to the year 9999 falls on the day that `datetime` says."""
@@ -51,7 +50,6 @@ def test_the_calendar_is_the_standard_librarys(second: int) -> None:
     assert to_timestamp(float(second)) == moment.strftime(f"{moment.year:04}-%m-%dT%H:%M:%SZ")
 
 
-@settings(deadline=None)
 @given(make.moments_s)
 def test_a_moment_reads_back_as_the_same_number(at_s: float) -> None:
     """No digit of a clock's reading is lost on its way through an object."""
@@ -82,7 +80,6 @@ def test_sentences_are_cut_by_their_bytes(text: str, limit: int, kept: str) -> N
     assert clip(text, limit) == kept
 
 
-@settings(deadline=None)
 @given(st.text(max_size=900))
 def test_a_cut_sentence_fits_and_stays(text: str) -> None:
     """Whatever is said, its JSON fits; and reading a status back changes nothing."""

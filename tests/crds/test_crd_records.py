@@ -34,9 +34,7 @@ from amdahl_loop.domain.tuning import ProfileName
 from amdahl_loop.domain.verdicts import Verdict, VerdictWord
 from judge_builders import make_constants, make_plan, make_record, make_report, make_window
 
-many = settings(
-    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
-)
+many = settings(max_examples=30, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 
 
 def through_json(document: dict[str, Any]) -> dict[str, Any]:

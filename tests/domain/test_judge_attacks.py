@@ -296,7 +296,7 @@ def test_memory_that_doubles_is_a_harm() -> None:
     ),
     absent=st.sets(st.sampled_from(["d", "r", "s", "n"]), min_size=1, max_size=4),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_missing_data_never_win(lost: dict[tuple[str, int, int], WindowOutcome], absent: set[str]) -> None:
     """Whatever windows are lost, an experiment one of whose stages brings nothing at all does not win."""
 
@@ -312,7 +312,7 @@ def test_missing_data_never_win(lost: dict[tuple[str, int, int], WindowOutcome],
 
 
 @given(seed=st.integers(0, 10_000), better=st.floats(0.0, 0.4), worse_by=st.floats(0.001, 0.3))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_worse_variant_never_wins_where_a_better_one_did_not(seed: int, better: float, worse_by: float) -> None:
     """Same machine, same noise: the more expensive variant is not preferred."""
     words = [
@@ -323,7 +323,7 @@ def test_a_worse_variant_never_wins_where_a_better_one_did_not(seed: int, better
 
 
 @given(seed=st.integers(0, 10_000), gain=st.floats(-0.2, 0.4), shuffle=st.randoms(use_true_random=False))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_the_same_blocks_give_the_same_verdict(seed: int, gain: float, shuffle: random.Random) -> None:
     """Records may arrive in any order and be judged any number of times."""
     bench = Bench(make_plan(), gain=gain, noise=0.03, seed=seed)

@@ -5,7 +5,7 @@ import random
 from dataclasses import dataclass
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from amdahl_loop.adapters.memory import MemoryLedger
@@ -35,7 +35,7 @@ class HangingRunner(SimulatedRunner):
             self.now_s += held_s
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=25)
 @given(
     budget_s=st.integers(1, 9_000),
     hanging=st.sampled_from([0.0, 0.1, 0.5, 1.0]),

@@ -38,7 +38,7 @@ def window_environment(plan: supervisor.Plan, environment: dict[str, str], windo
     return {**environment, **plan.env, **window.env}
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     env=st.lists(st.tuples(st.sampled_from(NAMES), values), max_size=3, unique_by=lambda pair: pair[0]),
     command=st.lists(values.filter(bool), min_size=1, max_size=3),

@@ -5,7 +5,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from amdahl_loop.adapters.kube.placement import Placement
@@ -47,7 +47,7 @@ EVERY_KNOB = {
     "asyncCheckpoint": (False, True),
     "gpusPerReplica": (2, 1),
 }
-fuzzed = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+fuzzed = settings(max_examples=60)
 
 
 def changes(before: Any, after: Any) -> list[str]:

@@ -27,9 +27,9 @@ from amdahl_loop.adapters.kube.scrape import Fetch, fetch_metrics
 from amdahl_loop.adapters.kube.status import write_status
 from amdahl_loop.adapters.metrics import Metrics
 from amdahl_loop.domain.api.training_job import TrainingJobStatus
-from amdahl_loop.domain.applying import RecordRevert
+from amdahl_loop.domain.applying import Decision, RecordRevert
 from amdahl_loop.domain.bank import Balance, balance, hours_in_force
-from amdahl_loop.domain.conditions import Facts, Note
+from amdahl_loop.domain.conditions import STANDINGS, Facts, Note
 from amdahl_loop.domain.fleet import Limits, Member, Pressure, admit
 from amdahl_loop.domain.fleet import describe as describe_member
 from amdahl_loop.domain.isolation import find_obstacles, say_obstacles
@@ -37,6 +37,7 @@ from amdahl_loop.domain.knob_values import Knobs
 from amdahl_loop.domain.ledger import JobMemory, effective_knobs, family_of, fingerprint_job
 from amdahl_loop.domain.phases import Unobservable
 from amdahl_loop.domain.plan import (
+    Action,
     Admission,
     Apply,
     Challenge,
@@ -156,12 +157,16 @@ class _Pass:
         self._client, self._recollection = operator.client, operator.recollection
         self._job = held.job
         self._identity = identify(held.job)
+        self._is_spec_only = held.job.spec.tuning.mode is Mode.SPEC
         self._obstacles = find_obstacles(held.job.spec.template, held.job.spec.tuning.trial)
 
     async def run(self) -> float:
         """Seconds until the next pass."""
         identity = self._identity
         memory = await self._ledger.recall(identity.job_uid, identity.fingerprint, identity.family)
+        decision = await self._sync_spec(memory)
+        if decision is None:
+            return AT_ONCE_S
         running = await self._keep_running(memory)
         if running.acted:
             return AT_ONCE_S
@@ -173,6 +178,7 @@ class _Pass:
             self._recollection.since_s,
             paused=self._held.is_paused or running.note.reason in OVER,
             failing=running.failing,
+            withheld=self._is_spec_only,
             admit=self._admit,
         )
         await self._sweep(ticked, ports)
@@ -182,21 +188,21 @@ class _Pass:
         admission = ticked.snapshot.admission
         hold = Note(reason=admission.reason, sentence=admission.sentence)
         facts = Facts(
-            standing=running.note,
+            standing=stand(running, ticked.action),
             snapshot=ticked.snapshot,
             action=ticked.action,
             review=_review(ticked.snapshot),
             obstacles=self._obstacles,
             hold=None if admission.admitted or self._obstacles else hold,
+            decision=decision,
             bank=_settle(ticked.snapshot),
         )
-        return await self._sync_and_tell(facts, ticked)
+        return await self._tell(facts, ticked)
 
     async def _keep_running(self, memory: JobMemory) -> RunningState:
         """One step towards the job as its spec and the values in force ask."""
         declared = self._job.spec.knobs
-        is_spec_only = self._job.spec.tuning.mode is Mode.SPEC
-        in_force = declared if is_spec_only else effective_knobs(declared, memory.applications)
+        in_force = declared if self._is_spec_only else effective_knobs(declared, memory.applications)
         seen = memory.observations[-1] if memory.observations else None
         return await RunningJob(
             self._client,
@@ -273,28 +279,27 @@ class _Pass:
         _log.info("%s %s: %s", self._key, reason, message)
         await self._client.post_event(self._ledger.seen.document, reason, message, warning=is_warning)
 
-    async def _sync_and_tell(self, facts: Facts, ticked: Tick) -> float:
-        """Bring the spec in line with what is in force, then write the status, once."""
-        operator, ledger = self._operator, self._ledger
-        mode, applications = self._job.spec.tuning.mode, ticked.snapshot.memory.applications
-        synced = await sync_spec(self._client, ledger.seen, mode, applications)
+    async def _sync_spec(self, memory: JobMemory) -> Decision | None:
+        """Bring the spec in line with what is in force, before anything runs by it; None after a write."""
+        ledger, mode = self._ledger, self._job.spec.tuning.mode
+        synced = await sync_spec(self._client, ledger.seen, mode, memory.applications)
         if isinstance(synced.decision, RecordRevert):
-            await ledger.add_application(synced.decision.as_application(operator.clock()))
-            operator.metrics.count_reverts(claim.manager for claim in ledger.seen.declared.claims)
+            await ledger.add_application(synced.decision.as_application(self._operator.clock()))
+            self._operator.metrics.count_reverts(claim.manager for claim in ledger.seen.declared.claims)
             await self._client.post_event(ledger.seen.document, "SpecReverted", synced.decision.sentence, warning=True)
-            return AT_ONCE_S
-        if synced.seen is not None:
-            return AT_ONCE_S
-        seen = ledger.seen
-        status = describe(
-            facts.model_copy(update={"decision": synced.decision}), seen.status, seen.generation, operator.clock()
-        )
+            return None
+        return None if synced.outdated or synced.seen is not None else synced.decision
+
+    async def _tell(self, facts: Facts, ticked: Tick) -> float:
+        """Write the status, once."""
+        seen, now_s = self._ledger.seen, self._operator.clock()
+        status = describe(facts, seen.status, seen.generation, now_s)
         self._count(status, facts)
         written = await write_status(self._client, seen, status)
         if isinstance(written, Refused):
             _log.warning("%s: the status was refused: %s", self._key, written.message)
             return AT_ONCE_S if written.is_outdated else RESYNC_ACTIVE_S
-        return rest_of(ticked, facts.standing, operator.clock())
+        return rest_of(ticked, facts.standing, now_s)
 
     def _count(self, status: TrainingJobStatus, facts: Facts) -> None:
         """Note what the job reports now, and where its time went since it was last described."""
@@ -312,6 +317,15 @@ def identify(job: TrainingJob) -> Identity:
     has_devices = job.spec.template.trainer.resources.quantity(job.spec.device_resource) is not None
     device_type = job.spec.device_resource if has_devices else "cpu"
     return Identity(job_uid=job.metadata.uid, fingerprint=fingerprint_job(job, device_type), family=family_of(job))
+
+
+def stand(running: RunningState, action: Action) -> Note:
+    """How the job stands. One that ends again and again, with no value of ours to take back, needs its owner."""
+    is_stuck = bool(running.failing) and isinstance(action, Halt) and action.failed
+    is_known = STANDINGS[running.note.reason].is_stalled or running.note.reason in OVER
+    return (
+        Note(reason=Reason.CRASH_LOOPING, sentence=f"{running.failing}.") if is_stuck and not is_known else running.note
+    )
 
 
 def has_acted(ticked: Tick) -> bool:

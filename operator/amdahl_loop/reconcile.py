@@ -86,6 +86,7 @@ async def tick(
     *,
     paused: bool = False,
     failing: str = "",
+    withheld: bool = False,
     admit: Admit = always_admit,
 ) -> Tick:
     """One pass of the loop for one job. What only a cluster knows of it is left out on one machine (see `Snapshot`)."""
@@ -100,6 +101,7 @@ async def tick(
         since_s=since_s,
         paused=paused,
         failing=failing,
+        withheld=withheld,
     )
     snapshot = snapshot.model_copy(update={"admission": admit(snapshot)})
     action = next_action(snapshot)

@@ -243,9 +243,7 @@ def test_a_job_that_changed_under_our_hands_is_not_written(job: Job) -> None:
             job.apply(BOTH | {"dataloaderWorkers": 7})
             return await sync_spec(client, seen, Mode.AUTO, [APPLIED])
 
-    synced = asyncio.run(run())
-    assert synced.refused is not None
-    assert synced.refused.is_outdated
+    assert asyncio.run(run()).outdated
     assert job.knobs["dataloaderWorkers"] == 7
 
 
@@ -259,7 +257,7 @@ def test_a_job_that_is_gone_is_not_made_anew(job: Job) -> None:
             job.cluster.admin.kubectl("delete", "trainingjob", "pydocs", "--namespace", job.namespace)
             return await sync_spec(client, seen, Mode.AUTO, [APPLIED])
 
-    assert asyncio.run(run()).refused is not None
+    assert asyncio.run(run()).outdated
     assert job.cluster.admin.get(job_path(job.namespace)).status == 404
 
 
@@ -269,9 +267,9 @@ def test_a_value_that_the_server_does_not_take_is_said(job: Job) -> None:
     document["spec"]["tuning"] = {"knobs": {"dataloaderWorkers": {"max": 1}}}
     job.cluster.admin.kubectl("apply", "-f", "-", stdin=document)
     synced = job.sync(APPLIED)
-    assert synced.refused is not None
-    assert synced.refused.status == 422
-    assert "knobs.dataloaderWorkers is 2, outside tuning.knobs.dataloaderWorkers [none, 1]" in synced.refused.message
+    assert isinstance(synced.decision, KeepOverlay)
+    assert synced.decision.reason is Reason.REFUSED_BY_SERVER
+    assert "knobs.dataloaderWorkers is 2, outside tuning.knobs.dataloaderWorkers [none, 1]" in synced.decision.sentence
     assert job.knobs == BOTH
 
 

@@ -15,7 +15,9 @@ from amdahl_loop.domain.applying import (
     Position,
     RecordRevert,
     WriteSpec,
+    chain_of,
     decide,
+    hold,
     locate,
 )
 from amdahl_loop.domain.knob_values import KnobName, Knobs, KnobValue
@@ -308,3 +310,22 @@ def test_kapp_is_told_to_keep_what_the_cluster_says() -> None:
     assert document["rebaseRules"][0]["resourceMatchers"] == [
         {"kindNamespaceNameMatcher": {"kind": "TrainingJob", "namespace": "team", "name": "pydocs"}}
     ]
+
+
+def test_a_revert_of_two_wins_leaves_both_in_the_chain() -> None:
+    """Both values run on as overlays: both wins are still the loop's own, to be tested on and to be rolled back."""
+    first = make_application(make_knobs(0, checkpoint_every_steps=50), make_knobs(2, checkpoint_every_steps=50))
+    second = make_application(first.knobs, make_knobs(2, checkpoint_every_steps=400), experiment="e1")
+    back = second.model_copy(update={"kind": ApplicationKind.REVERTED, "declared": first.declared})
+    assert chain_of([first, second, back]) == (first, second, back)
+
+
+@pytest.mark.parametrize(("mode", "word", "said"), [(Mode.AUTO, OVERLAY, "Kept as"), (Mode.SPEC, CONFLICT, "Not in")])
+def test_a_write_that_the_server_does_not_take_says_so(mode: Mode, word: str, said: str) -> None:
+    """A rule of the cluster's own may forbid the value: the reason is the server's, and nothing is tried by force."""
+    write = decide(mode, make_spec(0), [APPLIED])
+    assert isinstance(write, WriteSpec)
+    decision = hold(mode, write, "at most 1 worker here")
+    assert say(decision) == (word, Reason.REFUSED_BY_SERVER)
+    assert decision.sentence.startswith(said)
+    assert decision.sentence.endswith("refused to write it: at most 1 worker here")

@@ -75,13 +75,13 @@ def test_a_win_that_faded_is_clawed_back() -> None:
     assert bank.projected.expected_h == 0.0
 
 
-def test_a_win_that_its_owner_reverted_keeps_what_it_saved() -> None:
-    """The owner's choice ends the projection, not the credit of hours that did run."""
+def test_a_win_that_its_owner_put_back_runs_on_as_an_overlay_and_counts() -> None:
+    """What the spec says is the owner's; what runs is the proven value, so it is credited and projected as before."""
     reverted = make_application("a", ApplicationKind.REVERTED)
     bank = balance([make_closed("a", VerdictWord.WON)], [APPLIED, reverted], 100.0, run_h={"a": 8.0})
     assert bank.accrued.expected_h == pytest.approx(2.0)
     assert bank.clawed_back.expected_h == 0.0
-    assert bank.projected.expected_h == 0.0
+    assert bank.projected.expected_h == pytest.approx(20.0)
 
 
 def test_successive_wins_never_save_more_than_everything() -> None:
@@ -114,6 +114,21 @@ def at(
             id="only the later one was taken back",
         ),
         pytest.param([at(1, "a", 2), at(3, "b", 9, declared=8)], 9, {"a": 4.0, "b": 14.0}, id="a new baseline between"),
+        pytest.param(
+            [at(1, "a", 2), at(4, "a", 2, ApplicationKind.REVERTED)], 2, {"a": 18.0}, id="put back, an overlay since"
+        ),
+        pytest.param(
+            [at(1, "a", 2), at(4, "a", 2, ApplicationKind.REVERTED)],
+            0,
+            {"a": 6.0},
+            id="put back where only the spec counts",
+        ),
+        pytest.param(
+            [at(1, "a", 2), at(3, "b", 3, declared=2), at(4, "b", 3, ApplicationKind.REVERTED)],
+            3,
+            {"a": 18.0, "b": 14.0},
+            id="two wins, both put back at once",
+        ),
         pytest.param([at(1, "a", 2)], 5, {"a": 0.0}, id="its owner changed it, nobody knows when"),
     ],
 )

@@ -67,6 +67,7 @@ def make_facts(
     experiments: Sequence[Experiment] = (),
     applications: Sequence[Application] = (),
     paused: bool = False,
+    withheld: bool = False,
     input_share: float = 0.7,
     **facts: Any,
 ) -> Facts:
@@ -80,7 +81,14 @@ def make_facts(
         applications=tuple(applications),
     )
     snapshot = Snapshot(
-        job=job, job_uid=UID, fingerprint=FINGERPRINT, family=FAMILY, memory=memory, now_s=100.0, paused=paused
+        job=job,
+        job_uid=UID,
+        fingerprint=FINGERPRINT,
+        family=FAMILY,
+        memory=memory,
+        now_s=100.0,
+        paused=paused,
+        withheld=withheld,
     )
     review = facts.pop("review", look(snapshot, observation))
     return Facts(standing=RUNNING, snapshot=snapshot, review=review, **({"action": HALT} | facts))
@@ -350,10 +358,7 @@ class TestStatus:
 
     def test_values_that_are_withheld_are_not_effective(self) -> None:
         """Spec or nothing: what the spec says is what runs."""
-        decision = Conflict(reason=Reason.MANAGED_BY_FLUX, sentence="Not in force.")
-        facts = make_facts(
-            experiments=[make_experiment(verdict=WON)], applications=[make_application()], decision=decision
-        )
+        facts = make_facts(experiments=[make_experiment(verdict=WON)], applications=[make_application()], withheld=True)
         (knob,) = describe(facts, TrainingJobStatus(), 1, 1.0).effective_knobs
         assert (knob.value, knob.source, knob.experiment) == ("0", KnobSource.SPEC, None)
 

@@ -203,7 +203,10 @@ class TestInForce:
             pytest.param([], 0, [], id="nothing was applied"),
             pytest.param([apply("a", 2)], 2, ["a"], id="applied"),
             pytest.param([apply("a", 2), apply("a", 0, ROLLED_BACK)], 0, [], id="taken back"),
-            pytest.param([apply("a", 2), apply("a", 0, REVERTED)], 0, [], id="its owner put the old value back"),
+            pytest.param(
+                [apply("a", 2), apply("a", 2, REVERTED)], 2, ["a"], id="put back in the spec, runs as an overlay"
+            ),
+            pytest.param([apply("a", 2), apply("a", 2, REVERTED)], 0, [], id="put back where only the spec counts"),
             pytest.param([apply("a", 2)], 5, [], id="its owner chose another value"),
             pytest.param([apply("a", 2), apply("b", 4)], 4, ["b"], id="a later win moved the same knob on"),
             pytest.param(

@@ -127,10 +127,14 @@ def locate(declared: DeclaredSpec, applications: Sequence[Application]) -> Posit
 
 
 def chain_of(applications: Sequence[Application]) -> tuple[Application, ...]:
-    """The newest application and those before it that it builds on: no owner's new baseline lies between them."""
+    """The newest application and those before it that it builds on: no owner's new baseline lies between them.
+
+    A revert is no baseline: it holds on to the values of the application before it, whichever old ones are declared.
+    """
     chain: list[Application] = []
     for application in reversed(applications):
-        if chain and chain[-1].declared not in (application.knobs, application.declared):
+        later = chain[-1] if chain and chain[-1].kind is not ApplicationKind.REVERTED else None
+        if later is not None and later.declared not in (application.knobs, application.declared):
             break
         chain.append(application)
     return tuple(reversed(chain))
@@ -170,21 +174,28 @@ def _write_or_hold(
     newest = applications[-1]
     missing = differing(declared.knobs, newest.knobs)
     if mode not in (Mode.AUTO, Mode.SPEC):
-        return KeepOverlay(
-            reason=Reason.MODE_KEEPS_SPEC,
-            sentence=f"Kept as an overlay: {_say(newest, missing)}. tuning.mode {mode} never writes the spec.",
-        )
+        said = f"{_say(newest.experiment, missing)}. tuning.mode {mode} never writes the spec."
+        return KeepOverlay(reason=Reason.MODE_KEEPS_SPEC, sentence=f"Kept as an overlay: {said}")
     held = _find_hold(declared, applications, missing, refused)
     if held is None:
         ours = {claim.knob for claim in declared.claims if steward_of(claim.manager) is Steward.OURS}
         values = {k: v for k, v in newest.knobs.declared().items() if k in missing or k in ours}
         return WriteSpec(experiment=newest.experiment, values=values, force=bool(refused))
     reason, why, ignore = held
+    return _keep_out(mode, f"{_say(newest.experiment, missing)}. {why}", reason, ignore)
+
+
+def hold(mode: Mode, refused: WriteSpec, message: str) -> KeepOverlay | Conflict:
+    """What a write comes to that the server did not take, for another reason than whose field it is."""
+    said = f"{_say(refused.experiment, refused.values)}. The API server refused to write it: {message}"
+    return _keep_out(mode, said, Reason.REFUSED_BY_SERVER, ())
+
+
+def _keep_out(mode: Mode, said: str, reason: Reason, ignore: tuple[Ignore, ...]) -> KeepOverlay | Conflict:
+    """Values that do not get into the spec: an overlay, or nothing at all, as the mode wants it."""
     if mode is Mode.SPEC:
-        sentence = f"Not in force, since tuning.mode is Spec: {_say(newest, missing)}. {why}"
-        return Conflict(reason=reason, sentence=sentence, ignore=ignore)
-    sentence = f"Kept as an overlay: {_say(newest, missing)}. {why}"
-    return KeepOverlay(reason=reason, sentence=sentence, ignore=ignore)
+        return Conflict(reason=reason, sentence=f"Not in force, since tuning.mode is Spec: {said}", ignore=ignore)
+    return KeepOverlay(reason=reason, sentence=f"Kept as an overlay: {said}", ignore=ignore)
 
 
 def _find_hold(
@@ -214,6 +225,6 @@ def _name_fields(values: Mapping[KnobName, KnobValue]) -> str:
     return " and ".join(f"spec.knobs.{knob}" for knob in values)
 
 
-def _say(application: Application, values: Mapping[KnobName, KnobValue]) -> str:
+def _say(experiment: str, values: Mapping[KnobName, KnobValue]) -> str:
     said = ", ".join(f"{knob}={str(value).lower()}" for knob, value in values.items())
-    return f"{said} ({application.experiment})"
+    return f"{said} ({experiment})"

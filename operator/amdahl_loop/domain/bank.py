@@ -65,17 +65,17 @@ def balance(
     """The bank of one job.
 
     `ahead_h` are device-hours that the job would still need with its original settings. `run_h` are device-hours that
-    it has run, by the name of the experiment whose value was in force. Wins that were taken back project nothing; wins
-    that were rolled back, because they had faded, are clawed back whole: nobody knows since when.
+    it has run, by the name of the experiment whose value was in force. Wins that were rolled back, because they had
+    faded, project nothing and are clawed back whole: nobody knows since when. A win that its owner put back in the spec
+    runs on as an overlay, and counts as any other.
     """
-    taken_back = {a.experiment: a.kind for a in applications if a.kind is not ApplicationKind.APPLIED}
-    faded = {name for name, kind in taken_back.items() if kind is ApplicationKind.ROLLED_BACK}
+    faded = {a.experiment for a in applications if a.kind is ApplicationKind.ROLLED_BACK}
     wins = [e for e in experiments if e.verdict is not None and e.verdict.word is VerdictWord.WON]
     hours = run_h or {}
     return Balance(
         accrued=_sum(saved_by_running(win, hours.get(win.name, 0.0)) for win in wins),
         clawed_back=_sum(saved_by_running(win, hours.get(win.name, 0.0)) for win in wins if win.name in faded),
-        projected=_project([win for win in wins if win.name not in taken_back], ahead_h),
+        projected=_project([win for win in wins if win.name not in faded], ahead_h),
         spent_h=sum(experiment.held_device_s for experiment in experiments) / 3600,
     )
 
@@ -85,8 +85,9 @@ def hours_in_force(
 ) -> Mapping[str, float]:
     """Device-hours that ran with each applied win, by the name of its experiment: what `balance` takes as `run_h`.
 
-    From its application until it was taken back, until its owner chose other values, or until now. `knobs` are the
-    values in force, `devices` what the job holds while it runs.
+    From its application until it was rolled back, until its owner chose other values, or until now. `knobs` are the
+    values in force, `devices` what the job holds while it runs. A value that was put back in the spec and is an overlay
+    since is in force; one that is not, because the mode wants it in the spec, ended then.
     """
     hours: dict[str, float] = {}
     for position, application in enumerate(applications):
@@ -100,8 +101,10 @@ def hours_in_force(
 def _find_end(application: Application, since: Sequence[Application], knobs: Knobs, now_s: float) -> float:
     """When an applied win ceased to be in force; the newest record is the last sure moment where no record says so."""
     for before, later in pairwise(since):
-        is_taken_back = later.experiment == application.experiment and later.kind is not ApplicationKind.APPLIED
-        if is_taken_back or later.declared not in (before.declared, before.knobs):
+        if later.kind is ApplicationKind.REVERTED:
+            continue
+        is_rolled_back = later.experiment == application.experiment and later.kind is ApplicationKind.ROLLED_BACK
+        if is_rolled_back or later.declared not in (before.declared, before.knobs):
             return later.at_s
     return now_s if since[-1].knobs == knobs else since[-1].at_s
 

@@ -94,6 +94,7 @@ STANDINGS: Mapping[Reason, Standing] = {
     Reason.QUEUED: Standing(is_reconciling=True, is_suspended=True),
     Reason.FINISHED: Standing(is_ready=True, is_complete=True),
     Reason.JOB_FAILED: Standing(is_stalled=True, has_failed=True),
+    Reason.CRASH_LOOPING: Standing(is_stalled=True),
     Reason.INVALID_SPEC: Standing(is_stalled=True),
     Reason.REFUSED_BY_SERVER: Standing(is_stalled=True),
     Reason.SQUATTED: Standing(is_stalled=True),

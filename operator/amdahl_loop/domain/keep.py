@@ -87,8 +87,9 @@ class Standing:
 
 
 def find_kept(experiments: Iterable[Experiment], applications: Sequence[Application], knobs: Knobs) -> tuple[Kept, ...]:
-    """Wins in force, oldest first: applied since the owner last spoke, not taken back, every knob still as proven.
+    """Wins in force, oldest first: applied since the owner last spoke, not rolled back, every knob still as proven.
 
+    A win whose field its owner put back runs on as an overlay, and is tested as one in the spec is.
     A win whose knob a later one has moved on is not among them: the later one is tested in its place.
     """
     newest = {application.experiment: application for application in chain_of(applications)}
@@ -97,7 +98,7 @@ def find_kept(experiments: Iterable[Experiment], applications: Sequence[Applicat
         for experiment in experiments
         if _is_won(experiment)
         and experiment.name in newest
-        and newest[experiment.name].kind is ApplicationKind.APPLIED
+        and newest[experiment.name].kind is not ApplicationKind.ROLLED_BACK
         and all(knobs.get(knob) == value for knob, value in experiment.plan.hypothesis.values().items())
     )
 

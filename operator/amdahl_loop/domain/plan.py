@@ -87,11 +87,14 @@ class Snapshot(Frozen):
     failing: str = ""
     """Why the job itself cannot run with the values in force (it crashes again and again); empty where it can."""
     admission: Admission = Admission()
+    withheld: bool = False
+    """Proven values run from the spec or not at all: what it does not hold is not in force."""
 
     @property
     def knobs(self) -> Knobs:
         """Knob values in force."""
-        return effective_knobs(self.job.spec.knobs, self.memory.applications)
+        declared = self.job.spec.knobs
+        return declared if self.withheld else effective_knobs(declared, self.memory.applications)
 
     @property
     def present(self) -> TrainingJob:
@@ -248,7 +251,7 @@ def _unapplied_win(snapshot: Snapshot) -> Experiment | None:
 def _roll_back_or_halt(snapshot: Snapshot, why: str) -> Action:
     """An applied value under which the job no longer runs is taken back at once, no statistics."""
     newest = snapshot.memory.applications[-1] if snapshot.memory.applications else None
-    if newest is None or newest.kind is not ApplicationKind.APPLIED or newest.knobs != snapshot.knobs:
+    if newest is None or newest.kind is ApplicationKind.ROLLED_BACK or newest.knobs != snapshot.knobs:
         return Halt(sentence=why, failed=True)
     experiment = next((e for e in snapshot.experiments if e.name == newest.experiment), None)
     if experiment is None:

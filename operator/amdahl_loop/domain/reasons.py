@@ -26,6 +26,8 @@ class Reason(StrEnum):
     """The job has run to its end."""
     JOB_FAILED = "JobFailed"
     """The job's pods failed for good."""
+    CRASH_LOOPING = "CrashLooping"
+    """The program ends again and again, and no value of the loop's is to blame."""
     RUNNING = "Running"
     """The job has neither ended nor failed."""
 

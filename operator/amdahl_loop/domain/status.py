@@ -16,7 +16,7 @@ from amdahl_loop.domain.api.training_job import (
     TrainingJobStatus,
     VerdictReport,
 )
-from amdahl_loop.domain.applying import Conflict, chain_of
+from amdahl_loop.domain.applying import chain_of
 from amdahl_loop.domain.bank import Balance
 from amdahl_loop.domain.conditions import Facts, find, update_conditions
 from amdahl_loop.domain.knob_values import KnobName, KnobValue
@@ -56,7 +56,7 @@ def describe(facts: Facts, before: TrainingJobStatus, generation: int, now_s: fl
         return status
     running = open_experiment(snapshot.experiments)
     update: dict[str, object] = {
-        "effective_knobs": report_knobs(snapshot, is_withheld=isinstance(facts.decision, Conflict)),
+        "effective_knobs": report_knobs(snapshot),
         "active_experiment": None if running is None else running.name,
         "last_verdicts": report_verdicts(snapshot),
     }
@@ -95,21 +95,17 @@ def _report_review(review: Review) -> dict[str, object]:
     }
 
 
-def report_knobs(snapshot: Snapshot, is_withheld: bool = False) -> tuple[EffectiveKnob, ...]:
-    """Every declared knob with the value that runs, where it stands and which experiment proved it.
-
-    `is_withheld`: the mode wants proven values in the spec or nowhere, and they cannot be written there.
-    """
+def report_knobs(snapshot: Snapshot) -> tuple[EffectiveKnob, ...]:
+    """Every declared knob with the value that runs, where it stands and which experiment proved it."""
     declared = snapshot.job.spec.knobs
-    in_force = declared if is_withheld else snapshot.knobs
     return tuple(
         EffectiveKnob(
             name=knob,
             value=write_knob(value),
             source=KnobSource.SPEC if declared.get(knob) == value else KnobSource.OVERLAY,
-            experiment=None if is_withheld else _prover(snapshot, knob, value),
+            experiment=_prover(snapshot, knob, value),
         )
-        for knob, value in in_force.declared().items()
+        for knob, value in snapshot.knobs.declared().items()
     )
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from amdahl_loop.adapters.kube.client import Cause, KubeClient, Refused
 from amdahl_loop.adapters.kube.jobs import SeenJob, see
 from amdahl_loop.adapters.kube.kinds import Kind, Object
-from amdahl_loop.domain.applying import Decision, WriteSpec, decide
+from amdahl_loop.domain.applying import Decision, WriteSpec, decide, hold
 from amdahl_loop.domain.knob_values import KnobName
 from amdahl_loop.domain.ledger import Application
 from amdahl_loop.domain.stewards import Claim
@@ -26,14 +26,13 @@ _FIELD = re.compile(r"^\.?spec\.knobs\.(?P<knob>[A-Za-z]+)$")
 class Synced:
     """What was decided about the spec, and what came of it.
 
-    `seen` is the job as it stands after a write, None where nothing was written. `refused` is the server's refusal of a
-    write for another reason than ownership: the job changed meanwhile (then the next pass decides anew), or the value
-    is not allowed.
+    `seen` is the job as it stands after a write, None where nothing was written. `outdated`: the job changed meanwhile,
+    and the next pass decides anew.
     """
 
     decision: Decision
     seen: SeenJob | None = None
-    refused: Refused | None = None
+    outdated: bool = False
 
 
 async def sync_spec(client: KubeClient, seen: SeenJob, mode: Mode, applications: Sequence[Application]) -> Synced:
@@ -51,9 +50,10 @@ async def sync_spec(client: KubeClient, seen: SeenJob, mode: Mode, applications:
         if not isinstance(decision, WriteSpec):
             return Synced(decision=decision)
         answer = await _apply(client, seen, decision)
-    if isinstance(answer, Refused):
-        return Synced(decision=decision, refused=answer)
-    return Synced(decision=decision, seen=see(answer))
+    if not isinstance(answer, Refused):
+        return Synced(decision=decision, seen=see(answer))
+    is_outdated = answer.is_outdated or answer.is_gone
+    return Synced(decision=decision if is_outdated else hold(mode, decision, answer.message), outdated=is_outdated)
 
 
 async def _apply(client: KubeClient, seen: SeenJob, decision: WriteSpec) -> Object | Refused:

@@ -11,6 +11,7 @@ from amdahl_loop.domain.api.conditions import ConditionStatus, ExperimentConditi
 from amdahl_loop.domain.api.experiment import MAX_EXPERIMENT_BYTES, Block, ExperimentStatus
 from amdahl_loop.domain.api.plans import write_plan
 from amdahl_loop.domain.api.records import StoredExperiment
+from amdahl_loop.domain.api.training_job import ObservationReport
 from amdahl_loop.domain.api.wire import to_wire
 from amdahl_loop.domain.children import CLOSED_LABEL, FAMILY_LABEL, FINGERPRINT_LABEL, JOB_UID_LABEL
 from amdahl_loop.domain.experiments import Plan
@@ -20,7 +21,7 @@ PAGE = 50
 NO_ROOM = "no room for its summary"
 BARE_BLOCK_BYTES = 320
 """A block without evidence, and the server's record of who wrote it."""
-OTHER_BYTES = 13 * 1024
+OTHER_BYTES = 16 * 1024
 """Sixteen applications and thirty-two losses at their longest."""
 CLOSED_BYTES = OTHER_BYTES + 10 * 1024
 """The same, and a verdict with all its votes and vetoes at their longest."""
@@ -28,9 +29,9 @@ CLOSED_BYTES = OTHER_BYTES + 10 * 1024
 _log = logging.getLogger(__name__)
 
 
-def render(plan: Plan, namespace: str) -> Object:
-    """The object that records a plan. No owner: the ledger outlives the jobs."""
-    body = write_plan(plan)
+def render(plan: Plan, namespace: str, observation: ObservationReport | None = None) -> Object:
+    """The object that records a plan and the measurement it was made from. No owner: the ledger outlives the jobs."""
+    body = write_plan(plan, observation)
     body["metadata"] |= {
         "namespace": namespace,
         "labels": {

@@ -15,6 +15,7 @@ from amdahl_loop.adapters.kube.jobs import SeenJob, see
 from amdahl_loop.adapters.kube.kinds import Kind, Object
 from amdahl_loop.domain.api import records
 from amdahl_loop.domain.api.experiment import ExperimentStatus, Reservation
+from amdahl_loop.domain.api.parts import MAX_PHRASE, clip
 from amdahl_loop.domain.api.records import StoredExperiment, Unreadable, read_experiment
 from amdahl_loop.domain.api.training_job import read_observation, report_observation
 from amdahl_loop.domain.api.wire import to_wire
@@ -129,7 +130,7 @@ class KubeLedger:
     async def add_plan(self, plan: Plan) -> None:
         """Create the plan's Experiment; the same plan twice is no error, another one under its name is."""
         key = Key(self.seen.namespace, plan.name)
-        body = render(plan, key.namespace)
+        body = render(plan, key.namespace, self.seen.status.observation)
         self._index.expect(key, plan.job_uid)
         answer = await self._client.create(Kind.EXPERIMENT, key.namespace, body)
         if not isinstance(answer, Refused):
@@ -194,13 +195,14 @@ class KubeLedger:
         """
         others = [a for stored in self._recalled.values() for a in stored.applications]
         least_s = max((other.at_s + STEP_S for other in others), default=0.0)
-        written = application.model_copy(update={"at_s": max(application.at_s, least_s)})
+        kept = application.model_copy(update={"failing": clip(application.failing, MAX_PHRASE)})
+        written = kept.model_copy(update={"at_s": max(application.at_s, least_s)})
         recalled = self._recalled.get(application.experiment)
 
         def append(stored: StoredExperiment) -> ExperimentStatus:
             newest = stored.applications[-1:]
-            is_repeated = [a.model_copy(update={"at_s": application.at_s}) for a in newest] == [application]
-            if is_repeated or application in stored.applications:
+            is_repeated = [a.model_copy(update={"at_s": application.at_s}) for a in newest] == [kept]
+            if is_repeated or kept in stored.applications:
                 return stored.status
             if recalled is not None and recalled.applications != stored.applications:
                 raise ApiUnavailable(f"applications of {application.experiment} have changed since they were recalled")

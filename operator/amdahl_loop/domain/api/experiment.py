@@ -10,8 +10,9 @@ from pydantic import ConfigDict, Field
 
 from amdahl_loop.domain.api.conditions import ExperimentCondition, ExperimentConditionType
 from amdahl_loop.domain.api.kinds import AGE, Column, Kind, short_name
-from amdahl_loop.domain.api.parts import Fingerprint, KnobText, ObjectName, Reported, Sentence, Summary
+from amdahl_loop.domain.api.parts import Fingerprint, KnobText, ObjectName, Phrase, Reported, Sentence, Summary
 from amdahl_loop.domain.api.timestamps import Timestamp
+from amdahl_loop.domain.api.training_job import ObservationReport
 from amdahl_loop.domain.blocks import Stage
 from amdahl_loop.domain.constants import Constants
 from amdahl_loop.domain.hypotheses import Source
@@ -143,6 +144,8 @@ class ExperimentSpec(Frozen):
     """Memory limit of the trainer container in MiB, where there is one."""
     seed: Annotated[int, Field(ge=0, le=2**53)]
     """Seed that every order, seed and offset of the blocks was drawn from."""
+    observation: ObservationReport | None = None
+    """Measurement of the job that the plan was made from: with it the plan can be derived anew when the job is gone."""
     blocks: Annotated[tuple[PlannedBlock, ...], Field(min_length=1, max_length=MAX_BLOCKS), keyed_by("name")]
     """Every block that may be needed, spares included."""
 
@@ -200,6 +203,8 @@ class ApplicationReport(Reported):
     """What the job's spec said at that time."""
     knobs: Knobs
     """Values in force from then on."""
+    failing: Phrase = ""
+    """What was reported of the job itself, where that is why the values were taken back."""
 
 
 Finished = Annotated[

@@ -14,6 +14,7 @@ from amdahl_loop.domain.api.experiment import (
 )
 from amdahl_loop.domain.api.kinds import GROUP, VERSION
 from amdahl_loop.domain.api.parts import read_knob, write_knob
+from amdahl_loop.domain.api.training_job import ObservationReport
 from amdahl_loop.domain.api.wire import to_wire
 from amdahl_loop.domain.blocks import BlockSpec
 from amdahl_loop.domain.children import read_run
@@ -25,8 +26,8 @@ _SHARED = tuple(name for name in Plan.model_fields if name not in _OWN_WORDS)
 """Fields that plan and spec hold alike."""
 
 
-def write_plan(plan: Plan) -> dict[str, Any]:
-    """The Experiment object that records a plan; namespace and labels are the caller's."""
+def write_plan(plan: Plan, observation: ObservationReport | None = None) -> dict[str, Any]:
+    """The Experiment object that records a plan and what it was made from; namespace and labels are the caller's."""
     shared = {name: getattr(plan, name) for name in _SHARED}
     spec = ExperimentSpec(
         plan_hash=plan.hash,
@@ -34,6 +35,7 @@ def write_plan(plan: Plan) -> dict[str, Any]:
             changes=tuple(_plan_change(change) for change in plan.hypothesis.changes),
             **plan.hypothesis.model_dump(exclude={"changes"}),
         ),
+        observation=observation,
         blocks=tuple(_plan_block(block) for block in plan.blocks),
         **shared,
     )

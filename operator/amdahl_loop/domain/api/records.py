@@ -21,6 +21,7 @@ from amdahl_loop.domain.api.experiment import (
 )
 from amdahl_loop.domain.api.plans import read_plan
 from amdahl_loop.domain.api.timestamps import to_epoch_s, to_timestamp
+from amdahl_loop.domain.api.training_job import ObservationReport
 from amdahl_loop.domain.api.wire import from_wire, to_wire
 from amdahl_loop.domain.assessment import percent
 from amdahl_loop.domain.blocks import BlockSpec, Stage, holdout_block
@@ -46,6 +47,8 @@ class StoredExperiment(Frozen):
     closed_at_s: float | None = None
     applications: tuple[Application, ...] = ()
     status: ExperimentStatus = ExperimentStatus()
+    observation: ObservationReport | None = None
+    """What the plan was made from."""
 
 
 class Unreadable(Frozen):
@@ -131,6 +134,7 @@ def add_application(status: ExperimentStatus, application: Application) -> Exper
         fingerprint=application.fingerprint,
         declared=application.declared,
         knobs=application.knobs,
+        failing=application.failing,
     )
     if written in status.applications:
         return status
@@ -165,6 +169,7 @@ def read_experiment(document: Mapping[str, Any]) -> StoredExperiment | Unreadabl
         closed_at_s=closed_at_s,
         applications=applications,
         status=status,
+        observation=spec.observation,
     )
 
 
@@ -199,6 +204,7 @@ def _read_application(plan: Plan, report: ApplicationReport) -> Application:
         experiment=plan.name,
         declared=report.declared,
         knobs=report.knobs,
+        failing=report.failing,
     )
 
 

@@ -41,7 +41,7 @@ MAX_JOB_NAME = 58
 _BLOCK = re.compile(
     r"(?P<experiment>.+)-(?:(?P<stage>[pdsnh])(?P<index>\d+)|r(?P<check>\d+)-(?P<number>\d+))(?:-t\d+)?"
 )
-_OBSERVATION = re.compile(r".+-[0-9a-f]{8}-o\d+")
+_OBSERVATION = re.compile(r".+-[0-9a-f]{8}-o(?P<number>\d+)")
 _STAGES = {stage.value[0]: stage for stage in Stage}
 
 
@@ -67,6 +67,12 @@ def read_run(run: str) -> BlockRun | None:
 def is_observation(run: str) -> bool:
     """Whether a run's name is that of an observation."""
     return _OBSERVATION.fullmatch(run) is not None
+
+
+def observation_number(run: str) -> int:
+    """Which observation of its job a run is, from 0; -1 where its name is no observation's."""
+    match = _OBSERVATION.fullmatch(run)
+    return -1 if match is None else int(match["number"])
 
 
 def fit(stem: str, suffix: str = "", limit: int = MAX_NAME) -> str:

@@ -19,6 +19,7 @@ from amdahl_loop.domain.actions import (
     Wait,
 )
 from amdahl_loop.domain.blocks import BlockSpec, Stage
+from amdahl_loop.domain.children import observation_number
 from amdahl_loop.domain.design import design_plan
 from amdahl_loop.domain.diagnosis import Diagnosis, diagnose, weigh_cadence
 from amdahl_loop.domain.experiments import Experiment
@@ -162,7 +163,8 @@ def next_action(snapshot: Snapshot) -> Action:
 
 def _observation_request(snapshot: Snapshot) -> RunRequest:
     constants = PROFILES[snapshot.job.spec.tuning.profile]
-    count = len(snapshot.memory.observations)
+    known = snapshot.memory.observations
+    count = max([len(known), *(1 + observation_number(seen.run) for seen in known)])  # a cluster keeps the newest alone
     name = f"{snapshot.job.metadata.name[:41].rstrip('-')}-{snapshot.fingerprint[:8]}-o{count}"
     return observation_request(name, snapshot.knobs, constants, OBSERVATION_SEED)
 

@@ -7,7 +7,7 @@ import pytest
 
 from amdahl_loop.adapters.kube.client import ApiUnavailable
 from amdahl_loop.adapters.kube.kinds import Kind
-from amdahl_loop.adapters.kube.probe import Probe, pack_probe, place_probe, sweep_probes
+from amdahl_loop.adapters.kube.probe import Probe, pack_probe, place_probe
 from amdahl_loop.adapters.kube.transport import Answer, Request, UnreachableError
 from amdahl_loop.domain.knob_values import Knobs
 from amdahl_loop.domain.reasons import Reason
@@ -316,7 +316,7 @@ def make_template_model(image: str) -> Any:
 
 
 def test_another_version_of_the_operator_replaces_no_job(api_server: Cluster, api_namespace: str) -> None:
-    """A new probe reaches new Jobs only; the old probe stays as long as a Job mounts it, and is swept after."""
+    """A new probe reaches new Jobs only; an older one stays as long as a Job mounts it, and is swept when the next is placed."""
 
     async def scenario(scene: Scene) -> None:
         job, old = await scene.create_job(spec=spec()), scene.probe
@@ -327,10 +327,13 @@ def test_another_version_of_the_operator_replaces_no_job(api_server: Cluster, ap
         await scene.settle(job)
         assert scene.transport.writes == []
         await place_probe(scene.client, scene.namespace, scene.probe)
-        assert await sweep_probes(scene.client, scene.namespace, scene.probe) == ()
+        assert {old.name, scene.probe.name} <= (await scene.objects(Kind.CONFIG_MAP)).keys()
         running = (await scene.objects(Kind.JOB))["pydocs-r0"]["metadata"]
         assert await scene.client.delete(Kind.JOB, scene.namespace, "pydocs-r0", running["uid"]) is True
-        assert await sweep_probes(scene.client, scene.namespace, scene.probe) == (old.name,)
+        third = Probe(b"the zip of the version after that")
+        await place_probe(scene.client, scene.namespace, third)
+        probes = {name for name in await scene.objects(Kind.CONFIG_MAP) if name.startswith("amdahl-probe-")}
+        assert probes == {third.name}
 
     play(api_server, api_namespace, scenario)
 

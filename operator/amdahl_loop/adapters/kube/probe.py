@@ -59,12 +59,16 @@ def pack_probe() -> Probe:
 
 
 async def place_probe(client: KubeClient, namespace: str, probe: Probe) -> bool | Refused:
-    """Create or find the probe's ConfigMap. True: created now; False: it was there; Refused: it cannot be used."""
+    """Create or find the probe's ConfigMap. True: created now; False: it was there; Refused: it cannot be used.
+
+    A probe that is new in a namespace takes the place of older versions: those that no Job mounts are swept.
+    """
     wanted = probe.render(namespace)
     present = await client.get(Kind.CONFIG_MAP, namespace, probe.name)
     if present is None:
         made = await client.create(Kind.CONFIG_MAP, namespace, wanted)
         if not isinstance(made, Refused):
+            await _sweep_probes(client, namespace, probe)
             return True
         present = await client.get(Kind.CONFIG_MAP, namespace, probe.name) if made.is_taken else None
         if present is None:
@@ -80,20 +84,16 @@ async def place_probe(client: KubeClient, namespace: str, probe: Probe) -> bool 
     )
 
 
-async def sweep_probes(client: KubeClient, namespace: str, present: Probe) -> tuple[str, ...]:
-    """Delete probes of other versions that no Job of ours mounts any more; returns their names."""
-    old = [
-        m async for m in client.list(Kind.CONFIG_MAP, namespace, PROBE_LABEL) if m["metadata"]["name"] != present.name
-    ]
+async def _sweep_probes(client: KubeClient, namespace: str, present: Probe) -> None:
+    """Delete probes of other versions that no Job of ours mounts any more."""
+    found = client.list(Kind.CONFIG_MAP, namespace, PROBE_LABEL)
+    old = [item["metadata"] async for item in found if item["metadata"]["name"] != present.name]
     if not old:
-        return ()
+        return
     used = {name async for job in client.list(Kind.JOB, namespace, JOB_LABEL) for name in _mounted(job)}
-    swept = []
-    for item in old:
-        name = item["metadata"]["name"]
-        if name not in used and await client.delete(Kind.CONFIG_MAP, namespace, name, item["metadata"]["uid"]) is True:
-            swept.append(name)
-    return tuple(swept)
+    for metadata in old:
+        if metadata["name"] not in used:
+            await client.delete(Kind.CONFIG_MAP, namespace, metadata["name"], metadata["uid"])
 
 
 def _mounted(job: Object) -> list[str]:

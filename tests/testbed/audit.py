@@ -21,6 +21,8 @@ class Request:
     status: int
     user_agent: str
     is_dry_run: bool
+    is_forbidden: bool  # by the authorizer; admission refuses with 403 as well, and that is another matter
+    granted_by: str  # the authorizer's own words: which binding of which role let it through
 
     @property
     def right(self) -> tuple[str, str, str]:
@@ -40,7 +42,7 @@ def read_requests(log: Path, user: str | None = None) -> Iterator[Request]:
 
 
 def _parse(event: dict[str, Any]) -> Request:
-    target = event.get("objectRef", {})
+    target, notes = event.get("objectRef", {}), event.get("annotations", {})
     resource, subresource = target.get("resource", ""), target.get("subresource", "")
     return Request(
         user=event["user"]["username"],
@@ -53,4 +55,6 @@ def _parse(event: dict[str, Any]) -> Request:
         status=event.get("responseStatus", {}).get("code", 0),
         user_agent=event.get("userAgent", ""),
         is_dry_run="dryRun=" in event["requestURI"],
+        is_forbidden=notes.get("authorization.k8s.io/decision") == "forbid",
+        granted_by=notes.get("authorization.k8s.io/reason", ""),
     )

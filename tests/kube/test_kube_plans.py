@@ -60,9 +60,9 @@ def test_a_window_runs_what_a_kubelet_would_have_run(env: list[tuple[str, str]],
         there = kubelet_environment({"env": knobs + own}, {"POD": "pod-7"})
         got = window_environment(plan, environment, window)
         assert {name: got[name] for name in there} == there
-        visible = {**plan.env, **window.env}
-        wanted = [expand(word, {name: there[name] for name in there if name in visible}) for word in command]
-        assert [supervisor.expand(word, visible) for word in plan.command] == wanted
+        inherited = {name: environment[name] for name in plan.inherit if name in environment}
+        visible = {**inherited, **plan.env, **window.env}
+        assert [supervisor.expand(word, visible) for word in plan.command] == [expand(word, there) for word in command]
 
 
 def test_a_plan_survives_the_kubelet() -> None:
@@ -157,3 +157,26 @@ def test_the_plan_is_last_and_sees_no_other_variable() -> None:
     assert list(env_of(trainer_in(body)))[-1] == "AMDAHL_PLAN"
     raw = env_of(trainer_in(body))["AMDAHL_PLAN"]
     assert json.loads(expand(raw, {"A": '"}'}))["command"] == ["$(A)", "$$(A)"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "inherited"),
+    [
+        pytest.param({}, ["JOB_COMPLETION_INDEX", "TRAINING_SERVICE_HOST"], id="what Kubernetes tells every container"),
+        pytest.param(
+            {"env": [{"name": "POD", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}]},
+            ["JOB_COMPLETION_INDEX", "POD", "TRAINING_SERVICE_HOST"],
+            id="what the template names",
+        ),
+        pytest.param(
+            {"envFrom": [{"configMapRef": {"name": "c"}}]},
+            ["JOB_COMPLETION_INDEX", "PATH", "POD", "TRAINING_SERVICE_HOST"],
+            id="anything, where a ConfigMap is poured in",
+        ),
+    ],
+)
+def test_the_command_may_refer_to_what_a_kubelet_knows(fields: dict[str, Any], inherited: list[str]) -> None:
+    """Filled in by the supervisor; a variable of the image alone stays as it is written."""
+    command = ["python", "$(JOB_COMPLETION_INDEX)", "$(POD)", "$(PATH)", "$(TRAINING_SERVICE_HOST)", "$$(ESCAPED)"]
+    plan, _ = read_plan(render_for(make_cluster_job(make_template(command=command, **fields))))
+    assert list(plan.inherit) == inherited

@@ -1,6 +1,7 @@
 """How does the probe travel? As one zip, the same bytes for the same sources, named after its content.
 
 `PYTHONPATH=<zip>` is all a process needs: the zip holds the package and, at its root, the `sitecustomize` that enters.
+Run as a script, `python <zip>` is the supervisor.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ def build(out_dir: Path) -> Path:
 def _sources() -> Dict[str, bytes]:
     package = Path(__file__).parent
     files = {f"amdahl_probe/{path.name}": path.read_bytes() for path in sorted(package.glob("*.py"))}
-    files["sitecustomize.py"] = (package / "entry" / "sitecustomize.py").read_bytes()
-    return files
+    entry = {path.name: path.read_bytes() for path in sorted((package / "entry").glob("*.py"))}
+    return {**files, **entry}
 
 
 def _zip(files: Dict[str, bytes]) -> bytes:

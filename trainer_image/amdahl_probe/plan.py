@@ -51,13 +51,14 @@ class Window:
 
 
 class Plan(NamedTuple):
-    """One block."""
+    """One block. `inherit`: variables of the supervisor's own that the command may refer to, beside the plan's."""
 
     run: str
     is_live: bool
     command: Tuple[str, ...]
     cwd: Path
     env: Mapping[str, str]
+    inherit: Tuple[str, ...]
     probe: str
     directory: Path
     startup_timeout_s: float
@@ -87,6 +88,7 @@ def parse(text: str) -> Plan:
         command=tuple(fields.take("command", _texts)),
         cwd=Path(fields.take("cwd", _text)),
         env=fields.take("env", _environment, {}),
+        inherit=tuple(fields.take("inherit", _texts, [])),
         probe=fields.take("probe", _text),
         directory=Path(fields.take("dir", _text)),
         startup_timeout_s=fields.take("startup_timeout_s", _seconds),

@@ -129,7 +129,8 @@ class Supervisor:
         directory = self._plan.directory / f"telemetry-{self._launches}-{window.name}"
         directory.mkdir()
         env = self._build_environment(window, directory)
-        visible = {**self._plan.env, **window.env}
+        inherited = {name: self._environ[name] for name in self._plan.inherit if name in self._environ}
+        visible = {**inherited, **self._plan.env, **window.env}
         command = [plans.expand(word, visible) for word in self._plan.command]
         log_path = self._plan.directory / f"window-{window.name}.log"
         return Session(Launch(command, self._plan.cwd, env, log_path), Tail(directory))

@@ -2,7 +2,8 @@
 
 The kubelet expands `$(NAME)` once, for the whole container; a block needs it once a window. So the command travels
 unexpanded inside the plan, and variables of the user's that depend on a knob are expanded here for each window. What
-only the kubelet knows (Secrets, the pod's own fields) stays in the container's environment, which windows inherit.
+only the kubelet knows (Secrets, the pod's own fields) stays in the container's environment, which windows inherit; the
+supervisor fills in those that the command refers to.
 """
 
 import json
@@ -33,6 +34,10 @@ DEVICE_MASKS = {"nvidia.com/gpu": "CUDA_VISIBLE_DEVICES", "amd.com/gpu": "HIP_VI
 """How the devices that an arm does not use are hidden from it."""
 
 _REFERENCE = re.compile(r"\$(?:\$|\(([^)]*)\))")
+_OF_RANKS = frozenset({"JOB_COMPLETION_INDEX", "PET_NODE_RANK"})
+"""What Kubernetes tells each pod of an Indexed Job, the one by its own variable and the other by ours."""
+_SERVICE_LINK = re.compile(r"[A-Z0-9_]+_(SERVICE_(HOST|PORT)(_[A-Z0-9_]+)?|PORT(_\d+_(TCP|UDP|SCTP)(_[A-Z]+)?)?)")
+"""Variables by which a kubelet tells of the namespace's Services."""
 
 
 class PlanError(ValueError):
@@ -56,6 +61,7 @@ def encode_plan(
         "command": [*trainer.command, *trainer.args],
         "cwd": trainer.working_dir if trainer.working_dir.startswith("/") else SAME_FOLDER,
         "env": {**shared, **TRACKERS_OFF},
+        "inherit": list(_list_inherited(trainer)),
         "probe": PROBE_PATH,
         "dir": f"{RUN_FOLDER}/block",
         "startup_timeout_s": request.startup_timeout_s,
@@ -73,6 +79,20 @@ def encode_plan(
             f"{MAX_PLAN_BYTES}; put long texts into a ConfigMap that the container mounts"
         )
     return text
+
+
+def _list_inherited(trainer: Container) -> tuple[str, ...]:
+    """Names that the command refers to and that a kubelet may know: what an image sets itself is never expanded."""
+    declared = {variable.name for variable in trainer.env}
+    has_unlisted = bool((trainer.model_extra or {}).get("envFrom"))
+    named = {name for word in (*trainer.command, *trainer.args) for name in _REFERENCE.findall(word) if name}
+    return tuple(
+        sorted(
+            name
+            for name in named
+            if name in declared or name in _OF_RANKS or has_unlisted or _SERVICE_LINK.fullmatch(name)
+        )
+    )
 
 
 def _plan_window(

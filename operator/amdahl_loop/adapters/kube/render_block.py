@@ -10,6 +10,7 @@ from amdahl_loop.adapters.kube.kinds import Object
 from amdahl_loop.adapters.kube.placement import Placement, affine
 from amdahl_loop.adapters.kube.plans import GRACE_S, PLAN_VARIABLE, encode_plan
 from amdahl_loop.adapters.kube.render import (
+    PROBE_PATH,
     child_metadata,
     count_devices,
     dump_template,
@@ -21,7 +22,6 @@ from amdahl_loop.adapters.kube.render import (
     set_devices,
     trainer_of,
     variable,
-    with_probe_path,
 )
 from amdahl_loop.adapters.kube.volumes import add_scratch, close_volumes, is_shared, scratch_targets
 from amdahl_loop.domain.children import (
@@ -178,7 +178,8 @@ def _supervise(job: TrainingJob, request: RunRequest, name: str, pod: Object, pl
     for field in ("args", "livenessProbe", "readinessProbe", "startupProbe", "lifecycle"):
         trainer.pop(field, None)
     python = job.spec.tuning.trial.python
-    trainer["command"] = [python, "-m", "amdahl_probe.supervise", "--plan-env", PLAN_VARIABLE]
+    # Run as a script, without `site`: the image's own PYTHONPATH stays, and none of the user's start-up code runs here.
+    trainer["command"] = [python, "-S", PROBE_PATH, "--plan-env", PLAN_VARIABLE]
     first = request.windows[0].environment | {"AMDAHL_TRIAL": "1", "AMDAHL_REPLICAS": str(job.spec.replicas)}
     first |= rendezvous(job, name, pod) | rendezvous_ports(job, request.run)
     own = [item for item in trainer.get("env") or () if item["name"] not in TRACKERS_OFF]
@@ -189,6 +190,6 @@ def _supervise(job: TrainingJob, request: RunRequest, name: str, pod: Object, pl
     trainer["env"] = [
         *(variable(key, value) for key, value in first.items()),
         *([node_rank_variable()] if job.spec.replicas > 1 else []),
-        *with_probe_path(own),
+        *own,
         *(variable(key, value) for key, value in last.items()),
     ]

@@ -381,9 +381,10 @@ def test_scratch_paths_that_cannot_be(path: str, why: str) -> None:
 
 
 def test_labels_of_the_user_do_not_follow_into_a_trial() -> None:
-    """But for the queue, and never with the queue's priority."""
+    """But for the queue, and never with the queue's priority; no finalizer keeps a trial from going."""
     queue = {"kueue.x-k8s.io/queue-name": "q", "kueue.x-k8s.io/priority-class": "high", "app": "x"}
-    template = make_template() | {"metadata": {"labels": queue, "annotations": {"keep": "me"}}}
+    metadata = {"labels": queue, "annotations": {"keep": "me"}, "finalizers": ["example.com/hold"]}
+    template = make_template() | {"metadata": metadata}
     body = render_for(make_cluster_job(template, labels=queue))
     ours = {
         "amdahl-loop.io/job": "pydocs",
@@ -393,6 +394,25 @@ def test_labels_of_the_user_do_not_follow_into_a_trial() -> None:
     }
     assert body["metadata"]["labels"] == ours
     assert body["spec"]["template"]["metadata"] == {"labels": ours, "annotations": {"keep": "me"}}
+
+
+def test_a_trial_has_no_identity() -> None:
+    """Tokens and certificates of the pod are left out of its volumes; what else is projected stays, and so do mounts."""
+    sources = [
+        {"serviceAccountToken": {"path": "token"}},
+        {"configMap": {"name": "c"}},
+        {"secret": {"name": "s"}},
+        {"podCertificate": {"keyType": "ED25519", "signerName": "example.com/me"}},
+    ]
+    volumes = [{"name": "v", "projected": {"sources": sources}}, {"name": "w", "projected": {"defaultMode": 0o400}}]
+    mounts = [{"name": "v", "mountPath": "/var/run/secrets/me"}]
+    template = make_template({"volumes": volumes}, volumeMounts=mounts)
+    pod = pod_of(render_for(make_cluster_job(template)))
+    assert pod["volumes"][0]["projected"] == {"sources": [{"configMap": {"name": "c"}}, {"secret": {"name": "s"}}]}
+    assert pod["volumes"][1]["projected"] == {"defaultMode": 0o400}
+    assert mounts[0] in trainer_in({"spec": {"template": {"spec": pod}}})["volumeMounts"]
+    running = pod_of(render_job(make_cluster_job(template), 0, PROBE))
+    assert running["volumes"][0]["projected"]["sources"] == sources
 
 
 def test_the_jobs_own_labels_follow_where_they_name_a_queue() -> None:
@@ -462,6 +482,16 @@ def test_a_job_of_one_pod_gets_no_rendezvous() -> None:
             make_template(volumeMounts=[{"name": "v", "mountPath": "/amdahl/run"}]),
             "volumeMounts /amdahl/run",
             id="mount",
+        ),
+        pytest.param(
+            make_template() | {"metadata": {"labels": {"amdahl-loop.io/experiment": "mine"}}},
+            "metadata.labels amdahl-loop.io/experiment",
+            id="label: trials of others would keep away from the pod's node",
+        ),
+        pytest.param(
+            make_template() | {"metadata": {"annotations": {"amdahl-loop.io/declared": "0"}}},
+            "metadata.annotations amdahl-loop.io/declared",
+            id="annotation",
         ),
     ],
 )

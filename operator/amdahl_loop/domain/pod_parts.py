@@ -15,6 +15,17 @@ from amdahl_loop.domain.template import PodTemplate
 Present = dict[str, Any] | None
 """An object of which only the presence matters."""
 
+PRIVATE_VOLUMES = frozenset({"emptyDir", "ephemeral", "configMap", "secret", "downwardAPI", "projected"})
+"""Kinds that are the pod's own, or read-only by nature."""
+IMMUTABLE_VOLUMES = frozenset({"image"})
+"""Kinds that cannot be written to, and whose mounts say so."""
+CLOSABLE_VOLUMES = frozenset(
+    {"persistentVolumeClaim", "csi", "nfs", "iscsi", "cephfs", "rbd", "glusterfs", "fc", "flexVolume"}
+    | {"azureDisk", "azureFile", "awsElasticBlockStore", "gcePersistentDisk", "cinder"}
+    | {"portworxVolume", "quobyte", "scaleIO", "storageos"}
+)
+"""Kinds with a `readOnly` of their own."""
+
 
 class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore", alias_generator=to_camel, populate_by_name=True)
@@ -78,6 +89,26 @@ class Port(Named):
     host_port: int | None = None
 
 
+class Target(_Part):
+    """Whom a request of the kubelet's goes to."""
+
+    host: str | None = None
+
+
+class Handler(_Part):
+    """A probe or a hook; one that names a host makes the kubelet call out."""
+
+    http_get: Target | None = None
+    tcp_socket: Target | None = None
+
+
+class Lifecycle(_Part):
+    """Hooks of a container."""
+
+    post_start: Handler | None = None
+    pre_stop: Handler | None = None
+
+
 class ContainerPart(Named):
     """One container, initialising or not."""
 
@@ -85,6 +116,11 @@ class ContainerPart(Named):
     env_from: tuple[dict[str, Any], ...] | None = None
     ports: tuple[Port, ...] | None = None
     security_context: SecurityContext | None = None
+    volume_devices: tuple[Named, ...] | None = None
+    liveness_probe: Handler | None = None
+    readiness_probe: Handler | None = None
+    startup_probe: Handler | None = None
+    lifecycle: Lifecycle | None = None
 
 
 class ProjectedSource(_Part):
@@ -110,11 +146,17 @@ class ClaimSource(_Part):
 class Volume(Named):
     """One volume."""
 
+    model_config = ConfigDict(extra="allow")
     host_path: Present = None
     secret: Present = None
     csi: Present = None
     projected: Projected | None = None
     persistent_volume_claim: ClaimSource | None = None
+
+    @property
+    def kinds(self) -> frozenset[str]:
+        """The kinds that it is declared to be of; Kubernetes takes exactly one."""
+        return frozenset(self.model_dump(by_alias=True, exclude_unset=True)) - {"name"}
 
 
 class ResourceClaim(Named):

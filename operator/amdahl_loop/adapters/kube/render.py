@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from amdahl_loop.adapters.kube.kinds import Object
-from amdahl_loop.domain.children import JOB_LABEL, rank_host, service_name
+from amdahl_loop.domain.children import JOB_LABEL, PREFIX, rank_host, service_name
 from amdahl_loop.domain.knob_values import KnobName, environment_name
 from amdahl_loop.domain.knobs import CATALOGUE, KnobKind
 from amdahl_loop.domain.resources import API_VERSION, TrainingJob
@@ -36,13 +36,20 @@ S1_KNOBS = frozenset(name for name, spec in CATALOGUE.items() if spec.kind is Kn
 
 def find_clashes(job: TrainingJob) -> tuple[str, ...]:
     """What in a template bears names that are the loop's own; a line each with the fix."""
-    pod: dict[str, Any] = job.spec.template.spec.model_dump(mode="json", by_alias=True)
+    template = dump_template(job)
+    pod, metadata = template["spec"], template.get("metadata") or {}
     trainer = trainer_of(pod)
     field = f"spec.template.spec.containers[{TRAINER_CONTAINER}]"
     names = [str(volume.get("name", "")) for volume in pod.get("volumes") or ()]
     variables = [item["name"] for item in trainer.get("env") or ()]
     paths = [f"{mount.get('mountPath', '')}".rstrip("/") for mount in trainer.get("volumeMounts") or ()]
+    marks = [(kind, name) for kind in ("labels", "annotations") for name in metadata.get(kind) or ()]
     return (
+        *(
+            f"spec.template.metadata.{kind} {name}: names beginning with {PREFIX} are the loop's; remove it"
+            for kind, name in marks
+            if name.startswith(PREFIX)
+        ),
         *(
             f"spec.template.spec.volumes {name}: names beginning with {OUR_VOLUMES} are the loop's; rename it"
             for name in names

@@ -55,6 +55,7 @@ BLOCK_QUEUE_LABELS = tuple(name for name in QUEUE_LABELS if not name.endswith("/
 
 PATHS = (
     "metadata.labels",
+    "metadata.finalizers",
     "spec.restartPolicy",
     "spec.activeDeadlineSeconds",
     "spec.terminationGracePeriodSeconds",
@@ -68,6 +69,7 @@ PATHS = (
     "spec.affinity.nodeAffinity",
     "spec.affinity.podAntiAffinity",
     "spec.volumes[].*.readOnly",
+    "spec.volumes[].projected.sources",
     "spec.volumes[amdahl-*]",
     "spec.containers[].volumeMounts[].readOnly",
     "spec.initContainers[].volumeMounts[].readOnly",
@@ -154,8 +156,12 @@ def _larger_arm(request: RunRequest) -> int | None:
 
 
 def _relabel(job: TrainingJob, template: Object, labels: Object) -> None:
-    """`metadata.labels`: ours and the queue's. Others would make trials look like pods of whoever selects by them."""
+    """`metadata.labels`: ours and the queue's. Others would make trials look like pods of whoever selects by them.
+
+    `metadata.finalizers`: none, since whoever takes them off waits for the job's pods, and a trial must be able to go.
+    """
     metadata = template.setdefault("metadata", {})
+    metadata.pop("finalizers", None)
     kept = {name: value for name, value in (metadata.get("labels") or {}).items() if name in BLOCK_QUEUE_LABELS}
     metadata["labels"] = kept | {JOB_LABEL: job.metadata.name} | labels
 

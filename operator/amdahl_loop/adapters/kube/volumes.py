@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from amdahl_loop.adapters.kube.kinds import Object
 from amdahl_loop.adapters.kube.render import OUR_FOLDER, add_mount, add_volume, trainer_of
+from amdahl_loop.domain.pod_parts import CLOSABLE_VOLUMES, IMMUTABLE_VOLUMES, PRIVATE_VOLUMES
 from amdahl_loop.domain.tuning import Trial
 
 RUN_FOLDER = f"{OUR_FOLDER}/run"
@@ -17,45 +18,26 @@ SCRATCH_VOLUME = "amdahl-scratch"
 SCRATCH_LIMIT = "64Gi"
 """A trial that writes more is evicted, before it can fill a node's disk."""
 
-PRIVATE = frozenset({"emptyDir", "ephemeral", "configMap", "secret", "downwardAPI", "projected"})
-"""Kinds that are the pod's own, or read-only by nature."""
-IMMUTABLE = frozenset({"image"})
-"""Kinds that cannot be written to, and whose mounts say so."""
-CLOSABLE = frozenset(
-    {
-        "persistentVolumeClaim",
-        "csi",
-        "nfs",
-        "iscsi",
-        "cephfs",
-        "rbd",
-        "glusterfs",
-        "fc",
-        "azureDisk",
-        "azureFile",
-        "awsElasticBlockStore",
-        "gcePersistentDisk",
-        "cinder",
-        "flexVolume",
-        "portworxVolume",
-        "quobyte",
-        "scaleIO",
-        "storageos",
-    }
-)
-"""Kinds with a `readOnly` of their own."""
+
+IDENTITY_SOURCES = frozenset({"serviceAccountToken", "podCertificate"})
+"""What says who a pod is: no trial gets it, as none gets an account; Secrets stay, at their owner's word."""
 
 
 def close_volumes(pod: Object) -> str | None:
-    """`volumes[].<kind>.readOnly` and `volumeMounts[].readOnly` of everything shared; why not, where that cannot be."""
+    """`volumes[].<kind>.readOnly` and `volumeMounts[].readOnly` of everything shared; why not, where that cannot be.
+
+    `volumes[].projected.sources`: tokens and certificates of the pod are left out.
+    """
     shared = set()
     for volume in pod.get("volumes") or ():
         kinds = sorted(set(volume) - {"name"})
-        if len(kinds) != 1 or kinds[0] not in PRIVATE | IMMUTABLE | CLOSABLE:
+        if len(kinds) != 1 or kinds[0] not in PRIVATE_VOLUMES | IMMUTABLE_VOLUMES | CLOSABLE_VOLUMES:
             return f"spec.volumes[{volume.get('name')}]: {', '.join(kinds) or 'no kind'} cannot be made read-only"
-        if kinds[0] in CLOSABLE:
+        if kinds[0] in CLOSABLE_VOLUMES:
             volume[kinds[0]] = (volume[kinds[0]] or {}) | {"readOnly": True}
-        if kinds[0] not in PRIVATE:
+        if kinds[0] == "projected":
+            _drop_identity(volume["projected"])
+        if kinds[0] not in PRIVATE_VOLUMES:
             shared.add(volume["name"])
     for container in (*pod["containers"], *(pod.get("initContainers") or ())):
         if container.get("volumeDevices"):
@@ -66,9 +48,15 @@ def close_volumes(pod: Object) -> str | None:
     return None
 
 
+def _drop_identity(projected: Object) -> None:
+    sources = projected.get("sources")
+    if sources is not None:
+        projected["sources"] = [source for source in sources if not IDENTITY_SOURCES & set(source)]
+
+
 def is_shared(pod: Object) -> bool:
     """Whether the pod mounts storage that outlives it: where a job keeps its checkpoints, if anywhere."""
-    return any(set(volume) & CLOSABLE for volume in pod.get("volumes") or ())
+    return any(set(volume) & CLOSABLE_VOLUMES for volume in pod.get("volumes") or ())
 
 
 def claims_of(pod: Object) -> tuple[str, ...]:

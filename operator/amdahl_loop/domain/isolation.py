@@ -11,7 +11,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pydantic import ValidationError
 
 from amdahl_loop.domain.pod_parts import (
+    CLOSABLE_VOLUMES,
+    IMMUTABLE_VOLUMES,
+    PRIVATE_VOLUMES,
     ContainerPart,
+    Lifecycle,
     MetadataPart,
     PodPart,
     SecurityContext,
@@ -20,7 +24,7 @@ from amdahl_loop.domain.pod_parts import (
     read_parts,
 )
 from amdahl_loop.domain.reasons import Reason
-from amdahl_loop.domain.template import PodTemplate
+from amdahl_loop.domain.template import TRAINER_CONTAINER, PodTemplate
 from amdahl_loop.domain.tuning import Placement, Trial
 from amdahl_loop.domain.values import Frozen
 
@@ -135,10 +139,17 @@ def _read_pod(pod: PodPart) -> Iterator[Obstacle]:
             yield _reserve(field, "is a device claim that the job holds", "use resourceClaimTemplateName")
 
 
+_HARMLESS_VOLUMES = PRIVATE_VOLUMES | IMMUTABLE_VOLUMES | CLOSABLE_VOLUMES
+"""What is the pod's own, or can be closed to a trial; a kind that is not known to be harmless is not."""
+
+
 def _read_volume(volume: Volume, access_modes: Mapping[str, Sequence[str]]) -> Iterator[Obstacle]:
     field = f"{_POD}.volumes[{volume.name}]"
     if volume.host_path is not None:
         yield _refuse(f"{field}.hostPath", "reaches the node's own files", "use a persistent volume claim")
+    elif len(volume.kinds) != 1 or not volume.kinds <= _HARMLESS_VOLUMES:
+        said = ", ".join(sorted(volume.kinds)) or "no kind"
+        yield _refuse(field, f"is of {said}, which cannot be made read-only", "use a persistent volume claim")
     if volume.secret is not None:
         yield _doubt(f"{field}.secret", "holds a Secret")
     if volume.csi is not None:
@@ -168,7 +179,28 @@ def _read_containers(kind: str, containers: Sequence[ContainerPart] | None) -> I
         for port in container.ports or ():
             if port.host_port:
                 yield _refuse(f"{field}.ports[{port.name or port.host_port}].hostPort", "takes a port of the node")
+        for device in container.volume_devices or ():
+            fix = "mount it as a file system"
+            yield _refuse(f"{field}.volumeDevices[{device.name}]", "reaches a raw block device", fix)
+        if container.name != TRAINER_CONTAINER:  # a trial drops the trainer's own: they watch another program
+            yield from _read_handlers(field, container)
         yield from _read_security(field, container.security_context)
+
+
+def _read_handlers(field: str, container: ContainerPart) -> Iterator[Obstacle]:
+    """Probes and hooks that make the node's kubelet send requests elsewhere than to the pod."""
+    lifecycle = container.lifecycle or Lifecycle()
+    handlers = {
+        "livenessProbe": container.liveness_probe,
+        "readinessProbe": container.readiness_probe,
+        "startupProbe": container.startup_probe,
+        "lifecycle.postStart": lifecycle.post_start,
+        "lifecycle.preStop": lifecycle.pre_stop,
+    }
+    for name, handler in handlers.items():
+        for target in (handler.http_get, handler.tcp_socket) if handler is not None else ():
+            if target is not None and target.host:
+                yield _refuse(f"{field}.{name}", f"makes the node call {target.host[:80]}", "drop its host")
 
 
 _CREDENTIAL_NAME = re.compile(

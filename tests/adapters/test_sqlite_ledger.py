@@ -521,7 +521,7 @@ class TestCarrying:
             pytest.param(lambda lines: lines[1:], "line 1", id="no header"),
             pytest.param(lambda _: [], "no export", id="empty"),
             pytest.param(lambda lines: [*lines, "{"], "no ledger entry", id="garbage"),
-            pytest.param(lambda _: [json.dumps({"v": "x", "entries": 0, "head": ""})], "no export", id="version"),
+            pytest.param(lambda _: [json.dumps({"v": "x", "entries": 0, "head": ""})], "version .x.", id="version"),
         ],
     )
     def test_damaged_exports_are_refused(self, path: Path, tmp_path: Path, damage: object, words: str) -> None:

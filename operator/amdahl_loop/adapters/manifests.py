@@ -31,6 +31,7 @@ MAX_VALUES = 100_000
 
 MAX_DEPTH = 100
 
+LOCAL = "local-"
 _FIELD = re.compile(r"^([^:]+): ")
 
 
@@ -69,7 +70,12 @@ def parse_manifest(path: Path, text: str) -> TrainingJob:
 
 def local_uid(namespace: str, name: str) -> str:
     """Identity of a job that no cluster has given one: `local-` and 12 hex digits."""
-    return f"local-{hash_text(namespace, name)[:12]}"
+    return f"{LOCAL}{hash_text(namespace, name)[:12]}"
+
+
+def is_local(job_uid: str) -> bool:
+    """Whether one machine made a job's identity up; a cluster's are UUIDs."""
+    return job_uid.startswith(LOCAL)
 
 
 def edit_knobs(manifest: Manifest, values: Mapping[KnobName, KnobValue]) -> str:

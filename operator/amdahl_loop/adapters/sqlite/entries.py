@@ -127,26 +127,81 @@ def parse_body(entry: Entry) -> Body:
         ) from error
 
 
+def render_export(bodies: Iterable[Body]) -> Iterator[str]:
+    """Facts from anywhere as an exported ledger: a header with count and last hash, then an entry a line."""
+    head, lines = "", []
+    for body in bodies:
+        entry = entry_of(body)
+        head = entry.hash_after(head)
+        lines.append(json.dumps({"kind": entry.kind, "body": entry.body, "hash": head}))
+    yield json.dumps({"v": EXPORT_VERSION, "entries": len(lines), "head": head})
+    yield from lines
+
+
 def parse_export(lines: Iterable[str]) -> Iterator[Body]:
-    """Bodies of an exported ledger, after its count and its chain were checked to the end."""
-    head, bodies, header = "", [], None
-    for number, line in enumerate(lines, start=1):
-        try:
-            raw = json.loads(line)
-            if header is None:
-                header = (raw["v"], raw["entries"], raw["head"])
-                continue
-            body = _BODIES[raw["kind"]].model_validate_json(raw["body"])
-            head = entry_of(body)._replace(body=raw["body"]).hash_after(head)  # an older version wrote fewer fields
-            if head != raw["hash"]:
-                raise LedgerCorruptError(f"line {number} of the export breaks the chain of hashes; export it again")
-            bodies.append(body)
-        except (ValueError, KeyError, TypeError) as error:
-            raise LedgerCorruptError(
-                f"line {number} of the export is no ledger entry ({error}); export it again"
-            ) from error
-    if header is None or header[0] != EXPORT_VERSION:
-        raise LedgerCorruptError(f"this is no export of a ledger: the first line must say {EXPORT_VERSION!r}")
-    if header[1:] != (len(bodies), head):
-        raise LedgerCorruptError(f"the export holds {len(bodies)} of {header[1]} entries: it was cut; export it again")
+    """Bodies of an exported ledger, after its count and its chain were checked to the end.
+
+    LedgerCorruptError names the line, what it holds, and the fix.
+    """
+    numbered = enumerate(lines, start=1)
+    expected = _parse_header(next(numbered, (1, ""))[1])
+    head, bodies = "", list[Body]()
+    for number, line in numbered:
+        body, head = _parse_line(number, line, head)
+        bodies.append(body)
+    if expected != (len(bodies), head):
+        raise LedgerCorruptError(
+            f"the export ends at line {1 + len(bodies)} with {len(bodies)} of {expected[0]} entries: it was cut; "
+            "export it again"
+        )
     yield from bodies
+
+
+def _parse_header(line: str) -> tuple[int, str]:
+    """How many entries follow, and the last one's hash."""
+    try:
+        raw = json.loads(line)
+        version, expected = raw["v"], (int(raw["entries"]), str(raw["head"]))
+    except (ValueError, KeyError, TypeError) as error:
+        raise LedgerCorruptError(
+            f"line 1 holds {line[:60]!r}: no export of a ledger, whose first line says {EXPORT_VERSION!r}, its entries "
+            "and the last hash; name a file that `amdahl-loop export` wrote"
+        ) from error
+    if version != EXPORT_VERSION:
+        raise LedgerCorruptError(
+            f"line 1 says version {version!r}, this program reads {EXPORT_VERSION!r}; use the amdahl-loop that wrote it"
+        )
+    return expected
+
+
+def _parse_line(number: int, line: str, head: str) -> tuple[Body, str]:
+    """One entry, checked, and its link of the chain."""
+    try:
+        raw = json.loads(line)
+        kind, text, link = raw["kind"], str(raw["body"]), raw["hash"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise LedgerCorruptError(
+            f"line {number} of the export holds {line[:60]!r}: no ledger entry; export it again"
+        ) from error
+    if kind not in _BODIES:
+        known = ", ".join(_BODIES)
+        raise LedgerCorruptError(
+            f"line {number} of the export is of kind {str(kind)[:60]!r}, this program knows {known}; "
+            "use the amdahl-loop that wrote it"
+        )
+    try:
+        body = _BODIES[kind].model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise LedgerCorruptError(
+            f"line {number} of the export, {kind}: {where or 'its body'} holds {str(first['input'])[:60]!r}: "
+            f"{first['msg']}; export it again, or use the amdahl-loop that wrote it"
+        ) from error
+    link_here = entry_of(body)._replace(body=text).hash_after(head)  # an older version wrote fewer fields
+    if link_here != link:
+        raise LedgerCorruptError(
+            f"line {number} of the export breaks the chain of hashes ({str(link)[:16]!r}, expected "
+            f"{link_here[:16]!r}): it was edited, or a line before it is missing; export it again"
+        )
+    return body, link_here

@@ -16,19 +16,17 @@ from typing import Any
 
 import aiohttp
 import kopf
-from pydantic import ValidationError
 
 from amdahl_loop.adapters.kube.client import ApiUnavailable, KubeClient
 from amdahl_loop.adapters.kube.experiments import load_index
 from amdahl_loop.adapters.kube.index import Key
 from amdahl_loop.adapters.kube.kinds import Kind
+from amdahl_loop.adapters.kube.policies import read_policy
 from amdahl_loop.adapters.kube.probe import pack_probe
 from amdahl_loop.adapters.kube.transport import USER_AGENT, Answer, Request, Transport, open_transport
 from amdahl_loop.adapters.metrics import Metrics
 from amdahl_loop.domain.api.kinds import GROUP, VERSION
-from amdahl_loop.domain.api.wire import from_wire
 from amdahl_loop.domain.children import JOB_LABEL
-from amdahl_loop.domain.policy import TuningPolicySpec
 from amdahl_loop.operate import JobKey, Operator, Recollection
 from amdahl_loop.settings import LogFormat, Settings, SettingsError, read_settings
 from amdahl_loop.workqueue import WorkQueue
@@ -99,15 +97,6 @@ class Desk:
             known[name] = read_policy(namespace, name, spec)
         for key in self.roster.of(namespace):
             self.queue.add(key)
-
-
-def read_policy(namespace: str, name: str, spec: Mapping[str, Any]) -> TuningPolicySpec:
-    """A policy's spec. One that cannot be read pauses its namespace: an admin meant to limit something."""
-    try:
-        return from_wire(TuningPolicySpec, dict(spec))
-    except ValidationError as error:
-        _log.warning("TuningPolicy %s/%s cannot be read, so its namespace is paused: %s", namespace, name, error)
-        return TuningPolicySpec(paused=True)
 
 
 def build_registry(desk: Desk) -> kopf.OperatorRegistry:

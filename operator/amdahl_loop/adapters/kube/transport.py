@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import aiohttp
 from kubernetes.aio.client import ApiClient, Configuration
-from kubernetes.aio.config import ConfigException, load_incluster_config, load_kube_config
+from kubernetes.aio.config import ConfigException, list_kube_config_contexts, load_incluster_config, load_kube_config
 from yaml import YAMLError
 
 from amdahl_loop import __version__
@@ -23,6 +23,9 @@ USER_AGENT = f"amdahl-loop/{__version__}"
 CONNECT_S = 5.0
 ANSWER_S = 30.0
 """Longest wait for an answer: the server itself gives up a request after 60 s, and a list page takes far less."""
+
+
+_POD_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 
 
 class AccessError(ValueError):
@@ -121,6 +124,18 @@ async def open_transport(
     except (ConfigException, OSError, YAMLError, TypeError, ValueError, KeyError, AttributeError) as error:
         raise AccessError(f"{source}: {error}; name a file with --kubeconfig, or set KUBECONFIG") from error
     return KubeTransport(configuration)
+
+
+def default_namespace(
+    kubeconfig: Path | None = None, context: str | None = None, environ: Mapping[str, str] = os.environ
+) -> str:
+    """The namespace that kubectl would take: the context's own, the pod's, else `default`; of a way in that opens."""
+    if kubeconfig is None and "KUBERNETES_SERVICE_HOST" in environ:
+        return _POD_NAMESPACE.read_text(encoding="utf-8").strip() if _POD_NAMESPACE.exists() else "default"
+    file = str(kubeconfig or _default_kubeconfig(environ))
+    contexts, current = list_kube_config_contexts(config_file=file)  # type: ignore[no-untyped-call]  # library
+    chosen = next((known for known in contexts if known["name"] == context), current)
+    return str(chosen["context"].get("namespace") or "default")
 
 
 def _default_kubeconfig(environ: Mapping[str, str]) -> str:

@@ -18,14 +18,16 @@ LEASE_S = 40
 
 
 @contextlib.contextmanager
-def simulated_nodes(cluster: Cluster, count: int, gpus: int, log: Path) -> Iterator[list[str]]:
+def simulated_nodes(
+    cluster: Cluster, count: int, gpus: int, log: Path, pod_address: str | None = None
+) -> Iterator[list[str]]:
     """Add nodes that only exist in the API server, each with `gpus` GPUs; yields their names when all are ready, and removes them at the end.
 
-    They are labelled and tainted with `LABEL`, so that real pods stay on real nodes: simulated ones need the toleration. Call it from a main thread.
+    Every pod gets `pod_address`, where something can answer for all of them; None: one of its own, where nothing answers. They are labelled and tainted with `LABEL`, so that real pods stay on real nodes: simulated ones need the toleration. Call it from a main thread.
     """
     names = [f"simulated-{index}" for index in range(count)]
     stages = log.with_suffix(".stages.yaml")
-    stages.write_text(yaml.safe_dump_all(_STAGES))
+    stages.write_text(yaml.safe_dump_all(_stages(pod_address)))
     command: list[str | Path] = [binary("kwok"), f"--kubeconfig={cluster.admin.kubeconfig}", f"--config={stages}"]
     command += [f"--manage-nodes-with-label-selector={LABEL}", f"--node-lease-duration-seconds={LEASE_S}"]
     # Without a folder of its own it would read and write ~/.kwok.
@@ -80,7 +82,7 @@ conditions:
 _POD_STATUS = """
 phase: Running
 startTime: {{ Now | Quote }}
-podIP: {{ PodIPWith .spec.nodeName false .metadata.uid .metadata.name .metadata.namespace | Quote }}
+podIP: POD_ADDRESS
 conditions:
 - {type: Initialized, status: "True", lastTransitionTime: {{ Now | Quote }}}
 - {type: ContainersReady, status: "True", lastTransitionTime: {{ Now | Quote }}}
@@ -90,23 +92,32 @@ containerStatuses:
 - {name: {{ .name | Quote }}, image: {{ .image | Quote }}, imageID: "", ready: true, started: true, restartCount: 0, state: {running: {startedAt: {{ Now | Quote }}}}}
 {{ end }}
 """
-_STAGES = [
-    _stage(
-        "node-ready",
-        "Node",
-        [{"key": _IS_READY, "operator": "NotIn", "values": ["True"]}],
-        {"statusTemplate": _NODE_STATUS},
-    ),
-    _stage(
-        "pod-running",
-        "Pod",
-        [
-            {"key": _IS_DELETED, "operator": "DoesNotExist"},
-            {"key": ".status.phase", "operator": "In", "values": ["Pending"]},
-        ],
-        {"statusTemplate": _POD_STATUS},
-    ),
-    _stage(
-        "pod-gone", "Pod", [{"key": _IS_DELETED, "operator": "Exists"}], {"finalizers": {"empty": True}, "delete": True}
-    ),
-]
+_OWN_ADDRESS = "{{ PodIPWith .spec.nodeName false .metadata.uid .metadata.name .metadata.namespace | Quote }}"
+
+
+def _stages(pod_address: str | None) -> list[dict[str, Any]]:
+    """What kwok writes: nodes become ready, pods run at once, deleted ones go."""
+    status = _POD_STATUS.replace("POD_ADDRESS", pod_address or _OWN_ADDRESS)
+    return [
+        _stage(
+            "node-ready",
+            "Node",
+            [{"key": _IS_READY, "operator": "NotIn", "values": ["True"]}],
+            {"statusTemplate": _NODE_STATUS},
+        ),
+        _stage(
+            "pod-running",
+            "Pod",
+            [
+                {"key": _IS_DELETED, "operator": "DoesNotExist"},
+                {"key": ".status.phase", "operator": "In", "values": ["Pending"]},
+            ],
+            {"statusTemplate": status},
+        ),
+        _stage(
+            "pod-gone",
+            "Pod",
+            [{"key": _IS_DELETED, "operator": "Exists"}],
+            {"finalizers": {"empty": True}, "delete": True},
+        ),
+    ]

@@ -123,18 +123,22 @@ class Cluster:
         assert reply.status == 200, reply.message
 
     def load_image(self, image: Image) -> None:
-        """Make an image and give it to every node; pods name it with `imagePullPolicy: Never`.
+        """Make an image and give it to every node; pods name it with `imagePullPolicy: Never`."""
+        with tempfile.TemporaryDirectory(dir=self.scratch) as work:
+            self.load_layout(write_layout(image, Path(work) / "image"))
+
+    def load_layout(self, layout: Path) -> None:
+        """Give an image that was made before, such as `testbed.dockerfiles.build` does, to every node.
 
         On a cluster of the user's, the command in `AMDAHL_IMAGE_LOAD` is run with the path of a tar file in place of `{archive}`.
         """
-        with tempfile.TemporaryDirectory(dir=self.scratch) as work:
-            layout = write_layout(image, Path(work) / "image")
-            if self.folder is None:
+        if self.folder is None:
+            with tempfile.TemporaryDirectory(dir=self.scratch) as work:
                 _load_by_command(layout, Path(work) / "image.tar")
-                return
-            insides = [starter.namespaces_of(self.folder, name) for name in self.node_names]
-            with ThreadPoolExecutor() as at_once:
-                list(at_once.map(lambda inside: import_image(layout, inside), insides))
+            return
+        insides = [starter.namespaces_of(self.folder, name) for name in self.node_names]
+        with ThreadPoolExecutor() as at_once:
+            list(at_once.map(lambda inside: import_image(layout, inside), insides))
 
     def share_folder(self, namespace: str, name: str, path: Path) -> None:
         """Offer a folder of this machine, read-only, as the claim `name`: large packages reach pods without being packed, copied and unpacked twice."""

@@ -19,6 +19,8 @@ NEEDED = {
     "unshare": "util-linux",
     "sysctl": "procps",
 }
+# What carries out a Dockerfile, and what makes its base.
+BUILDERS = {"buildah": "buildah", "mmdebstrap": "mmdebstrap"}
 CNI_PACKAGE = "containernetworking-plugins"
 APT_LOCK_WAIT_S = 120
 
@@ -44,6 +46,21 @@ def ensure() -> None:
     missing = {package for program, package in NEEDED.items() if shutil.which(program) is None}
     if not (cni_plugins() / "ptp").exists():
         missing.add(CNI_PACKAGE)
+    if missing:
+        _install(sorted(missing))
+
+
+def ensure_builders() -> None:
+    """Check that images can be built here; install missing Debian packages.
+
+    Raises:
+        MachineError: not Linux, not root, or packages are missing and cannot be installed.
+    """
+    if sys.platform != "linux" or os.geteuid() != 0:
+        raise MachineError(
+            "building images without an engine needs Linux and root: run this as root, or use docker build"
+        )
+    missing = {package for program, package in BUILDERS.items() if shutil.which(program) is None}
     if missing:
         _install(sorted(missing))
 

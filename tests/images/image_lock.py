@@ -1,7 +1,7 @@
-"""What goes into the operator's image? The part of the project's lock that the operator needs, and no torch.
+"""What goes into an image? The part of the project's lock that it needs: the operator's holds no torch.
 
-`PYTHONPATH=tests python -m chart.image_lock` writes it beside the Dockerfile; a test holds what is there against it. Pins and
-hashes are copied from requirements.lock as they are, so the image runs what the tests ran.
+`PYTHONPATH=tests python -m images.image_lock` writes it beside the Dockerfiles; a test holds what is there against it. Pins
+and hashes are copied from requirements.lock as they are, so the images run what the tests ran.
 """
 
 import re
@@ -13,11 +13,15 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[2]
-FILES = {"requirements.lock": "amdahl-loop[operator]", "build.lock": "hatchling"}
-"""What is locked for the image: the operator, and the tool that builds its wheel."""
+FILES = {
+    "operator.lock": "amdahl-loop[operator]",
+    "trainer.lock": "amdahl-loop[trainer]",
+    "build.lock": "hatchling",
+}
+"""What is locked: the operator, the trainer, and the tool that builds their wheel."""
 
 _ENTRY = re.compile(r"^(?P<name>[A-Za-z0-9._-]+)==.*\n(?:    --hash=.*\n)+", re.MULTILINE)
-# The platform of the image, whatever the platform that this runs on.
+# The platform of the images, whatever the platform that this runs on.
 _IMAGE = {
     "python_version": "3.11",
     "python_full_version": "3.11.0",
@@ -65,9 +69,9 @@ def _needed(name: str, extra: str) -> Iterable[Requirement]:
 
 
 def main() -> None:
-    """Write the lock files of the image."""
+    """Write the lock files of the images."""
     for file, root in FILES.items():
-        (ROOT / "operator" / file).write_text(select(root))
+        (ROOT / "images" / file).write_text(select(root))
 
 
 if __name__ == "__main__":

@@ -17,6 +17,9 @@ from amdahl_loop.adapters.kube.kinds import Kind, Object
 from amdahl_loop.adapters.kube.render import PROBE_KEY, PROBE_VOLUME
 from amdahl_loop.domain.children import JOB_LABEL, PROBE_LABEL, probe_name
 
+PART_OF = {"app.kubernetes.io/part-of": "amdahl-loop"}
+"""As on every object of the chart: what belongs to no job can be found, and removed, by one selector."""
+
 MAX_PROBE_BYTES = 700_000
 """A ConfigMap holds 1 MiB, and base64 takes a third more."""
 
@@ -39,7 +42,7 @@ class Probe:
     def render(self, namespace: str) -> Object:
         """Its ConfigMap."""
         return {
-            "metadata": {"name": self.name, "namespace": namespace, "labels": {PROBE_LABEL: "zip"}},
+            "metadata": {"name": self.name, "namespace": namespace, "labels": {PROBE_LABEL: "zip"} | PART_OF},
             "immutable": True,
             "binaryData": {PROBE_KEY: base64.b64encode(self.content).decode()},
         }

@@ -20,6 +20,7 @@ from amdahl_loop.adapters.kube.ledger import (
     LedgerUnreadableError,
 )
 from amdahl_loop.adapters.kube.orphans import let_go
+from amdahl_loop.adapters.kube.pressure import Waiting, find_waiting
 from amdahl_loop.adapters.kube.probe import Probe
 from amdahl_loop.adapters.kube.runner import KubeRunner, Memory
 from amdahl_loop.adapters.kube.running import RunningJob, RunningState, SaveCounts
@@ -30,7 +31,7 @@ from amdahl_loop.domain.api.training_job import TrainingJobStatus
 from amdahl_loop.domain.applying import Decision, RecordRevert
 from amdahl_loop.domain.bank import Balance, balance, hours_in_force
 from amdahl_loop.domain.conditions import STANDINGS, Facts, Note
-from amdahl_loop.domain.fleet import Limits, Member, Pressure, admit
+from amdahl_loop.domain.fleet import Limits, Member, admit
 from amdahl_loop.domain.fleet import describe as describe_member
 from amdahl_loop.domain.isolation import find_obstacles, say_obstacles
 from amdahl_loop.domain.knob_values import Knobs
@@ -66,6 +67,9 @@ from amdahl_loop.settings import Settings
 AT_ONCE_S = 0.0
 POLL_S = 2.0
 """While a block runs or pods are on their way; their events wake the job earlier."""
+LOOK_AROUND_S = 10.0
+"""Trials make way within 30 s: seen within ten, decided at the next pass, over within a pod's grace."""
+NOTHING_SEEN = (float("-inf"), Waiting())
 RESYNC_ACTIVE_S = 15.0
 RESYNC_IDLE_S = 300.0
 OVER = (Reason.FINISHED, Reason.SUSPENDED, Reason.QUEUED)
@@ -102,6 +106,8 @@ class Recollection:
     """When a job was last described."""
     in_flight: dict[JobKey, str] = field(default_factory=dict)
     """The block that runs for a job, as its last pass saw it."""
+    waiting: dict[tuple[str, bool], tuple[float, Waiting]] = field(default_factory=dict)
+    """What waited in a namespace, its queues too or not, and when that was seen."""
     swept: dict[JobKey, str] = field(default_factory=dict)
     """UIDs of jobs that have no block but the present one."""
 
@@ -157,6 +163,7 @@ class _Pass:
         self._client, self._recollection = operator.client, operator.recollection
         self._job = held.job
         self._identity = identify(held.job)
+        self._place = key.namespace, bool(held.job.queue_labels)
         self._is_spec_only = held.job.spec.tuning.mode is Mode.SPEC
         self._obstacles = find_obstacles(held.job.spec.template, held.job.spec.tuning.trial)
 
@@ -170,6 +177,7 @@ class _Pass:
         running = await self._keep_running(memory)
         if running.acted:
             return AT_ONCE_S
+        await self._look_around()
         ports = Ports(runner=self._runner(memory), ledger=self._ledger, clock=self._operator.clock)
         ticked = await reconcile.tick(
             self._job,
@@ -227,6 +235,14 @@ class _Pass:
             plan_hashes={e.name: e.plan.hash for e in own if e.verdict is None},
         )
 
+    async def _look_around(self) -> None:
+        """Ask what else waits in the namespace, where this job wanted a trial at its last pass."""
+        known, place, now_s = self._recollection.waiting, self._place, self._operator.clock()
+        member = self._recollection.fleet.get(self._key)
+        seen_s, _ = known.get(place, NOTHING_SEEN)
+        if member is not None and member.need is not None and not 0 <= now_s - seen_s < LOOK_AROUND_S:
+            known[place] = now_s, await find_waiting(self._client, place[0], now_s, has_queues=place[1])
+
     def _admit(self, snapshot: Snapshot) -> Admission:
         """Whether a trial of this job may run now: the installation's switch, the template, then the fleet's order."""
         settings, fleet, key = self._operator.settings, self._recollection.fleet, self._key
@@ -235,7 +251,8 @@ class _Pass:
         if self._obstacles:
             sentence = say_obstacles(self._obstacles)
             return Admission(admitted=False, reason=self._obstacles[0].reason, sentence=sentence)
-        member = describe_member(snapshot, Pressure())
+        _, waiting = self._recollection.waiting.get(self._place, NOTHING_SEEN)
+        member = describe_member(snapshot, waiting.press_on(self._job.queue_labels))
         is_in_flight = key in self._recollection.in_flight and member.need is not None
         held_h = member.need.reserve_h if is_in_flight and member.need is not None else 0.0
         fleet[key] = member.model_copy(update={"holds_h": held_h})

@@ -122,10 +122,10 @@ class TestAdmission:
         [
             pytest.param({}, {}, Reason.FREE, "", id="free"),
             pytest.param(
-                {"pressure": Pressure(pending=True)},
+                {"pressure": Pressure(pod="eval-0")},
                 {},
                 Reason.OWNER_FIRST,
-                "Trials make way: pods of the same owner wait for devices.",
+                "Trials make way: pod eval-0 of the same owner waits for room.",
                 id="pending pods",
             ),
             pytest.param(
@@ -205,7 +205,7 @@ MEMBERS = st.lists(
         spent_h=HOURS,
         budget_h=st.sampled_from([0.0, 2.0, 5.0]),
         wasted_h_per_h=HOURS,
-        pressure=st.sampled_from([Pressure(), Pressure(), Pressure(pending=True), Pressure(queue="q")]),
+        pressure=st.sampled_from([Pressure(), Pressure(), Pressure(pod="eval-0"), Pressure(queue="q")]),
     ),
     max_size=8,
     unique_by=lambda member: member.key,

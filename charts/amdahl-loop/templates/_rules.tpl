@@ -40,10 +40,14 @@ only spec.knobs) the admission policies say.
 - apiGroups: [""]
   resources: [configmaps]
   verbs: [get, list, create, update, patch, delete]
-# Verdicts and transitions.
+# Verdicts and transitions are told; refusals by a quota are read, so that trials make way.
 - apiGroups: [events.k8s.io]
   resources: [events]
-  verbs: [create]
+  verbs: [create, list]
+# Trials make way for workloads that wait in the job's own queue.
+- apiGroups: [kueue.x-k8s.io]
+  resources: [workloads]
+  verbs: [list]
 # A volume's access mode decides where a trial may run, before anything is spent.
 - apiGroups: [""]
   resources: [persistentvolumeclaims]

@@ -55,18 +55,18 @@ class Idea(Frozen):
 class Pressure(Frozen):
     """Work that comes before the job's trials."""
 
-    pending: bool = False
-    """Pods of the same owner wait for devices."""
+    pod: str = ""
+    """A pod of the same owner that waits for what others hold."""
     quota: str = ""
-    """The message that refused one of the owner's Jobs for want of quota."""
+    """Which of the owner's Jobs was refused for want of quota, and the message that did."""
     queue: str = ""
     """The queue of the job, where other workloads wait in it."""
 
     @property
     def sentence(self) -> str:
         """Why trials make way; empty where they need not."""
-        if self.pending:
-            return "Trials make way: pods of the same owner wait for devices."
+        if self.pod:
+            return f"Trials make way: pod {self.pod} of the same owner waits for room."
         if self.quota:
             return f"Trials make way: {self.quota}."
         return f"Trials make way: workloads wait in queue {self.queue}." if self.queue else ""
@@ -247,7 +247,8 @@ def _find_need(snapshot: Snapshot) -> Need | None:
             replicas = action.experiment.plan.replicas
             return Need(purpose=purpose, reserve_h=action.request.reserved_device_s(replicas) / 3600)
         case Propose():
-            request = block_request(action.plan, action.plan.blocks[0], startup_s=action.plan.restart_s, step_s=0.0)
+            placement, startup_s = snapshot.job.spec.tuning.trial.placement, action.plan.restart_s
+            request = block_request(action.plan, action.plan.blocks[0], startup_s, step_s=0.0, placement=placement)
             fitted = request.fit(snapshot.left_device_s, action.plan.replicas) or request
             return Need(purpose=Purpose.OPEN, reserve_h=fitted.reserved_device_s(action.plan.replicas) / 3600)
         case _:

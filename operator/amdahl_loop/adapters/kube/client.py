@@ -121,16 +121,18 @@ class KubeClient:
         return _must(answer, f"read {kind.value.plural} {namespace}/{name}")
 
     async def list(
-        self, kind: Kind, namespace: str | None, labels: str = "", limit: int = 500
+        self, kind: Kind, namespace: str | None, labels: str = "", limit: int = 500, fields: str = ""
     ) -> AsyncIterator[Object]:
         """Every object of a kind, `limit` a page; each that is there all the while comes exactly once.
 
+        `labels` and `fields` are selectors in kubectl's notation.
         Items of a list lack `apiVersion` and `kind`; they are put back, so that an item looks like an object.
         """
         token = ""
         while True:
             query = [("limit", str(limit))]
             query += [("labelSelector", labels)] if labels else []
+            query += [("fieldSelector", fields)] if fields else []
             query += [("continue", token)] if token else []
             answer = await self._send(Request(method="GET", path=kind.path(namespace), query=tuple(query)))
             following = (answer.body.get("metadata") or {}).get("continue") or ""

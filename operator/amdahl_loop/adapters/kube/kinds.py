@@ -35,6 +35,7 @@ class Kind(Enum):
     CLAIM = Resource("", "v1", "persistentvolumeclaims", "PersistentVolumeClaim")
     QUOTA = Resource("", "v1", "resourcequotas", "ResourceQuota")
     EVENT = Resource("events.k8s.io", "v1", "events", "Event")
+    WORKLOAD = Resource("kueue.x-k8s.io", "v1beta1", "workloads", "Workload")
 
     @property
     def api_version(self) -> str:

@@ -115,7 +115,7 @@ def read_job(raw: Object) -> JobFacts:
         annotations=metadata.get("annotations") or {},
         owner_uid=controller_uid(raw),
         resource_version=metadata.get("resourceVersion", ""),
-        created_at_s=_time_s(metadata.get("creationTimestamp")) or 0.0,
+        created_at_s=read_time_s(metadata.get("creationTimestamp")) or 0.0,
         is_deleting="deletionTimestamp" in metadata,
         is_suspended=bool(spec.get("suspend")),
         replicas=spec.get("completions") or 1,
@@ -126,7 +126,7 @@ def read_job(raw: Object) -> JobFacts:
         is_complete="Complete" in conditions or "SuccessCriteriaMet" in conditions,
         failure_reason=(failed.get("reason") or "Failed") if failed else "",
         failure_message=failed.get("message") or "",
-        failed_at_s=_time_s(failed.get("lastTransitionTime")),
+        failed_at_s=read_time_s(failed.get("lastTransitionTime")),
     )
 
 
@@ -145,12 +145,12 @@ def read_pod(raw: Object) -> PodFacts:
         phase=status.get("phase") or "Pending",
         reason=status.get("reason") or "",
         message=(status.get("message") or "")[:500],
-        created_at_s=_time_s(metadata.get("creationTimestamp")) or 0.0,
-        started_at_s=_time_s(status.get("startTime")),
-        scheduled_at_s=_time_s(scheduled.get("lastTransitionTime")) if scheduled else None,
+        created_at_s=read_time_s(metadata.get("creationTimestamp")) or 0.0,
+        started_at_s=read_time_s(status.get("startTime")),
+        scheduled_at_s=read_time_s(scheduled.get("lastTransitionTime")) if scheduled else None,
         unschedulable=_unschedulable(missing.get("PodScheduled")),
         disruption=disrupted.get("reason") or "",
-        disrupted_at_s=_time_s(disrupted.get("lastTransitionTime")),
+        disrupted_at_s=read_time_s(disrupted.get("lastTransitionTime")),
         is_ready="Ready" in conditions,
         is_deleting="deletionTimestamp" in metadata,
         trainer=containers.get(TRAINER_CONTAINER, ContainerFacts(name=TRAINER_CONTAINER)),
@@ -171,7 +171,7 @@ def _read_container(raw: Object) -> ContainerFacts:
         name=raw["name"],
         waiting=waiting.get("reason") or "",
         waiting_message=(waiting.get("message") or "")[:500],
-        running_since_s=_time_s(running.get("startedAt")) if running else None,
+        running_since_s=read_time_s(running.get("startedAt")) if running else None,
         ended=_read_ended(ended) if ended else None,
         restarts=raw.get("restartCount") or 0,
     )
@@ -182,8 +182,8 @@ def _read_ended(raw: Object) -> Ended:
         exit_code=raw.get("exitCode") or 0,
         reason=raw.get("reason") or "",
         message=(raw.get("message") or "")[: MAX_SUMMARY_BYTES + 1],
-        started_at_s=_time_s(raw.get("startedAt")),
-        finished_at_s=_time_s(raw.get("finishedAt")),
+        started_at_s=read_time_s(raw.get("startedAt")),
+        finished_at_s=read_time_s(raw.get("finishedAt")),
     )
 
 
@@ -205,7 +205,7 @@ def _index(metadata: Mapping[str, Any]) -> int:
     return int(text) if text.isdecimal() else 0
 
 
-def _time_s(text: object) -> float | None:
+def read_time_s(text: object) -> float | None:
     """Seconds since the epoch; None where there is no time: Go writes year 1, kubelets 1970, for what never was."""
     if not isinstance(text, str) or text.startswith("0001-"):
         return None

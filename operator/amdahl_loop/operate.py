@@ -56,7 +56,7 @@ from amdahl_loop.domain.plan import (
 from amdahl_loop.domain.policy import Constrained, TuningPolicySpec, cap_parallel_trials, constrain
 from amdahl_loop.domain.reasons import Reason
 from amdahl_loop.domain.resources import TrainingJob
-from amdahl_loop.domain.runs import Finished, Running
+from amdahl_loop.domain.runs import Finished, Running, Unplaced
 from amdahl_loop.domain.status import describe
 from amdahl_loop.domain.tuning import Mode
 from amdahl_loop.domain.verdicts import VerdictWord
@@ -351,7 +351,7 @@ def has_acted(ticked: Tick) -> bool:
         case Propose() | Judge() | Apply() | Rollback():
             return True
         case Observe() | Launch() | Challenge():
-            return isinstance(ticked.run, Finished)
+            return isinstance(ticked.run, Finished | Unplaced)
         case Wait() | Halt():
             return False
 

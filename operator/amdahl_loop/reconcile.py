@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import assert_never
 
-from amdahl_loop.domain.experiments import BlockRecord, find_owner
+from amdahl_loop.domain.experiments import MAX_WHY, BlockRecord, Loss, find_owner
 from amdahl_loop.domain.knob_values import Knobs
 from amdahl_loop.domain.ledger import MAX_FAILING, Application, ApplicationKind, Observation
 from amdahl_loop.domain.plan import (
@@ -28,7 +28,7 @@ from amdahl_loop.domain.plan import (
     next_action,
 )
 from amdahl_loop.domain.resources import TrainingJob
-from amdahl_loop.domain.runs import Absent, Finished, Running, RunRequest, RunState
+from amdahl_loop.domain.runs import Absent, Finished, Running, RunRequest, RunState, Unplaced
 from amdahl_loop.domain.telemetry import BlockReport, Malformed, parse_block_summary
 from amdahl_loop.ports import Clock, LedgerStore, Runner
 
@@ -159,9 +159,14 @@ async def _advance_observation(action: Observe, snapshot: Snapshot, ports: Ports
 
 
 async def _advance_block(action: Launch | Challenge, snapshot: Snapshot, ports: Ports) -> RunState:
+    run = action.request.run
     state = await _advance(action.request, snapshot, ports)
+    if isinstance(state, Unplaced):  # stopped first: a try that is not on record costs nothing but another try
+        held = await ports.runner.stop(run)
+        loss = Loss(run=run, started_at_s=ports.clock(), held_device_s=held.held_device_s if held else 0.0)
+        await ports.ledger.add_loss(action.experiment.name, loss.model_copy(update={"why": state.why[:MAX_WHY]}))
     if isinstance(state, Finished):
-        report, failure = _read(state, action.request.run)
+        report, failure = _read(state, run)
         record = BlockRecord(
             spec=action.spec,
             node=state.node,
@@ -171,7 +176,7 @@ async def _advance_block(action: Launch | Challenge, snapshot: Snapshot, ports: 
             failure=failure,
         )
         await ports.ledger.add_block(action.experiment.name, record)
-        await ports.runner.stop(action.request.run)
+        await ports.runner.stop(run)
     return state
 
 

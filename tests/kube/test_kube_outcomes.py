@@ -6,7 +6,7 @@ import pytest
 
 from amdahl_loop.adapters.kube.objects import read_job, read_pod
 from amdahl_loop.adapters.kube.outcomes import judge_block, lost
-from amdahl_loop.domain.runs import Finished, Running
+from amdahl_loop.domain.runs import Finished, Running, Unplaced
 from amdahl_loop.domain.summaries import render_block_summary
 from amdahl_loop.domain.telemetry import MAX_SUMMARY_BYTES, BlockReport
 from builders import make_window
@@ -33,7 +33,7 @@ FAILED = {"failed": 1, "conditions": [job_condition("Failed", "BackoffLimitExcee
 LATE = {"failed": 1, "conditions": [job_condition("Failed", "DeadlineExceeded", "Job was active longer than deadline")]}
 
 
-def judge(job: Any, *pods: Any, after_s: float = 30.0, devices: int = 4) -> Running | Finished:
+def judge(job: Any, *pods: Any, after_s: float = 30.0, devices: int = 4) -> Running | Unplaced | Finished:
     """The state of a block so long after its Job was made."""
     return judge_block(RUN, read_job(job), [read_pod(pod) for pod in pods], devices, CREATED_S + after_s)
 
@@ -165,11 +165,18 @@ def test_a_block_goes_on(job: Any, pods: list[Any], after_s: float) -> None:
     ],
 )  # fmt: skip
 def test_every_trouble_has_its_word(job: Any, pods: list[Any], after_s: float, word: str) -> None:
-    """The word first, then what the cluster said; nothing of it says anything about an arm, so no summary is kept."""
+    """The word first, then what the cluster said; nothing of it says anything about an arm, so no summary is kept.
+
+    A block that no node takes has not run: it is no finished block, and is tried again.
+    """
     state = judge(job, *pods, after_s=after_s)
-    assert isinstance(state, Finished)
-    assert state.failure.startswith(word)
-    assert state.summary == ""
+    if word.startswith("unschedulable"):
+        assert isinstance(state, Unplaced)
+        assert state.why.startswith(word)
+    else:
+        assert isinstance(state, Finished)
+        assert state.failure.startswith(word)
+        assert state.summary == ""
 
 
 def test_a_whole_block_is_its_summary() -> None:
@@ -229,10 +236,11 @@ def test_a_supervisor_that_gave_up_tells_why() -> None:
 
 
 def test_a_block_without_a_node_costs_nothing() -> None:
-    """Given up after ten minutes, at no device-second."""
-    state = judge(make_job(), make_pod("Pending", node=None, conditions=[UNSCHEDULABLE]), after_s=602)
-    assert isinstance(state, Finished)
-    assert state.held_device_s == 0
+    """Given up after ten minutes, or what else was agreed, at no device-second."""
+    job, pod = read_job(make_job()), read_pod(make_pod("Pending", node=None, conditions=[UNSCHEDULABLE]))
+    assert judge_block(RUN, job, [pod], 4, CREATED_S + 130, pending_limit_s=150) == Running()
+    assert isinstance(judge_block(RUN, job, [pod], 4, CREATED_S + 160, pending_limit_s=150), Unplaced)
+    assert lost(RUN, job, [pod], 4, CREATED_S + 602).held_device_s == 0
 
 
 @pytest.mark.parametrize(

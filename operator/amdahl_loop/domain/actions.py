@@ -63,6 +63,7 @@ class Wait(Frozen):
     experiment: Experiment
     until_s: float
     sentence: str
+    reason: Reason = Reason.SPACED
     gives_up: str = ""
 
 

@@ -92,6 +92,7 @@ STANDINGS: Mapping[Reason, Standing] = {
     Reason.REPLACING: Standing(is_reconciling=True),
     Reason.SUSPENDED: Standing(is_suspended=True),
     Reason.QUEUED: Standing(is_reconciling=True, is_suspended=True),
+    Reason.MAKING_WAY: Standing(is_reconciling=True, is_suspended=True),
     Reason.FINISHED: Standing(is_ready=True, is_complete=True),
     Reason.JOB_FAILED: Standing(is_stalled=True, has_failed=True),
     Reason.CRASH_LOOPING: Standing(is_stalled=True),
@@ -191,7 +192,7 @@ def _find_experimenting(facts: Facts, snapshot: Snapshot) -> Finding:
         case Launch() | Challenge():
             reason, sentence = Reason.BLOCK_RUNNING, f"{running.name}, block {action.spec.name}: {action.sentence}"
         case Wait():
-            reason, sentence = Reason.SPACED, f"{running.name}: {action.sentence}"
+            reason, sentence = action.reason, f"{running.name}: {action.sentence}"
         case _:
             reason, sentence = Reason.DECIDING, f"{running.name} is open."
     return Finding(JobConditionType.EXPERIMENTING, TRUE, reason, sentence)
@@ -263,6 +264,7 @@ def _say_win(name: str, win: Experiment | None) -> str:
     return f"{changes}{saves} ({name})"
 
 
+_WITHOUT_ROOM = (Reason.NO_SPARE_DEVICES, Reason.NOT_SAVED)
 _SEVERITY = (Reason.UNSAFE_TEMPLATE, Reason.EXCLUSIVE_STORAGE, Reason.NOT_ISOLATED)
 
 
@@ -274,6 +276,8 @@ def _find_blocked(facts: Facts) -> Finding:
         return Finding(JobConditionType.TRIALS_BLOCKED, TRUE, reason, say_obstacles(facts.obstacles))
     if facts.hold is not None:
         return Finding(JobConditionType.TRIALS_BLOCKED, TRUE, facts.hold.reason, facts.hold.sentence)
+    if isinstance(facts.action, Wait) and facts.action.reason in _WITHOUT_ROOM:
+        return Finding(JobConditionType.TRIALS_BLOCKED, TRUE, facts.action.reason, facts.action.sentence)
     return Finding(JobConditionType.TRIALS_BLOCKED, FALSE, Reason.FREE, "")
 
 

@@ -74,15 +74,20 @@ class BlockRecord(Frozen):
     failure: Annotated[str, Field(max_length=200)] = ""
 
 
+MAX_WHY = 120
+
+
 class Loss(Frozen):
     """A run that was stopped before its end: what it had held is charged, though it brought no evidence."""
 
     run: str
     """Name of the run."""
     started_at_s: float
-    """When it began, in seconds since the epoch."""
+    """When it began, in seconds since the epoch; where it found no place, when it was given up."""
     held_device_s: Seconds
     """Device-seconds that it had held; 0 where it had not begun."""
+    why: Annotated[str, Field(max_length=MAX_WHY)] = ""
+    """Why it found no place to run; empty where it was stopped for another reason."""
 
 
 class Experiment(Frozen):

@@ -4,7 +4,7 @@
 decides, and the whole loop can be replayed from a ledger.
 """
 
-from amdahl_loop.domain import judge, keep, refute
+from amdahl_loop.domain import judge, keep, refute, room
 from amdahl_loop.domain.actions import (
     Action,
     Admission,
@@ -187,6 +187,11 @@ def _continue(experiment: Experiment, snapshot: Snapshot) -> Action:
     due_s = refute.due_at_s(experiment, spec)
     if due_s is not None and snapshot.now_s < due_s <= snapshot.now_s + experiment.plan.constants.check_spacing_s:
         return Wait(experiment=experiment, until_s=due_s, sentence=_describe_wait(experiment, spec))
+    waiting = room.find_waiting(experiment, request.run)
+    if waiting is not None and waiting.is_over(snapshot.now_s):
+        return Judge(experiment=experiment, verdict=_cancelled(waiting.conclusion, waiting.reason.value))
+    if waiting is not None and waiting.holds(snapshot.now_s):
+        return Wait(experiment=experiment, until_s=waiting.until_s, sentence=waiting.sentence, reason=waiting.reason)
     kind = Launch if spec.stage in (Stage.PROOF, Stage.DISCOVERY) else Challenge
     action = kind(experiment=experiment, spec=spec, request=request, sentence=assessment.sentence)
     return _yield_unless_admitted(action, snapshot)
@@ -194,7 +199,8 @@ def _continue(experiment: Experiment, snapshot: Snapshot) -> Action:
 
 def _make_request(experiment: Experiment, spec: BlockSpec, snapshot: Snapshot) -> RunRequest:
     startup_s, step_s = _sizes(snapshot.observation)
-    return block_request(experiment.plan, spec, startup_s, step_s)
+    placement = snapshot.job.spec.tuning.trial.placement
+    return block_request(experiment.plan, spec, startup_s, step_s, placement=placement)
 
 
 def _describe_budget(experiment: Experiment, spec: BlockSpec, snapshot: Snapshot) -> str:
@@ -214,6 +220,7 @@ def _yield_unless_admitted(action: Launch | Challenge, snapshot: Snapshot) -> La
         experiment=action.experiment,
         until_s=snapshot.now_s + YIELD_S,
         sentence=snapshot.admission.sentence,
+        reason=snapshot.admission.reason,
         gives_up=action.request.run,
     )
 
@@ -277,7 +284,9 @@ def _keep_wins(snapshot: Snapshot) -> Action | None:
         if spec is None:
             continue
         request = _make_request(one.win, spec, snapshot).fit(snapshot.left_device_s, one.win.plan.replicas)
-        if request is not None:
+        waiting = room.find_waiting(one.win, request.run) if request is not None else None
+        is_waiting = waiting is not None and waiting.holds(snapshot.now_s)
+        if request is not None and not is_waiting:
             action = Challenge(experiment=one.win, spec=spec, request=request, sentence=standing.sentence)
             return _yield_unless_admitted(action, snapshot)
     return None

@@ -12,6 +12,7 @@ from amdahl_loop.domain.experiments import Plan, arm_knobs
 from amdahl_loop.domain.hypotheses import judged_by
 from amdahl_loop.domain.knob_values import KnobName, Knobs, knob_environment
 from amdahl_loop.domain.telemetry import Arm, BlockReport, Seconds
+from amdahl_loop.domain.tuning import Placement
 from amdahl_loop.domain.values import Frozen
 
 FORCED_SAVE_EVERY_STEPS = 10
@@ -26,6 +27,9 @@ SLOWEST_WORK_FACTOR = 6.0
 
 OVERRUN_S = 90.0
 """What ending a run may take beyond its deadline: the supervisor's own grace, then that of whoever keeps it."""
+
+TURN_S = 240.0
+"""What a job that makes way for a block may stand still before and after it, beside its own startup."""
 
 LEAST_ROOM = 1.5
 """A block starts only where the budget carries this many times the time that it is expected to take."""
@@ -69,6 +73,8 @@ class RunRequest(Frozen):
     deadline_s: Seconds
     expected_s: Seconds = 0.0
     """What it takes if all goes well: launches, warm-ups and windows."""
+    idle_s: Seconds = 0.0
+    """What the job stands still before and after it, at most, where the two take turns."""
 
     @property
     def max_devices(self) -> int:
@@ -77,17 +83,17 @@ class RunRequest(Frozen):
 
     def reserved_device_s(self, replicas: int = 1) -> float:
         """Device-seconds that the run can hold at most: what the budget must carry before it starts."""
-        return (self.deadline_s + OVERRUN_S) * self.max_devices * replicas
+        return (self.deadline_s + OVERRUN_S + self.idle_s) * self.max_devices * replicas
 
     def needed_device_s(self, replicas: int = 1) -> float:
         """Device-seconds without which it is not worth a start."""
-        return (LEAST_ROOM * self.expected_s + OVERRUN_S) * self.max_devices * replicas
+        return (LEAST_ROOM * self.expected_s + OVERRUN_S + self.idle_s) * self.max_devices * replicas
 
     def fit(self, left_device_s: float, replicas: int = 1) -> "RunRequest | None":
         """The run with a deadline that the rest of a budget can pay for; None where too little is left for it."""
         if left_device_s < self.needed_device_s(replicas) or left_device_s <= 0:
             return None
-        most_s = left_device_s / (self.max_devices * replicas) - OVERRUN_S
+        most_s = left_device_s / (self.max_devices * replicas) - OVERRUN_S - self.idle_s
         return self if self.deadline_s <= most_s else self.model_copy(update={"deadline_s": most_s})
 
 
@@ -111,15 +117,28 @@ class Finished(Frozen):
     held_device_s: Seconds
 
 
-RunState = Absent | Running | Finished
+class Unplaced(Frozen):
+    """The run found no place: nothing of it has run, nor will. `why` begins with a word for machines."""
+
+    why: str
 
 
-def block_request(plan: Plan, spec: BlockSpec, startup_s: float, step_s: float, attempt: int = 0) -> RunRequest:
+RunState = Absent | Running | Unplaced | Finished
+
+
+def block_request(
+    plan: Plan,
+    spec: BlockSpec,
+    startup_s: float,
+    step_s: float,
+    attempt: int = 0,
+    placement: Placement = Placement.SPARE,
+) -> RunRequest:
     """The run of one planned block. `startup_s` and `step_s` were observed and only size the time limits."""
     windows = tuple(_window(plan, spec, position) for position in range(len(spec.order)))
     live = plan.live and spec.stage is not Stage.PROOF
     return _limit(plan.run_name(spec, attempt), windows, live, startup_s, step_s).model_copy(
-        update={"plan_hash": plan.hash}
+        update={"plan_hash": plan.hash, "idle_s": TURN_S + startup_s if placement is Placement.IN_TURN else 0.0}
     )
 
 

@@ -13,6 +13,7 @@ from amdahl_loop.domain.knob_values import KnobName
 from amdahl_loop.domain.knobs import CATALOGUE
 from amdahl_loop.domain.phases import Breakdown
 from amdahl_loop.domain.resources import TrainingJob
+from amdahl_loop.domain.tuning import Placement
 from amdahl_loop.domain.units import percent
 from amdahl_loop.domain.values import Frozen
 from amdahl_loop.domain.verdicts import VerdictWord
@@ -21,6 +22,8 @@ DEFAULT_HIT_RATE = 0.5
 """Prior chance that a rule's hypothesis wins: one imagined win in two, corrected by the ledger."""
 BLOCKS_OF_A_NULL = 4
 """A hypothesis without gain is expected to close at the first look."""
+HANDOVER_S = 30.0
+"""A job that makes way for a block ends within its pods' grace period, and the block's pods have to start."""
 
 
 class Worth(Frozen):
@@ -50,7 +53,8 @@ def _weigh_one(
 ) -> Worth:
     ahead_h, origin = job.expected_device_hours
     rate = hit_rate(hypothesis.knob, past)
-    won_h, null_h = trial_device_hours(hypothesis, breakdown, constants)
+    is_in_turn = job.spec.tuning.trial.placement is Placement.IN_TURN
+    won_h, null_h = trial_device_hours(hypothesis, breakdown, constants, is_in_turn)
     trial_h = rate * won_h + (1 - rate) * null_h
     bank_h = ahead_h * hypothesis.expected_gain * rate - trial_h
     return Worth(
@@ -71,8 +75,13 @@ def hit_rate(knob: KnobName, past: Iterable[Experiment]) -> float:
     return (2 * DEFAULT_HIT_RATE + closed.count(VerdictWord.WON)) / (2 + len(closed))
 
 
-def trial_device_hours(hypothesis: Hypothesis, breakdown: Breakdown, constants: Constants) -> tuple[float, float]:
-    """Device-hours of an experiment that wins, and of one that closes at the first look."""
+def trial_device_hours(
+    hypothesis: Hypothesis, breakdown: Breakdown, constants: Constants, is_in_turn: bool = False
+) -> tuple[float, float]:
+    """Device-hours of an experiment that wins, and of one that closes at the first look.
+
+    `is_in_turn`: the job stands still for each block, and starts again after it.
+    """
     live = breakdown.live and all(CATALOGUE[change.knob].is_live for change in hypothesis.changes)
     step_s, launch_s = breakdown.step_s, breakdown.startup_s
     window_s = max(constants.window_s, constants.min_steps * step_s)
@@ -85,5 +94,7 @@ def trial_device_hours(hypothesis: Hypothesis, breakdown: Breakdown, constants: 
     checking = constants.checks * constants.blocks_per_check + constants.null_blocks
     processes = [int(c.after) for c in hypothesis.changes if c.knob is KnobName.GPUS_PER_REPLICA]
     devices = max(breakdown.devices, *processes, 1)
-    null_s = proof_s + BLOCKS_OF_A_NULL * block_s
-    return devices * (null_s + checking * block_s + soak_s) / 3600, devices * null_s / 3600
+    turn_s = launch_s + HANDOVER_S if is_in_turn else 0.0
+    null_s = proof_s + turn_s + BLOCKS_OF_A_NULL * (block_s + turn_s)
+    won_s = null_s + checking * (block_s + turn_s) + soak_s + constants.soak_blocks * turn_s
+    return devices * won_s / 3600, devices * null_s / 3600

@@ -21,7 +21,7 @@ PAGE = 50
 NO_ROOM = "no room for its summary"
 BARE_BLOCK_BYTES = 320
 """A block without evidence, and the server's record of who wrote it."""
-OTHER_BYTES = 16 * 1024
+OTHER_BYTES = 20 * 1024
 """Sixteen applications and thirty-two losses at their longest."""
 CLOSED_BYTES = OTHER_BYTES + 10 * 1024
 """The same, and a verdict with all its votes and vetoes at their longest."""

@@ -1,7 +1,8 @@
 """How did a block end, or why will it not begin?
 
 Each trouble of a cluster has its own word. A variant that runs out of memory or crashes has lost, so those keep their
-summary; a block that the cluster took away says nothing about either arm, so its summary is dropped.
+summary; a block that the cluster took away says nothing about either arm, so its summary is dropped. A block that no
+node takes has not run at all, and is tried again (`domain/room.py`).
 """
 
 from collections.abc import Sequence
@@ -11,10 +12,10 @@ from enum import StrEnum
 from amdahl_loop.adapters.kube.merge import merge_summaries
 from amdahl_loop.adapters.kube.objects import ContainerFacts, Ended, JobFacts, PodFacts
 from amdahl_loop.domain.experiments import Loss
-from amdahl_loop.domain.runs import Finished, Running
+from amdahl_loop.domain.runs import Finished, Running, Unplaced
 
 PENDING_LIMIT_S = 600.0
-"""A block without a node for so long is given up, at no cost."""
+"""A block without a node for so long is given up, at no cost, and tried again later."""
 PULL_LIMIT_S = 180.0
 """Registries fail for a moment now and then; longer than this they have to be asked about."""
 CONFIG_LIMIT_S = 60.0
@@ -52,13 +53,22 @@ class Found:
         return f"{self.word}: {self.why}"[:200] if self.why else str(self.word)
 
 
-def judge_block(run: str, job: JobFacts, pods: Sequence[PodFacts], devices: int, now_s: float) -> Running | Finished:
+def judge_block(
+    run: str,
+    job: JobFacts,
+    pods: Sequence[PodFacts],
+    devices: int,
+    now_s: float,
+    pending_limit_s: float = PENDING_LIMIT_S,
+) -> Running | Unplaced | Finished:
     """The state of a block from its Job and pods. `devices` are what each pod holds."""
-    found = [trouble for pod in pods if (trouble := _find_trouble(pod, now_s))]
+    found = [trouble for pod in pods if (trouble := _find_trouble(pod, now_s, pending_limit_s))]
     if len(pods) < job.replicas and not found:
-        found = [trouble] if (trouble := _find_absence(job, len(pods), now_s)) else []
+        found = [trouble] if (trouble := _find_absence(job, len(pods), now_s, pending_limit_s)) else []
     if found:
         worst = min(found, key=lambda trouble: list(Trouble).index(trouble.word))
+        if worst.word is Trouble.UNSCHEDULABLE:
+            return Unplaced(why=str(worst))
         summary = next((_summary(pod) for pod in pods if _ran_out_of_memory(pod)), "")
         return _finish(job, pods, devices, now_s, summary if worst.word is Trouble.OOM else "", str(worst))
     if job.failure_reason == "DeadlineExceeded":
@@ -142,7 +152,7 @@ _POD_REASONS = {
 """Reasons that kubelets write into a pod's status."""
 
 
-def _find_trouble(pod: PodFacts, now_s: float) -> Found | None:
+def _find_trouble(pod: PodFacts, now_s: float, pending_limit_s: float) -> Found | None:
     """What went wrong with one pod; a trainer that ended in good order has none, whatever came after."""
     if pod.trainer.ended is not None and pod.trainer.ended.exit_code == 0:
         return None
@@ -160,7 +170,7 @@ def _find_trouble(pod: PodFacts, now_s: float) -> Found | None:
     if pod.phase == "Failed":
         return _read_failed_start(pod)
     if not pod.node:
-        return _find_no_node(pod, now_s)
+        return _find_no_node(pod, now_s, pending_limit_s)
     return _find_no_start(pod, now_s) if pod.trainer.running_since_s is None else None
 
 
@@ -187,8 +197,8 @@ def _read_failed_start(pod: PodFacts) -> Found:
     return Found(Trouble.CONFIG_ERROR, pod.message or pod.reason or "the pod failed before it began")
 
 
-def _find_no_node(pod: PodFacts, now_s: float) -> Found | None:
-    if now_s - pod.created_at_s < PENDING_LIMIT_S:
+def _find_no_node(pod: PodFacts, now_s: float, pending_limit_s: float) -> Found | None:
+    if now_s - pod.created_at_s < pending_limit_s:
         return None
     return Found(Trouble.UNSCHEDULABLE, pod.unschedulable or "no scheduler has looked at it")
 
@@ -223,13 +233,13 @@ def _find_stuck(container: ContainerFacts, waited_s: float) -> Found | None:
     return None
 
 
-def _find_absence(job: JobFacts, present: int, now_s: float) -> Found | None:
+def _find_absence(job: JobFacts, present: int, now_s: float, pending_limit_s: float) -> Found | None:
     """A Job that lacks pods: they were taken away, or never came."""
     if job.failure_reason == "DeadlineExceeded" and present == 0:
         return Found(Trouble.DEADLINE, job.failure_message)
     if job.is_over:
         return Found(Trouble.NODE_LOST, "its pod is gone")
-    if now_s - job.created_at_s < PENDING_LIMIT_S:
+    if now_s - job.created_at_s < pending_limit_s:
         return None
     held_by = "its queue has not admitted it" if job.is_suspended else "no pod could be made; see the Job's events"
     return Found(Trouble.UNSCHEDULABLE, held_by)

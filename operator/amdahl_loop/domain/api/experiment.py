@@ -15,6 +15,7 @@ from amdahl_loop.domain.api.timestamps import Timestamp
 from amdahl_loop.domain.api.training_job import ObservationReport
 from amdahl_loop.domain.blocks import Stage
 from amdahl_loop.domain.constants import Constants
+from amdahl_loop.domain.experiments import MAX_WHY
 from amdahl_loop.domain.hypotheses import Source
 from amdahl_loop.domain.knob_values import KnobName, Knobs
 from amdahl_loop.domain.ledger import ApplicationKind
@@ -178,6 +179,8 @@ class LossReport(Reported):
     """When it began."""
     held_device_s: Annotated[Seconds, Field(alias="heldDeviceSeconds")]
     """Device-seconds that it had held: charged, though it brought no evidence."""
+    why: Annotated[str, Field(max_length=MAX_WHY)] | None = None
+    """Why it found no place to run; absent where it was stopped for another reason."""
 
 
 class Reservation(Reported):

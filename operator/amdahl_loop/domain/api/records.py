@@ -78,7 +78,12 @@ def add_loss(status: ExperimentStatus, loss: Loss) -> ExperimentStatus:
 
     Where there are too many, the two oldest become one, so that no device-second is ever forgotten.
     """
-    written = LossReport(run=loss.run, started_at=to_timestamp(loss.started_at_s), held_device_s=loss.held_device_s)
+    written = LossReport(
+        run=loss.run,
+        started_at=to_timestamp(loss.started_at_s),
+        held_device_s=loss.held_device_s,
+        why=loss.why or None,
+    )
     if written in status.losses:
         return status
     losses = (*status.losses, written)
@@ -209,7 +214,12 @@ def _read_application(plan: Plan, report: ApplicationReport) -> Application:
 
 
 def _read_loss(report: LossReport) -> Loss:
-    return Loss(run=report.run, started_at_s=to_epoch_s(report.started_at), held_device_s=report.held_device_s)
+    return Loss(
+        run=report.run,
+        started_at_s=to_epoch_s(report.started_at),
+        held_device_s=report.held_device_s,
+        why=report.why or "",
+    )
 
 
 def _json_bytes(block: Block) -> int:

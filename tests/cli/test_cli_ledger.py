@@ -24,7 +24,9 @@ def test_explain_observes_and_tries_nothing(cli: Any) -> None:
     told = called.json
 
     assert (called.code, len(cli.submitted)) == (0, 1)
-    assert set(told) == {"job", "observation", "diagnosis", "next", "ideas", "rejected", "settled", "ledger"}
+    assert set(told) == {
+        "job", "observation", "diagnosis", "next", "ideas", "rejected", "settled", "ledger", "policies", "ignore",
+    }  # fmt: skip
     assert [idea["worth_trying"] for idea in told["ideas"]] == [True]
     assert "would try this first: dataloaderWorkers 0 -> 3" in told["next"]
     cli("run", cli.manifest)

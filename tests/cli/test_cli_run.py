@@ -11,7 +11,7 @@ from fakes import Truth, compute_bound, loader_bound
 OBSERVATION = {"phases", "step_s", "samples_per_s", "devices"}
 EXPERIMENT = {
     "id", "knob", "from", "to", "with", "job", "source", "verdict", "reason", "sentence", "effect", "interval", "refutes",
-    "vetoes", "blocks", "device_seconds",
+    "vetoes", "blocks", "device_seconds", "namespace",
 }  # fmt: skip
 RUN = {
     "job", "reason", "observation", "diagnosis", "experiments", "after", "final", "bank", "manifest", "ledger", "profile",

@@ -30,9 +30,9 @@ class Exit(IntEnum):
 MEANINGS = {
     Exit.DONE: "finished, with a win or without",
     Exit.NOT_OBSERVED: "the job could not be observed",
-    Exit.USAGE: "wrong usage, or a manifest that cannot be used",
+    Exit.USAGE: "wrong usage, a name that nothing bears, or a manifest that cannot be used",
     Exit.LEDGER: "the ledger was refused: damaged, newer, missing, or in use by another loop",
-    Exit.ENVIRONMENT: "this machine stands in the way: no sandbox, disk full, no permission",
+    Exit.ENVIRONMENT: "machine or cluster stand in the way: no sandbox, disk full, no permission, no answer",
     Exit.DISAGREES: "a replay disagrees with the record",
     Exit.INTERRUPTED: "interrupted; everything finished is kept",
 }

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from amdahl_loop.adapters.memory import Facts, MemoryLedger
 from amdahl_loop.adapters.recorded import NotRecordedError, RecordedRunner, finished_block, finished_observation
 from amdahl_loop.adapters.sqlite.entries import Body, Closed, Lost, Measured, Observed
-from amdahl_loop.cli.setting import Setting, find_setting
+from amdahl_loop.cli.setting import Setting, find_gaps, find_setting, recall
+from amdahl_loop.domain.children import is_observation
 from amdahl_loop.domain.experiments import Plan
-from amdahl_loop.domain.ledger import Application
+from amdahl_loop.domain.ledger import Application, ApplicationKind
 from amdahl_loop.domain.plan import Action, Apply, Challenge, Halt, Judge, Launch, Observe, Propose, Rollback, Wait
 from amdahl_loop.domain.runs import Finished
 from amdahl_loop.domain.values import Frozen
@@ -37,32 +38,53 @@ class Decision:
 
 
 async def replay(bodies: Sequence[Body]) -> tuple[Decision, ...]:
-    """Derive every entry of a ledger from those before it. What was stopped from outside is no decision of the loop."""
+    """Derive every entry of a ledger from those before it. What was done from outside is no decision of the loop."""
     ledger = MemoryLedger()
     decisions = []
+    gaps = find_gaps(bodies)
     for position, body in enumerate(bodies):
-        if isinstance(body, Lost):
-            await record(ledger, body)
-            continue
-        before = ledger.state
-        setting = find_setting(bodies, position, before)
-        difference = await _derive(body, setting, MemoryLedger(before)) if setting else ""
-        decision = Decision(
-            subject=subject_of(body), entry=name_of(body), difference=difference, is_derived=setting is not None
-        )
-        decisions.append(decision)
+        if not _is_owners(body):
+            before = ledger.state
+            setting = find_setting(bodies, position, before)
+            difference = None if setting is None else await _derive(body, setting, before, gaps)
+            decision = Decision(
+                subject=subject_of(body),
+                entry=name_of(body),
+                difference=difference or "",
+                is_derived=difference is not None,
+            )
+            decisions.append(decision)
         await record(ledger, body)
     return tuple(decisions)
 
 
-async def _derive(body: Body, setting: Setting, ledger: MemoryLedger) -> str:
-    """One tick on the facts before an entry: how its outcome differs from the entry, or nothing."""
-    before = ledger.state
+def _is_owners(body: Body) -> bool:
+    """Whether an entry tells what others did: a run that was stopped, a value that its owner put back."""
+    return isinstance(body, Lost) or (isinstance(body, Application) and body.kind is ApplicationKind.REVERTED)
+
+
+async def _derive(body: Body, setting: Setting, before: Facts, gaps: frozenset[str]) -> str | None:
+    """One tick on the facts before an entry: how its outcome differs from the entry, or nothing.
+
+    None where the loop had measured something that the record lacks.
+    """
+    job_uid = setting.identity.job_uid
+    before = recall(before, job_uid)
+    ledger = MemoryLedger(before)
     runner = RecordedRunner(_run_of(body, before))
     ports = Ports(runner=runner, ledger=ledger, clock=lambda: setting.now_s)
     try:
-        seen = await tick(setting.job, setting.identity, ports, setting.since_s, failing=setting.failing)
+        seen = await tick(
+            setting.job,
+            setting.identity,
+            ports,
+            setting.since_s,
+            failing=setting.failing,
+            withheld=setting.withheld,
+        )
     except NotRecordedError as error:
+        if job_uid in gaps and is_observation(error.run):
+            return None
         return f"the loop would run {error.run} now, the record holds {name_of(body)}"
     added = _find_added(before, ledger.state)
     if type(added) is type(body) and is_close(added.model_dump(), body.model_dump()):

@@ -119,8 +119,8 @@ def shape_change(change: Change) -> ChangeShape:
     return ChangeShape(knob=change.knob.value, from_=change.before, to=change.after)
 
 
-def shape_experiment(experiment: Experiment) -> ExperimentShape:
-    """Printed form of an experiment, closed or not."""
+def shape_experiment(experiment: Experiment, namespace: str | None = None) -> ExperimentShape:
+    """Printed form of an experiment, closed or not; `namespace` where it is kept in a cluster."""
     hypothesis, verdict = experiment.plan.hypothesis, experiment.verdict
     first, *others = hypothesis.changes
     return ExperimentShape(
@@ -146,6 +146,7 @@ def shape_experiment(experiment: Experiment) -> ExperimentShape:
         ],
         blocks=len(experiment.blocks),
         device_seconds=round(experiment.held_device_s, 3),
+        namespace=namespace,
     )
 
 

@@ -35,4 +35,10 @@ def show_explain(explain: ExplainShape) -> RenderableType:
     if explain.settled:
         parts.append(heading("Settled already"))
         parts += [Text(clean(sentence)) for sentence in explain.settled]
+    if explain.policies:
+        parts.append(heading("What policies change"))
+        parts += [Text(clean(sentence)) for sentence in explain.policies]
+    if explain.ignore:
+        parts.append(heading("To hand the proven values over"))
+        parts += [Text(f"{rule.where}: {rule.snippet}") for rule in explain.ignore]
     return Group(*parts, Text(), Text(clean(explain.next)))

@@ -7,11 +7,11 @@ import io
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NoReturn, TextIO
+from typing import TYPE_CHECKING, NoReturn, TextIO
 
 from rich.console import Console
 
@@ -31,6 +31,9 @@ from amdahl_loop.domain.tuning import ProfileName
 from amdahl_loop.ports import Clock, Runner
 from amdahl_loop.reconcile import Identity, Ports
 
+if TYPE_CHECKING:
+    from amdahl_loop.adapters.kube.client import KubeClient
+
 
 def tolerate(stream: TextIO) -> TextIO:
     """The stream, writing `?` for what its encoding lacks: a name from a manifest must not end the loop."""
@@ -49,6 +52,18 @@ def local_device_type() -> str:
     return read_machine().device_type
 
 
+async def connect(
+    kubeconfig: Path | None, context: str | None, environment: Mapping[str, str]
+) -> tuple["KubeClient", str]:
+    """A way into a cluster, and the namespace that kubectl would take there; AccessError where there is none."""
+    # Imported late: most commands need no cluster, and may run where the client library is not installed.
+    from amdahl_loop.adapters.kube.client import KubeClient
+    from amdahl_loop.adapters.kube.transport import default_namespace, open_transport
+
+    client = KubeClient(await open_transport(kubeconfig, context, environment))
+    return client, default_namespace(kubeconfig, context, environment)
+
+
 @dataclass(frozen=True, kw_only=True)
 class World:
     """Everything outside the program that a command touches."""
@@ -59,6 +74,8 @@ class World:
     """Trains on; does not return."""
     device_type: Callable[[], str] = local_device_type
     """What this machine trains on, for the fingerprint."""
+    connect: Callable[[Path | None, str | None, Mapping[str, str]], Awaitable[tuple["KubeClient", str]]] = connect
+    """Opens a cluster: its client, and the namespace to take where none is named."""
     clock: Clock = time.time
     sleep: Sleep = sleep_until
     environment: Mapping[str, str] = field(default_factory=lambda: os.environ)

@@ -5,13 +5,16 @@ plans and applications, the time from the entries themselves.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from amdahl_loop.adapters.manifests import is_local
 from amdahl_loop.adapters.memory import Facts
 from amdahl_loop.adapters.sqlite.entries import Body, Closed, Lost, Measured, Observed
+from amdahl_loop.domain.children import observation_number
 from amdahl_loop.domain.experiments import Plan
 from amdahl_loop.domain.ledger import Application, Observation, family_of
 from amdahl_loop.domain.resources import TrainingJob
+from amdahl_loop.domain.tuning import Mode
 from amdahl_loop.reconcile import Identity
 
 
@@ -24,6 +27,8 @@ class Setting:
     now_s: float
     since_s: float
     failing: str = ""
+    withheld: bool = False
+    """Proven values run from the spec or not at all: mode Spec in a cluster."""
 
 
 def find_setting(bodies: Sequence[Body], position: int, facts: Facts) -> Setting | None:
@@ -46,7 +51,29 @@ def find_setting(bodies: Sequence[Body], position: int, facts: Facts) -> Setting
         now_s=_time(bodies, position),
         since_s=_since(body, observation, facts),
         failing=body.failing if isinstance(body, Application) else "",
+        withheld=job.spec.tuning.mode is Mode.SPEC and not is_local(job_uid),
     )
+
+
+def recall(facts: Facts, job_uid: str) -> Facts:
+    """The facts as the loop recalled them: a cluster keeps the newest measurement of a job alone."""
+    if is_local(job_uid):
+        return facts
+    own = [position for position, (uid, _) in enumerate(facts.observations) if uid == job_uid]
+    kept = tuple(one for position, one in enumerate(facts.observations) if position not in own[:-1])
+    return replace(facts, observations=kept)
+
+
+def find_gaps(bodies: Sequence[Body]) -> frozenset[str]:
+    """UIDs of jobs of which not every measurement is recorded, by their numbers.
+
+    A cluster keeps the measurements that plans were made from, and the newest.
+    """
+    numbers: dict[str, list[int]] = {}
+    for body in bodies:
+        if isinstance(body, Observed) and not is_local(body.job_uid):
+            numbers.setdefault(body.job_uid, []).append(observation_number(body.observation.run))
+    return frozenset(uid for uid, known in numbers.items() if sorted(known) != list(range(len(known))))
 
 
 def _observation_for(bodies: Sequence[Body], position: int, job_uid: str, facts: Facts) -> Observation | None:

@@ -85,6 +85,7 @@ class ExperimentShape(Shape):
     vetoes: list[VetoShape]
     blocks: int
     device_seconds: float
+    namespace: str | None = None
 
     @property
     def changes(self) -> list[ChangeShape]:
@@ -157,8 +158,15 @@ class RejectedShape(Shape):
     reason: str
 
 
+class IgnoreShape(Shape):
+    """`explain`: the rule that makes a tool leave a proven value alone, and where it belongs."""
+
+    where: str
+    snippet: str
+
+
 class ExplainShape(Shape):
-    """`explain`: what was seen, what could be won, what would be tried."""
+    """`explain`: what was seen, what could be won, what would be tried. `policies` and `ignore` are a cluster's."""
 
     job: str
     observation: ObservationShape
@@ -168,6 +176,8 @@ class ExplainShape(Shape):
     rejected: list[RejectedShape]
     settled: list[str]
     ledger: str
+    policies: list[str] = []
+    ignore: list[IgnoreShape] = []
 
 
 class LedgerShape(Shape):
@@ -252,6 +262,69 @@ class TransferShape(Shape):
     ledger: str
     file: str
     entries: int
+
+
+class RestoreShape(Shape):
+    """`import` into a cluster: experiments that were created, completed after a cut import, there already, or open."""
+
+    ledger: str
+    file: str
+    created: int
+    completed: int
+    present: int
+    open: int
+
+
+class TrialShape(Shape):
+    """`fleet`: whether a job's trials go on, and why (not); `experiment` is the open one."""
+
+    running: bool
+    reason: str
+    sentence: str
+    experiment: str | None
+
+
+class FleetBankShape(Shape):
+    """`fleet`: device-hours saved so far, spent on trials, and the difference."""
+
+    gross: float
+    spent: float
+    net: float
+
+
+class FleetJobShape(Shape):
+    """`fleet`: one job. `wasted` and `removable` are device-hours an hour; what is not known is null."""
+
+    rank: int
+    namespace: str
+    job: str
+    standing: str
+    class_: str | None = Field(serialization_alias="class")
+    sentence: str
+    wasted: float | None
+    removable: float | None
+    ideas: list[IdeaShape]
+    trial: TrialShape
+    bank: FleetBankShape | None
+    current: bool
+
+
+class FleetTotalShape(Shape):
+    """`fleet`: sums over the jobs that are measured."""
+
+    jobs: int
+    measured: int
+    wasted: float
+    removable: float
+    bank: FleetBankShape
+
+
+class FleetShape(Shape):
+    """`fleet`: every job, in the order in which trials are admitted. `namespace` is null for all."""
+
+    namespace: str | None
+    jobs: list[FleetJobShape]
+    total: FleetTotalShape
 
 
 class TraceShape(Shape):

@@ -1,6 +1,8 @@
 """How are numbers and foreign texts written for people?"""
 
+import difflib
 import time
+from collections.abc import Sequence
 
 from amdahl_loop.domain.blocks import BlockSpec, Stage
 from amdahl_loop.domain.experiments import Plan
@@ -68,3 +70,14 @@ def block_title(plan: Plan, spec: BlockSpec) -> str:
         within = f", block {spec.index + 1}" if plan.constants.blocks_per_check > 1 else ""
         return f"refute check {spec.check + 1} of {plan.constants.checks}{within}"
     return f"{_STAGES[spec.stage]} block {spec.index + 1}"
+
+
+CHOICES = 10
+
+
+def choices(name: str, names: Sequence[str]) -> str:
+    """Names to choose from in place of a wrong one: the nearest first, at most ten, and how many more there are."""
+    near = difflib.get_close_matches(name, names, n=CHOICES, cutoff=0.6)
+    ordered = [*near, *(other for other in names if other not in near)]
+    more = f" and {len(ordered) - CHOICES} more" if len(ordered) > CHOICES else ""
+    return (", ".join(ordered[:CHOICES]) or "none") + more

@@ -1,0 +1,39 @@
+"""Fixtures of the reliability tests: an API server with our definitions, and operators at the ready."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cluster_operator import define
+from reliability.operators import Nursery, open_nursery
+from testbed.cluster import Cluster
+from testbed.fixtures import api_server
+
+__all__ = ["api_server"]
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(scope="session")
+def server(api_server: Cluster) -> Cluster:
+    """An API server with our definitions and the trials' priority class."""
+    return define(api_server)
+
+
+@pytest.fixture(scope="session")
+def nursery() -> Iterator[Nursery]:
+    """Operators that start at once."""
+    with open_nursery() as opened:
+        yield opened
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Complete sweeps take half an hour: they run where `slow` is asked for by name (`-m "cluster and slow"`), samples of them always."""
+    if re.search(r"(?<!not )\bslow\b", config.getoption("markexpr")):
+        return
+    whole = [item for item in items if item.path.parent == HERE and item.get_closest_marker("slow")]
+    if whole:
+        items[:] = [item for item in items if item not in whole]
+        config.hook.pytest_deselected(items=whole)

@@ -1,0 +1,124 @@
+"""Are two ends of a scene the same? What is left in a namespace, without what must differ from run to run.
+
+Names, seeds and orders follow from the job's UID, which the server draws: they are held to the pure functions that make them, and
+left out of the comparison. Moments are left out. Everything else counts.
+"""
+
+import json
+from collections import Counter
+from typing import Any
+
+from amdahl_loop.domain import judge
+from amdahl_loop.domain.api.records import StoredExperiment, read_experiment
+from amdahl_loop.domain.api.training_job import read_observation, read_training_job
+from amdahl_loop.domain.blocks import Stage
+from amdahl_loop.domain.children import EXPERIMENT_LABEL, PROBE_LABEL, read_run
+from amdahl_loop.domain.ledger import JobMemory, Observation
+from amdahl_loop.domain.plan import Propose, Snapshot, next_action
+from amdahl_loop.operate import identify
+from reliability.scenes import JOB, Scene, conditions_of
+from reliability.wire import Object
+
+State = dict[str, Any]
+
+
+async def read_state(scene: Scene, job: str = JOB) -> State:
+    """Everything that a scene has come to."""
+    document = await scene.job(job)
+    experiments = [_read(found) for found in await scene.experiments()]
+    labels = {e["metadata"]["name"]: e["metadata"]["labels"] for e in await scene.experiments()}
+    maps = await scene.wire.items(scene.path("configmaps"))
+    pods = await scene.wire.items(scene.path("pods"))
+    mounted = json.dumps(await scene.jobs())
+    return {
+        "job": _read_job(document),
+        "experiments": [
+            _read_experiment(e) | {"closed": labels[e.experiment.name]["amdahl-loop.io/closed"]} for e in experiments
+        ],
+        "started": dict(Counter(_block_of(run) for run in scene.village.started)),
+        "jobs": await scene.names("jobs"),
+        "services": await scene.names("services"),
+        "values": {
+            m["metadata"]["name"]: m["data"] for m in maps if PROBE_LABEL not in m["metadata"].get("labels", {})
+        },
+        "spareProbes": [
+            m for m in maps if PROBE_LABEL in m["metadata"].get("labels", {}) and m["metadata"]["name"] not in mounted
+        ],
+        "blockPods": [pod["metadata"]["name"] for pod in pods if EXPERIMENT_LABEL in pod["metadata"]["labels"]],
+        "runningPods": sum(pod["status"].get("phase") == "Running" for pod in pods),
+    }
+
+
+def _read(document: Object) -> StoredExperiment:
+    stored = read_experiment(document)
+    assert isinstance(stored, StoredExperiment), stored
+    return stored
+
+
+def _block_of(run: str) -> str:
+    block = read_run(run)
+    assert block is not None, run
+    return run.removeprefix(f"{block.experiment}-")
+
+
+def _read_job(document: Object) -> State:
+    status = document.get("status") or {}
+    bank = status.get("bank") or {}
+    return {
+        "knobs": document["spec"]["knobs"],
+        "conditions": conditions_of(document),
+        "effective": {k["name"]: (k["value"], k["source"]) for k in status.get("effectiveKnobs") or ()},
+        "diagnosis": (status.get("diagnosis") or {}).get("sentence"),
+        "active": status.get("activeExperiment"),
+        "verdicts": [(v["word"], v["change"], v["sentence"]) for v in status.get("lastVerdicts") or ()],
+        "spent": bank.get("spentDeviceHours"),
+        "owners": sorted({e["manager"] for e in document["metadata"]["managedFields"] if "subresource" not in e}),
+    }
+
+
+def _read_experiment(stored: StoredExperiment) -> State:
+    experiment, plan = stored.experiment, stored.experiment.plan
+    drawn = {"name", "job_uid", "seed", "blocks"}
+    return {
+        "plan": plan.model_dump(mode="json", exclude=drawn),
+        "planned": [(spec.name, spec.stage.value) for spec in plan.blocks],
+        "blocks": [(block.spec.name, block.node, block.held_device_s, block.failure) for block in experiment.blocks],
+        "losses": [(_block_of(loss.run), loss.held_device_s) for loss in experiment.losses],
+        "verdict": experiment.verdict.model_dump(mode="json") if experiment.verdict else None,
+        "applications": [
+            (a.kind.value, a.declared.declared(), a.knobs.declared(), a.failing) for a in stored.applications
+        ],
+        "reserved": stored.status.reserved,
+    }
+
+
+async def check_names(scene: Scene, job: str = JOB) -> None:
+    """Plan (name, seed, orders, offsets, hash) and verdict are what the pure functions say of the evidence that is recorded.
+
+    A plan can be designed anew where the observation that is recorded is of the values that it started from.
+    """
+    stored_job = read_training_job(await scene.job(job))
+    identity = identify(stored_job.job)
+    reported = stored_job.status.observation
+    observation = None if reported is None else read_observation(reported, stored_job.job)
+    for found in await scene.experiments():
+        experiment = _read(found).experiment
+        plan, verdict = experiment.plan, experiment.verdict
+        assert (found["spec"]["planHash"], found["metadata"]["name"]) == (plan.hash, plan.name)
+        if isinstance(observation, Observation) and observation.knobs == plan.baseline:
+            snapshot = Snapshot(
+                job=stored_job.job.with_knobs(plan.baseline),
+                job_uid=identity.job_uid,
+                fingerprint=identity.fingerprint,
+                family=identity.family,
+                memory=JobMemory(observations=(observation,)),
+                now_s=0.0,
+            )
+            action = next_action(snapshot)
+            assert isinstance(action, Propose), action
+            assert plan == action.plan, "the plan is not what the pure function designs"
+        if verdict is not None and verdict.reason != "Cancelled":
+            before = tuple(block for block in experiment.blocks if block.spec.stage is not Stage.HOLDOUT)
+            judged = judge.assess(experiment.model_copy(update={"verdict": None, "blocks": before}))
+            assert isinstance(judged, judge.Closed)
+            assert judged.verdict == verdict

@@ -5,11 +5,14 @@ The loop itself is `reconcile.tick`, the same as on one machine; here it gets a 
 """
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple
 
 from amdahl_loop import reconcile
 from amdahl_loop.adapters.kube.apply import sync_spec
+from amdahl_loop.adapters.kube.claims import AccessModes, read_access_modes
 from amdahl_loop.adapters.kube.client import KubeClient, Refused
 from amdahl_loop.adapters.kube.index import ExperimentIndex
 from amdahl_loop.adapters.kube.jobs import SeenJob, look_up
@@ -33,7 +36,7 @@ from amdahl_loop.domain.bank import Balance, balance, hours_in_force
 from amdahl_loop.domain.conditions import STANDINGS, Facts, Note
 from amdahl_loop.domain.fleet import Limits, Member, admit
 from amdahl_loop.domain.fleet import describe as describe_member
-from amdahl_loop.domain.isolation import find_obstacles, say_obstacles
+from amdahl_loop.domain.isolation import Obstacle, find_obstacles, say_obstacles
 from amdahl_loop.domain.knob_values import Knobs
 from amdahl_loop.domain.ledger import JobMemory, effective_knobs, family_of, fingerprint_job
 from amdahl_loop.domain.phases import Unobservable
@@ -108,6 +111,8 @@ class Recollection:
     """The block that runs for a job, as its last pass saw it."""
     waiting: dict[tuple[str, bool], tuple[float, Waiting]] = field(default_factory=dict)
     """What waited in a namespace, its queues too or not, and when that was seen."""
+    access_modes: dict[JobKey, tuple[int, AccessModes]] = field(default_factory=dict)
+    """How the storage of a job may be shared, and the generation of the spec that this was asked for."""
     swept: dict[JobKey, str] = field(default_factory=dict)
     """UIDs of jobs that have no block but the present one."""
 
@@ -116,7 +121,7 @@ class Recollection:
         uid = self.swept.pop(key, "")
         self.runs.forget(uid)
         self.saves.forget(uid)
-        for known in (self.fleet, self.statuses, self.told_s, self.in_flight):
+        for known in (self.fleet, self.statuses, self.told_s, self.in_flight, self.access_modes):
             known.pop(key, None)
 
 
@@ -165,7 +170,6 @@ class _Pass:
         self._identity = identify(held.job)
         self._place = key.namespace, bool(held.job.queue_labels)
         self._is_spec_only = held.job.spec.tuning.mode is Mode.SPEC
-        self._obstacles = find_obstacles(held.job.spec.template, held.job.spec.tuning.trial)
 
     async def run(self) -> float:
         """Seconds until the next pass."""
@@ -178,6 +182,7 @@ class _Pass:
         if running.acted:
             return AT_ONCE_S
         await self._look_around()
+        obstacles = await self._find_obstacles()
         ports = Ports(runner=self._runner(memory), ledger=self._ledger, clock=self._operator.clock)
         ticked = await reconcile.tick(
             self._job,
@@ -187,7 +192,7 @@ class _Pass:
             paused=self._held.is_paused or running.note.reason in OVER,
             failing=running.failing,
             withheld=self._is_spec_only,
-            admit=self._admit,
+            admit=partial(self._admit, obstacles),
         )
         await self._sweep(ticked, ports)
         await self._announce(ticked)
@@ -200,8 +205,9 @@ class _Pass:
             snapshot=ticked.snapshot,
             action=ticked.action,
             review=_review(ticked.snapshot),
-            obstacles=self._obstacles,
-            hold=None if admission.admitted or self._obstacles else hold,
+            obstacles=obstacles,
+            hold=None if admission.admitted or obstacles else hold,
+            limits=self._held.sentences,
             decision=decision,
             bank=_settle(ticked.snapshot),
         )
@@ -243,14 +249,22 @@ class _Pass:
         if member is not None and member.need is not None and not 0 <= now_s - seen_s < LOOK_AROUND_S:
             known[place] = now_s, await find_waiting(self._client, place[0], now_s, has_queues=place[1])
 
-    def _admit(self, snapshot: Snapshot) -> Admission:
+    async def _find_obstacles(self) -> tuple[Obstacle, ...]:
+        """What in the template keeps trials from starting; how its storage may be shared is asked once a spec."""
+        known, generation, spec = self._recollection.access_modes, self._ledger.seen.generation, self._job.spec
+        seen_at, modes = known.get(self._key, (generation, {}))
+        if not modes or seen_at != generation:
+            modes = await read_access_modes(self._client, self._job)
+            known[self._key] = generation, modes
+        return find_obstacles(spec.template, spec.tuning.trial, modes)
+
+    def _admit(self, obstacles: Sequence[Obstacle], snapshot: Snapshot) -> Admission:
         """Whether a trial of this job may run now: the installation's switch, the template, then the fleet's order."""
         settings, fleet, key = self._operator.settings, self._recollection.fleet, self._key
         if not settings.trials:
             return Admission(admitted=False, reason=Reason.TRIALS_OFF, sentence="Trials are off in this installation.")
-        if self._obstacles:
-            sentence = say_obstacles(self._obstacles)
-            return Admission(admitted=False, reason=self._obstacles[0].reason, sentence=sentence)
+        if obstacles:
+            return Admission(admitted=False, reason=obstacles[0].reason, sentence=say_obstacles(obstacles))
         _, waiting = self._recollection.waiting.get(self._place, NOTHING_SEEN)
         member = describe_member(snapshot, waiting.press_on(self._job.queue_labels))
         is_in_flight = key in self._recollection.in_flight and member.need is not None

@@ -62,6 +62,8 @@ class Facts(Frozen):
     """What else keeps them from starting now: no devices, no admission, other work of the owner's."""
     decision: Decision | None = None
     """What is done about the spec."""
+    limits: tuple[str, ...] = ()
+    """What an administrator's policies changed about the owner's wishes, a sentence each."""
     bank: Balance | None = None
     """What tuning has saved so far, and cost."""
 

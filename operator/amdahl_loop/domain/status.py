@@ -48,7 +48,7 @@ def describe(facts: Facts, before: TrainingJobStatus, generation: int, now_s: fl
         update={
             "observed_generation": generation,
             "conditions": update_conditions(before.conditions, find(facts), generation, now_s),
-            "message": _say_next(facts),
+            "message": " ".join((_say_next(facts), *facts.limits)),
         }
     )
     snapshot = facts.snapshot

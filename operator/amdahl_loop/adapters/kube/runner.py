@@ -7,6 +7,7 @@ changes nothing. What a server refuses is remembered until it is recorded; every
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
+from amdahl_loop.adapters.kube.claims import AccessModes, read_access_modes
 from amdahl_loop.adapters.kube.client import ApiUnavailable, KubeClient, Refused
 from amdahl_loop.adapters.kube.kinds import Kind, Object
 from amdahl_loop.adapters.kube.objects import JobFacts, PodFacts, read_job, read_pod
@@ -17,7 +18,6 @@ from amdahl_loop.adapters.kube.probe import Probe, place_probe
 from amdahl_loop.adapters.kube.render import find_clashes
 from amdahl_loop.adapters.kube.render_block import Unfit, render_block
 from amdahl_loop.adapters.kube.scrape import Fetch, fetch_metrics
-from amdahl_loop.adapters.kube.volumes import claims_of
 from amdahl_loop.domain.children import (
     DEVICES_ANNOTATION,
     EXPERIMENT_LABEL,
@@ -147,7 +147,7 @@ class KubeRunner:
 
     async def _submit_block(self, job: TrainingJob, request: RunRequest, block: BlockRun) -> Finished | None:
         """Create or adopt a block's Job; its end, where it cannot begin."""
-        modes = await self._access_modes()
+        modes = await read_access_modes(self._client, self._job)
         obstacles = find_obstacles(job.spec.template, job.spec.tuning.trial, modes)
         clashes = find_clashes(job)
         if obstacles or clashes:
@@ -189,17 +189,7 @@ class KubeRunner:
     def _refuse(self, word: Trouble, why: str) -> Finished:
         return refused(word, why, self._clock())
 
-    async def _access_modes(self) -> dict[str, tuple[str, ...]]:
-        """Access modes of the claims that the template mounts, by name; those that are not there are left out."""
-        found = {}
-        pod = self._job.spec.template.spec.model_dump(mode="json", by_alias=True)
-        for name in claims_of(pod):
-            claim = await self._client.get(Kind.CLAIM, self._namespace, name)
-            if claim is not None:
-                found[name] = tuple(claim["spec"].get("accessModes") or ())
-        return found
-
-    async def _bound_nodes(self, modes: Mapping[str, Collection[str]]) -> tuple[str, ...]:
+    async def _bound_nodes(self, modes: AccessModes) -> tuple[str, ...]:
         """The nodes of the job's pods where its storage can be attached to no other; () where it does not matter."""
         if not any(ONE_NODE_MODES & set(of) and not MANY_NODE_MODES & set(of) for of in modes.values()):
             return ()

@@ -1,0 +1,219 @@
+"""What does one pass of the operator do for a job, on a real API server with pods played by hand?"""
+
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from amdahl_loop.adapters.kube.experiments import load_index
+from amdahl_loop.adapters.kube.jobs import SeenJob
+from amdahl_loop.adapters.kube.kinds import Kind
+from amdahl_loop.adapters.kube.ledger import KubeLedger
+from amdahl_loop.adapters.metrics import Metrics
+from amdahl_loop.domain.knob_values import Knobs
+from amdahl_loop.domain.ledger import Application, ApplicationKind
+from amdahl_loop.domain.policy import TuningPolicySpec
+from amdahl_loop.domain.tuning import Mode
+from amdahl_loop.domain.verdicts import Verdict, VerdictWord
+from amdahl_loop.operate import JobKey, Operator, Recollection
+from amdahl_loop.settings import Settings
+from cluster_builders import Scene, play
+from judge_builders import make_plan
+from kube_builders import install_crds, see_job
+from pod_builders import make_template
+from testbed.cluster import Cluster
+
+WON = Verdict(word=VerdictWord.WON, sentence="Saves 30 %.", effect=0.36, effect_se=0.01)
+
+
+@dataclass
+class Passes:
+    """One job in a namespace, and an operator that passes over it."""
+
+    scene: Scene
+    operator: Operator
+    key: JobKey
+
+    async def settle(self, most: int = 20) -> SeenJob:
+        """Passes until one of them wants to rest; the job as it stands then."""
+        for _ in range(most):
+            rest_s = await self.operator.advance(self.key)
+            if rest_s:
+                return await see_job(self.scene.client, self.scene.namespace)
+        raise AssertionError("the job does not settle")
+
+    async def ledger(self) -> KubeLedger:
+        """The ledger, as a pass sees it."""
+        seen = await see_job(self.scene.client, self.scene.namespace)
+        return KubeLedger(self.scene.client, self.operator.recollection.index, seen, self.scene.clock)
+
+    async def win(self, name: str, before: Knobs, after: Knobs) -> None:
+        """An experiment is on record as won and applied."""
+        ledger = await self.ledger()
+        plan = make_plan(name=name, job="pydocs", job_uid=ledger.seen.uid)
+        await ledger.add_plan(plan.model_copy(update={"baseline": before, "variant": after}))
+        await ledger.add_verdict(name, WON, self.scene.clock())
+        await ledger.add_application(
+            Application(
+                job="pydocs",
+                job_uid=ledger.seen.uid,
+                fingerprint=plan.fingerprint,
+                at_s=self.scene.clock(),
+                kind=ApplicationKind.APPLIED,
+                experiment=name,
+                declared=before,
+                knobs=after,
+            )
+        )
+
+    async def values(self) -> dict[str, str]:
+        """The values that pods are started with."""
+        return dict((await self.scene.objects(Kind.CONFIG_MAP))["pydocs-knobs"]["data"])
+
+
+@pytest.fixture
+def passes(api_server: Cluster, api_namespace: str) -> Callable[..., None]:
+    """Plays a scenario with one job."""
+    install_crds(api_server)
+
+    def run(scenario: Callable[[Passes], Coroutine[Any, Any, None]], **spec: Any) -> None:
+        async def go(scene: Scene) -> None:
+            template = spec.pop("template", make_template())
+            await scene.create_job(spec={"template": template, "knobs": {"dataloaderWorkers": 0}} | spec)
+            index = await load_index(scene.client, [scene.namespace])
+            operator = Operator(
+                client=scene.client,
+                settings=Settings(),
+                probe=scene.probe,
+                recollection=Recollection(since_s=0.0, index=index),
+                clock=scene.clock,
+                metrics=Metrics(list, lambda: (0, 0.0)),
+                fetch=scene.fetch,
+            )
+            await scenario(Passes(scene, operator, JobKey(scene.namespace, "pydocs")))
+
+        play(api_server, api_namespace, go)
+
+    return run
+
+
+def said(seen: SeenJob, type_name: str) -> tuple[str, str, str]:
+    """Status, reason and message of one condition."""
+    (found,) = (c for c in seen.document["status"]["conditions"] if c["type"] == type_name)
+    return found["status"], found["reason"], found.get("message", "")
+
+
+def test_what_a_policy_takes_away_is_said(passes: Callable[..., None]) -> None:
+    """The owner reads whose word it is that experiments do not run."""
+
+    async def scenario(job: Passes) -> None:
+        job.operator.recollection.policies[job.scene.namespace] = {
+            "night": TuningPolicySpec(paused=True, modes=(Mode.OBSERVE,))
+        }
+        seen = await job.settle()
+        assert said(seen, "Experimenting")[:2] == ("False", "Paused")
+        message = seen.document["status"]["message"]
+        assert "TuningPolicy night: experiments are paused." in message
+        assert "TuningPolicy night: mode Auto becomes Observe" in message
+
+    passes(scenario)
+
+
+def test_storage_that_one_pod_holds_alone_blocks_trials(passes: Callable[..., None]) -> None:
+    """The claim's own word counts, and it is read before anything is spent."""
+    template = make_template()
+    template["spec"]["volumes"] = [{"name": "data", "persistentVolumeClaim": {"claimName": "corpus"}}]
+
+    async def scenario(job: Passes) -> None:
+        spec = {"accessModes": ["ReadWriteOncePod"], "resources": {"requests": {"storage": "1Gi"}}}
+        await job.scene.client.create(Kind.CLAIM, job.scene.namespace, {"metadata": {"name": "corpus"}, "spec": spec})
+        status, reason, message = said(await job.settle(), "TrialsBlocked")
+        assert (status, reason) == ("True", "ExclusiveStorage")
+        assert "corpus, which is ReadWriteOncePod" in message
+
+    passes(scenario, template=template)
+
+
+def test_a_crash_loop_that_is_not_ours_is_stalled(passes: Callable[..., None]) -> None:
+    """No value of the loop's is in force: there is nothing to take back, and the owner is told."""
+
+    async def scenario(job: Passes) -> None:
+        await job.settle()
+        await job.scene.set_job("pydocs-r0", active=0, ready=0, failed=3)
+        status, reason, message = said(await job.settle(), "Stalled")
+        assert (status, reason) == ("True", "CrashLooping")
+        assert "failed 3 times" in message
+
+    passes(scenario)
+
+
+def test_a_crash_loop_under_a_proven_value_takes_it_back(passes: Callable[..., None]) -> None:
+    """At once, without statistics; the spec follows."""
+
+    async def scenario(job: Passes) -> None:
+        await job.settle()
+        await job.win("pydocs-e0", Knobs(dataloader_workers=0), Knobs(dataloader_workers=2))
+        seen = await job.settle()
+        assert seen.declared.knobs == Knobs(dataloader_workers=2)
+        await job.scene.set_job("pydocs-r0", active=0, ready=0, failed=3)
+        seen = await job.settle()
+        assert seen.declared.knobs == Knobs(dataloader_workers=0)
+        assert said(seen, "Tuned")[:2] == ("False", "RolledBack")
+        assert (await job.values())["AMDAHL_DATALOADER_WORKERS"] == "0"
+
+    passes(scenario)
+
+
+def test_an_old_manifest_over_two_wins_never_runs_its_old_values(passes: Callable[..., None]) -> None:
+    """The revert is on record before anything runs by the spec: pods are never started with values that nobody wants."""
+    first, second = (
+        Knobs(dataloader_workers=2, checkpoint_every_steps=50),
+        Knobs(dataloader_workers=2, checkpoint_every_steps=400),
+    )
+    begun = {"dataloaderWorkers": 0, "checkpointEverySteps": 50}
+
+    async def scenario(job: Passes) -> None:
+        await job.settle()
+        await job.win("pydocs-e0", Knobs(dataloader_workers=0, checkpoint_every_steps=50), first)
+        await job.settle()
+        await job.win("pydocs-e1", first, second)
+        seen = await job.settle()
+        assert seen.declared.knobs == second
+        await job.scene.client.apply(
+            Kind.TRAINING_JOB, job.scene.namespace, "pydocs", {"spec": {"knobs": begun}}, force=True
+        )
+        written = []
+        for _ in range(8):
+            await job.operator.advance(job.key)
+            written.append((await job.values())["AMDAHL_DATALOADER_WORKERS"])
+        seen = await job.settle()
+        assert set(written) == {"2"}
+        assert seen.declared.knobs == Knobs.model_validate(begun)
+        assert said(seen, "ApplyConflict")[:2] == ("True", "Reverted")
+        assert said(seen, "Tuned")[:2] == ("True", "ProvenValues")
+
+    passes(scenario, knobs=begun)
+
+
+def test_in_mode_spec_a_value_that_may_not_be_written_does_not_run(passes: Callable[..., None]) -> None:
+    """Spec or nothing: with a GitOps tool on the field the old value runs, is measured and reported."""
+    declared = {"dataloaderWorkers": 0}
+
+    async def scenario(job: Passes) -> None:
+        body = {"spec": {"knobs": declared}, "metadata": {"name": "pydocs", "namespace": job.scene.namespace}}
+        job.scene.cluster.admin.kubectl(
+            "apply", "--server-side", "--force-conflicts", "--field-manager=argocd-controller", "-f", "-",
+            stdin={"apiVersion": "amdahl-loop.io/v1alpha1", "kind": "TrainingJob"} | body,
+        )  # fmt: skip
+        await job.settle()
+        await job.win("pydocs-e0", Knobs(dataloader_workers=0), Knobs(dataloader_workers=2))
+        seen = await job.settle()
+        assert seen.declared.knobs == Knobs(dataloader_workers=0)
+        assert (await job.values())["AMDAHL_DATALOADER_WORKERS"] == "0"
+        assert said(seen, "ApplyConflict")[:2] == ("True", "ManagedByArgoCD")
+        assert said(seen, "Tuned")[:2] == ("False", "WonUnapplied")
+        (knob,) = seen.status.effective_knobs
+        assert (knob.value, knob.source) == ("0", "Spec")
+
+    passes(scenario, tuning={"mode": "Spec"})

@@ -8,7 +8,8 @@ from typing import Any, TypeVar
 
 from amdahl_loop.adapters.kube.kinds import Kind, Object
 from amdahl_loop.adapters.kube.probe import Probe
-from amdahl_loop.adapters.kube.running import RunningJob, RunningState, SaveCounts
+from amdahl_loop.adapters.kube.running import RunningJob, RunningState
+from amdahl_loop.adapters.kube.saves import SaveCounts
 from amdahl_loop.adapters.kube.scrape import Fetch
 from amdahl_loop.adapters.kube.transport import open_transport
 from amdahl_loop.domain.api.timestamps import to_timestamp

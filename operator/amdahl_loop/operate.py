@@ -26,7 +26,8 @@ from amdahl_loop.adapters.kube.orphans import let_go
 from amdahl_loop.adapters.kube.pressure import Waiting, find_waiting
 from amdahl_loop.adapters.kube.probe import Probe
 from amdahl_loop.adapters.kube.runner import KubeRunner, Memory
-from amdahl_loop.adapters.kube.running import RunningJob, RunningState, SaveCounts
+from amdahl_loop.adapters.kube.running import RunningJob, RunningState
+from amdahl_loop.adapters.kube.saves import SaveCounts
 from amdahl_loop.adapters.kube.scrape import Fetch, fetch_metrics
 from amdahl_loop.adapters.kube.status import write_status
 from amdahl_loop.adapters.metrics import Metrics

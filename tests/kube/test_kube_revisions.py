@@ -101,6 +101,31 @@ IDLE = {"active": 0, "ready": 0}
         pytest.param(
             wanted(), present(revision(0), revision(1), target=1), Remove(facts(0)), Reason.REPLACING, id="never two of them"
         ),
+        # in turn with a block
+        pytest.param(
+            wanted(guest="d0"), present(revision()), Remove(facts()), Reason.MAKING_WAY, id="its checkpoint is written: it makes way"
+        ),
+        pytest.param(
+            wanted(guest="d0"), present(revision(is_deleting=True)), None, Reason.MAKING_WAY, id="it is on its way out"
+        ),
+        pytest.param(wanted(guest="d0"), present(), None, Reason.MAKING_WAY, id="it stays away while the block is there"),
+        pytest.param(wanted(), present(pods_left=1), None, Reason.REPLACING, id="it never runs beside its old self"),
+        pytest.param(
+            wanted(guest="d0", devices="2"), present(revision()), Remove(facts()), Reason.MAKING_WAY,
+            id="it comes back with the new value",
+        ),
+        pytest.param(
+            wanted(guest="d0", is_queued=True), present(revision()), Remove(facts()), Reason.MAKING_WAY, id="out of its queue, too"
+        ),
+        pytest.param(
+            wanted(guest="d0"), present(revision(is_complete=True)), None, Reason.FINISHED, id="what is done is left as it is"
+        ),
+        pytest.param(
+            wanted(guest="d0"), present(revision(**FAILED)), None, Reason.JOB_FAILED, id="a failure is not hidden by a restart"
+        ),
+        pytest.param(
+            wanted(guest="d0", is_suspended=True), present(), None, Reason.SUSPENDED, id="its owner's word counts more"
+        ),
         # suspended
         pytest.param(wanted(is_suspended=True), present(), None, Reason.SUSPENDED, id="suspended before it began"),
         pytest.param(

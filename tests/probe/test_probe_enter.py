@@ -8,6 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from amdahl_probe.base import Base
+
 TELL = "import json, os, sys; json.dump([sys.argv[2:], os.environ['PYTHONPATH']], open(sys.argv[1], 'w'))"
 
 
@@ -48,3 +52,67 @@ def test_the_command_sees_what_the_kubelet_would_have_put_there(
 
     arguments, _ = json.loads(told.read_text())
     assert arguments == ["--rank=3", "2", "$(WORKERS)", "$(NOBODY)", "$(HOME)", "$(WORKERS)"]
+
+
+SAVE = """
+import pathlib, sys
+folder = pathlib.Path(sys.argv[1])
+seen = sorted(f"{path.name} {path.read_text()}" for path in folder.iterdir())
+with open(sys.argv[2], "a") as told:
+    told.write(" ".join(seen) + "\\n")
+(folder / "step").write_text("0")
+(folder / "more").write_text("x")
+"""
+
+
+def save_twice(plan: dict[str, Any], probe_zip: Path, env: dict[str, str]) -> list[str]:
+    """Two windows of a program that writes to its folder; what each found there at its start."""
+    assert run_as_a_pod_does(plan, probe_zip, env) == 0
+    return Path(plan["command"][-1]).read_text().splitlines()
+
+
+def test_every_launch_begins_from_the_jobs_checkpoint(
+    make_plan: Callable[..., dict[str, Any]], probe_zip: Path, bare_env: dict[str, str], tmp_path: Path
+) -> None:
+    """A copy each time; the original is as it was, and nothing that a window wrote reaches the next."""
+    scratch, base = tmp_path / "scratch" / "0", tmp_path / "base"
+    scratch.mkdir(parents=True)
+    base.mkdir()
+    (base / "step").write_text("41")
+    os.mkfifo(base / "pipe")
+    windows = [(arm, "", {}) for arm in "AB"]
+    command = [sys.executable, "-c", SAVE, str(scratch), str(tmp_path / "told")]
+    plan = make_plan(*windows, command=command, scratch_paths=[str(scratch)], base_paths=[str(base)])
+
+    assert save_twice(plan, probe_zip, bare_env) == ["step 41", "step 41"]
+    assert (base / "step").read_text() == "41"
+    assert list(scratch.iterdir()) == []
+
+
+def test_without_a_checkpoint_a_launch_begins_from_nothing(
+    make_plan: Callable[..., dict[str, Any]], probe_zip: Path, bare_env: dict[str, str], tmp_path: Path
+) -> None:
+    """The job has saved nothing yet, or its folder is not on storage that lasts."""
+    scratch = tmp_path / "scratch" / "0"
+    scratch.mkdir(parents=True)
+    command = [sys.executable, "-c", SAVE, str(scratch), str(tmp_path / "told")]
+    fields = {"command": command, "scratch_paths": [str(scratch)]}
+    plan = make_plan(("A", "", {}), ("B", "", {}), **fields, base_paths=[str(tmp_path / "nothing")])
+
+    assert save_twice(plan, probe_zip, bare_env) == ["", ""]
+
+
+def test_a_checkpoint_too_large_for_scratch_storage_is_not_copied(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It says so, and the launch begins from nothing."""
+    scratch, source = tmp_path / "scratch", tmp_path / "base"
+    source.mkdir()
+    (source / "weights").write_bytes(bytes(2 << 20))
+
+    Base([scratch], [source], max_bytes=1 << 20).restore()
+    assert not scratch.exists()
+    assert "begins without the checkpoint: 2 MiB" in capsys.readouterr().err
+
+    Base([scratch], [source], max_bytes=4 << 20).restore()
+    assert (scratch / "weights").stat().st_size == 2 << 20

@@ -51,7 +51,10 @@ class Window:
 
 
 class Plan(NamedTuple):
-    """One block. `inherit`: variables of the supervisor's own that the command may refer to, beside the plan's."""
+    """One block. `inherit`: variables of the supervisor's own that the command may refer to, beside the plan's.
+
+    `base_paths`: what each scratch path begins as at every launch; None for one that begins empty.
+    """
 
     run: str
     is_live: bool
@@ -67,6 +70,7 @@ class Plan(NamedTuple):
     grace_s: float
     mem_bytes: int
     scratch_paths: Tuple[Path, ...]
+    base_paths: Tuple[Optional[Path], ...]
     windows: Tuple[Window, ...]
 
 
@@ -97,6 +101,7 @@ def parse(text: str) -> Plan:
         grace_s=fields.take("grace_s", _seconds, 5.0),
         mem_bytes=fields.take("mem_bytes", _count, NO_LIMIT_BYTES),
         scratch_paths=tuple(Path(path) for path in fields.take("scratch_paths", _texts, [])),
+        base_paths=tuple(Path(path) if path else None for path in fields.take("base_paths", _texts, [])),
         windows=tuple(_parse_window(item, at) for at, item in enumerate(fields.take("windows", _list))),
     )
     _check(plan)
@@ -109,7 +114,11 @@ def _check(plan: Plan) -> None:
         raise PlanError("plan.command and plan.windows must not be empty")
     if len(set(names)) != len(names):
         raise PlanError(f"plan.windows: {names} are not distinct; give each arm's windows their own index")
-    for path in (plan.directory, plan.cwd, *plan.scratch_paths):
+    if plan.base_paths and len(plan.base_paths) != len(plan.scratch_paths):
+        raise PlanError(
+            f"plan.base_paths: {len(plan.base_paths)}, plan.scratch_paths: {len(plan.scratch_paths)}; give one for each"
+        )
+    for path in (plan.directory, plan.cwd, *plan.scratch_paths, *filter(None, plan.base_paths)):
         if not path.is_absolute() or ".." in path.parts:
             raise PlanError(f"plan: {str(path)!r} must be an absolute path without '..'")
     for path in plan.scratch_paths:

@@ -17,6 +17,7 @@ from typing import Dict, List, Mapping, Optional
 
 from amdahl_probe import plan as plans
 from amdahl_probe import process_tree, summary, verdicts, windows
+from amdahl_probe.base import Base
 from amdahl_probe.launch import Launch
 from amdahl_probe.metrics import write_atomically
 from amdahl_probe.plan import Plan, PlanError, Window
@@ -61,6 +62,7 @@ class Supervisor:
         self._termination_log = self._environ.pop("AMDAHL_TERMINATION_LOG", None)
         self._deadline_s = time.monotonic() + plan.deadline_s
         self._block = Block(plan.run, "running", None, False, _count_cpus())
+        self._base = Base((), ())
         self._session: Optional[Session] = None
         self._seq = 0
         self._launches = 0
@@ -73,6 +75,7 @@ class Supervisor:
         self._plan.directory.mkdir(parents=True, exist_ok=True)
         scratch = Scratch(self._plan.scratch_paths, keep=self._plan.directory)
         try:
+            self._base = Base(self._plan.scratch_paths, self._plan.base_paths)
             for window in self._plan.windows:
                 self._publish(self._block._replace(at=(window.arm, window.index)))
                 before = scratch.remember()
@@ -133,6 +136,7 @@ class Supervisor:
         visible = {**inherited, **self._plan.env, **window.env}
         command = [plans.expand(word, visible) for word in self._plan.command]
         log_path = self._plan.directory / f"window-{window.name}.log"
+        self._base.restore()
         return Session(Launch(command, self._plan.cwd, env, log_path), Tail(directory))
 
     def _build_environment(self, window: Window, directory: Path) -> Dict[str, str]:

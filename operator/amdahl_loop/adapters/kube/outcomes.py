@@ -87,8 +87,8 @@ def refused(word: Trouble, why: str, now_s: float) -> Finished:
 
 def lost(run: str, job: JobFacts, pods: Sequence[PodFacts], devices: int, now_s: float) -> Loss:
     """What a block has held up to now."""
-    held_s = sum(devices * _held_s(pod, now_s) for pod in pods)
-    return Loss(run=run, started_at_s=_started_at_s(job, pods), held_device_s=held_s)
+    held_device_s = sum(devices * held_s(pod, now_s) for pod in pods)
+    return Loss(run=run, started_at_s=_started_at_s(job, pods), held_device_s=held_device_s)
 
 
 def _finish(
@@ -99,7 +99,7 @@ def _finish(
         failure=failure,
         node=",".join(sorted({pod.node for pod in pods if pod.node}))[:1000],
         started_at_s=_started_at_s(job, pods),
-        held_device_s=sum(devices * _held_s(pod, now_s) for pod in pods),
+        held_device_s=sum(devices * held_s(pod, now_s) for pod in pods),
     )
 
 
@@ -111,7 +111,7 @@ def _started_at_s(job: JobFacts, pods: Sequence[PodFacts]) -> float:
     return min(started or placed or [job.created_at_s])
 
 
-def _held_s(pod: PodFacts, now_s: float) -> float:
+def held_s(pod: PodFacts, now_s: float) -> float:
     """Seconds that a pod has held its devices: from the moment it had a node to the end of its trainer."""
     begin_s = pod.scheduled_at_s or pod.started_at_s
     if begin_s is None or not pod.node:

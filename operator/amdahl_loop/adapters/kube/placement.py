@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from amdahl_loop.adapters.kube.kinds import Object
 from amdahl_loop.domain.blocks import Stage
-from amdahl_loop.domain.children import EXPERIMENT_LABEL
+from amdahl_loop.domain.children import EXPERIMENT_LABEL, JOB_LABEL, REVISION_LABEL
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,10 +24,14 @@ class Visit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Placement:
-    """Nodes that a block must run on (none: any), and nodes that it should rather not."""
+    """Nodes that a block must run on (none: any), and nodes that it should rather not.
+
+    `after` names the job whose running pods have to be gone from a node first: the two take turns there.
+    """
 
     required: tuple[str, ...] = ()
     avoided: tuple[str, ...] = ()
+    after: str = ""
 
 
 def place(stage: Stage, check: int, past: Sequence[Visit], bound_to: Sequence[str] = ()) -> Placement:
@@ -58,7 +62,8 @@ def affine(affinity: Object, placement: Placement, experiment: str) -> Object:
         changed["nodeAffinity"] = _node_affinity(affinity.get("nodeAffinity") or {}, placement)
     apart = dict(affinity.get("podAntiAffinity") or {})
     required = "requiredDuringSchedulingIgnoredDuringExecution"
-    apart[required] = [*(apart.get(required) or ()), _other_experiments(experiment)]
+    turns = [_running_pods(placement.after)] if placement.after else []
+    apart[required] = [*(apart.get(required) or ()), _other_experiments(experiment), *turns]
     return changed | {"podAntiAffinity": apart}
 
 
@@ -88,6 +93,15 @@ def _node_affinity(affinity: Object, placement: Placement) -> Object:
         ]
         changed[key] = [*(affinity.get(key) or ()), *away]
     return changed
+
+
+def _running_pods(job: str) -> Object:
+    """The scheduler reads it both ways: neither do the job's pods come to a node while the block's are there."""
+    own = [
+        {"key": JOB_LABEL, "operator": "In", "values": [job]},
+        {"key": REVISION_LABEL, "operator": "Exists"},
+    ]
+    return {"labelSelector": {"matchExpressions": own}, "topologyKey": "kubernetes.io/hostname"}
 
 
 def _other_experiments(experiment: str) -> Object:

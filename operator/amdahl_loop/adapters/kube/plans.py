@@ -45,10 +45,16 @@ class PlanError(ValueError):
 
 
 def encode_plan(
-    job: TrainingJob, request: RunRequest, job_name: str, pod: Mapping[str, Any], scratch: Sequence[str]
+    job: TrainingJob,
+    request: RunRequest,
+    job_name: str,
+    pod: Mapping[str, Any],
+    scratch: Sequence[str],
+    base: Sequence[str] = (),
 ) -> str:
     """The plan as the value of `AMDAHL_PLAN`, so written that the kubelet hands it on word for word.
 
+    `base` names for each scratch path the folder that it begins as; empty for one that begins empty.
     PlanError where a variable mixes a knob with what only the kubelet knows, or the whole is too long.
     """
     trainer = job.spec.template.trainer
@@ -70,6 +76,7 @@ def encode_plan(
         "grace_s": GRACE_S,
         "mem_bytes": _memory_limit(trainer),
         "scratch_paths": list(scratch),
+        "base_paths": list(base),
         "windows": [_plan_window(job, request, window, per_window, shared) for window in request.windows],
     }
     text = escape(json.dumps(plan, separators=(",", ":")))

@@ -6,6 +6,8 @@ harmless is refused with a reason; `domain/isolation.py` says before that what i
 
 from dataclasses import dataclass
 
+from amdahl_loop.adapters.kube.base import add_base
+from amdahl_loop.adapters.kube.in_turn import Turn
 from amdahl_loop.adapters.kube.kinds import Object
 from amdahl_loop.adapters.kube.placement import Placement, affine
 from amdahl_loop.adapters.kube.plans import GRACE_S, PLAN_VARIABLE, encode_plan
@@ -95,9 +97,18 @@ class Unfit:
 
 
 def render_block(
-    job: TrainingJob, request: RunRequest, block: BlockRun, experiment_uid: str, probe: str, placement: Placement
+    job: TrainingJob,
+    request: RunRequest,
+    block: BlockRun,
+    experiment_uid: str,
+    probe: str,
+    placement: Placement,
+    turn: Turn | None = None,
 ) -> Object | Unfit:
-    """The Job of one block, or why there can be none. `probe` names the probe's ConfigMap."""
+    """The Job of one block, or why there can be none. `probe` names the probe's ConfigMap.
+
+    With a `turn` the job makes way for it: the block runs on the job's nodes, from its checkpoint.
+    """
     name = block_name(request.run)
     labels = {EXPERIMENT_LABEL: block.experiment, STAGE_LABEL: block.stage.value}
     template = dump_template(job)
@@ -113,9 +124,10 @@ def render_block(
         return Unfit(targets)
     _relabel(job, template, labels)
     join_ranks(job, pod)
+    base = add_base(pod, targets) if turn else ()
     scratch = add_scratch(pod, targets, trial.scratch_storage_class)
     try:
-        plan = encode_plan(job, request, name, pod, scratch)
+        plan = encode_plan(job, request, name, pod, scratch, base)
         devices = count_devices(job, _larger_arm(request))
     except ValueError as error:  # PlanError is one
         return Unfit(str(error))
@@ -128,7 +140,7 @@ def render_block(
         PLAN_HASH_ANNOTATION: request.plan_hash,
         EXPERIMENT_UID_ANNOTATION: experiment_uid,
         DEVICES_ANNOTATION: str(devices),
-    }
+    } | (turn.annotations if turn else {})
     queue = {label: value for label, value in job.queue_labels.items() if label in BLOCK_QUEUE_LABELS}
     return {
         "metadata": child_metadata(job, name, queue | labels, annotations),

@@ -16,7 +16,10 @@ from amdahl_loop.domain.tuning import ApplyWhen
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
-    """What a revision should be: digest of its owner's part, the knob in the pod itself; and how to get there."""
+    """What a revision should be: digest of its owner's part, the knob in the pod itself; and how to get there.
+
+    `guest` names the block for which the job makes way; empty where there is none.
+    """
 
     declared: str
     devices: str
@@ -24,6 +27,7 @@ class Wanted:
     is_queued: bool = False
     when: ApplyWhen = ApplyWhen.LIVE
     is_live: bool = False
+    guest: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,12 +109,16 @@ def decide(wanted: Wanted, present: Present) -> Decision:
         return _clear_away(stale[0].facts)
     if newest is None:
         return _make(wanted, present)
+    if newest.facts.is_deleting and wanted.guest:
+        return Decision(None, _make_way(wanted))
     if newest.facts.is_deleting:
         return Decision(None, _note(Reason.REPLACING, f"Job {newest.facts.name} is being deleted."))
     if newest.facts.is_complete:
         return Decision(None, _note(Reason.FINISHED, "The job has run to its end."))
     if wanted.is_suspended:
         return _suspend(wanted, newest)
+    if wanted.guest and not newest.facts.failure_reason:
+        return Decision(Remove(newest.facts), _make_way(wanted))
     if _must_restart(wanted, newest, present):
         return _restart(wanted, newest, present)
     if newest.facts.failure_reason:
@@ -132,8 +140,10 @@ def _clear_away(facts: JobFacts) -> Decision:
 def _make(wanted: Wanted, present: Present) -> Decision:
     if wanted.is_suspended:
         return Decision(None, _note(Reason.SUSPENDED, "spec.suspend is true; the job has no pods."))
+    if wanted.guest:
+        return Decision(None, _make_way(wanted))
     if present.pods_left:
-        said = f"Waiting for {present.pods_left} pods of the revision before to end."
+        said = f"Waiting for {present.pods_left} pods of the Job before to end."
         return Decision(None, _note(Reason.REPLACING, said))
     return Decision(Create(present.target), _note(Reason.STARTING, f"Starting revision {present.target}."))
 
@@ -144,6 +154,12 @@ def _suspend(wanted: Wanted, newest: Revision) -> Decision:
     if wanted.is_queued:
         return Decision(Remove(newest.facts), note)
     return Decision(None if newest.facts.is_suspended else SetSuspend(newest.facts, True), note)
+
+
+def _make_way(wanted: Wanted) -> Note:
+    """Its checkpoint is written: the Job goes, and comes back when the block has ended."""
+    said = f"The job makes way for trial {wanted.guest}, and goes on from its checkpoint after it."
+    return _note(Reason.MAKING_WAY, said)
 
 
 def _must_restart(wanted: Wanted, newest: Revision, present: Present) -> bool:

@@ -9,14 +9,16 @@ from dataclasses import dataclass, field
 
 from amdahl_loop.adapters.kube.claims import AccessModes, read_access_modes
 from amdahl_loop.adapters.kube.client import ApiUnavailable, KubeClient, Refused
+from amdahl_loop.adapters.kube.in_turn import Asked, Handover, Turn, idle_device_s, is_guest, pending_limit_s
 from amdahl_loop.adapters.kube.kinds import Kind, Object
 from amdahl_loop.adapters.kube.objects import JobFacts, PodFacts, read_job, read_pod
 from amdahl_loop.adapters.kube.observing import Observer, Watches
 from amdahl_loop.adapters.kube.outcomes import Trouble, judge_block, lost, refused
-from amdahl_loop.adapters.kube.placement import Visit, place
+from amdahl_loop.adapters.kube.placement import Placement, Visit, place
 from amdahl_loop.adapters.kube.probe import Probe, place_probe
 from amdahl_loop.adapters.kube.render import find_clashes
 from amdahl_loop.adapters.kube.render_block import Unfit, render_block
+from amdahl_loop.adapters.kube.saves import SaveCounts
 from amdahl_loop.adapters.kube.scrape import Fetch, fetch_metrics
 from amdahl_loop.domain.children import (
     DEVICES_ANNOTATION,
@@ -33,7 +35,8 @@ from amdahl_loop.domain.children import (
 from amdahl_loop.domain.experiments import Loss
 from amdahl_loop.domain.isolation import find_obstacles, say_obstacles
 from amdahl_loop.domain.resources import TrainingJob
-from amdahl_loop.domain.runs import Absent, Finished, Running, RunRequest, RunState
+from amdahl_loop.domain.runs import Absent, Finished, Running, RunRequest, RunState, Unplaced
+from amdahl_loop.domain.tuning import Placement as Turns
 from amdahl_loop.ports import Clock
 
 JOB_NAME_LABEL = "batch.kubernetes.io/job-name"
@@ -48,15 +51,19 @@ Reserve = Callable[[str, str, float], Awaitable[None]]
 class Memory:
     """What one operator remembers of runs between passes, by UID of the job and name of the run.
 
-    After a restart a refused block is refused once more, and an observation begins anew.
+    After a restart a refused block is refused once more, an observation begins anew, and so does the wait for a
+    checkpoint.
     """
 
-    refusals: dict[tuple[str, str], Finished] = field(default_factory=dict)
+    refusals: dict[tuple[str, str], Finished | Unplaced] = field(default_factory=dict)
     watches: Watches = field(default_factory=dict)
+    asked: dict[tuple[str, str], Asked] = field(default_factory=dict)
+    saves: SaveCounts = field(default_factory=SaveCounts)
 
     def forget(self, uid: str) -> None:
         """Forget a job that is gone."""
-        for known in (self.refusals, self.watches):
+        self.saves.forget(uid)
+        for known in (self.refusals, self.watches, self.asked):
             for key in [key for key in known if key[0] == uid]:
                 del known[key]
 
@@ -85,6 +92,7 @@ class KubeRunner:
         self._probe = probe
         self._refusals = memory.refusals
         self._observer = Observer(client, job, memory.watches, clock, fetch)
+        self._handover = Handover(client, memory.asked, memory.saves, clock, fetch)
         self._reserve = reserve
         self._clock = clock
         self._plan_hashes = plan_hashes or {}
@@ -106,7 +114,12 @@ class KubeRunner:
             return refused(Trouble.SQUATTED, f"Job {facts.name} is somebody else's; rename or delete it", self._clock())
         if facts.is_deleting:
             return Running()
-        return judge_block(run, facts, await self._pods(facts), _devices(facts), self._clock())
+        limit_s, pods, now_s = pending_limit_s(facts, self._job), await self._pods(facts), self._clock()
+        state = judge_block(run, facts, pods, _devices(facts), now_s, limit_s)
+        if not isinstance(state, Finished):
+            return state
+        idle_s = await self._idle_device_s(facts, pods, now_s)
+        return state.model_copy(update={"held_device_s": state.held_device_s + idle_s})
 
     async def submit(self, job: TrainingJob, request: RunRequest) -> None:
         """Start a run, or adopt it. What cannot be started is `Finished` with a reason when it is looked for next."""
@@ -127,7 +140,7 @@ class KubeRunner:
         raw = await self._client.get(Kind.JOB, self._namespace, block_name(run))
         facts = None if raw is None else read_job(raw)
         if facts is None or not self._is_ours(facts, run):
-            return Loss(run=run, started_at_s=refusal.started_at_s, held_device_s=0.0) if refusal else None
+            return Loss(run=run, started_at_s=self._clock(), held_device_s=0.0) if refusal else None
         return await self._delete(facts, run)
 
     async def sweep(self, keep: Collection[str]) -> tuple[Loss, ...]:
@@ -145,13 +158,19 @@ class KubeRunner:
 
     # --- starting a block -----------------------------------------------------------------------------------------
 
-    async def _submit_block(self, job: TrainingJob, request: RunRequest, block: BlockRun) -> Finished | None:
-        """Create or adopt a block's Job; its end, where it cannot begin."""
+    async def _submit_block(self, job: TrainingJob, request: RunRequest, block: BlockRun) -> Finished | Unplaced | None:
+        """Create or adopt a block's Job; its end, where it cannot begin. Nothing yet, where the job must save first."""
         modes = await read_access_modes(self._client, self._job)
         obstacles = find_obstacles(job.spec.template, job.spec.tuning.trial, modes)
         clashes = find_clashes(job)
         if obstacles or clashes:
             return self._refuse(Trouble.REJECTED, say_obstacles(obstacles) if obstacles else clashes[0])
+        turn: Turn | None = None
+        if job.spec.tuning.trial.placement is Turns.IN_TURN:
+            answer = await self._handover.ask(job, request.run)
+            if not isinstance(answer, Turn):
+                return answer
+            turn = answer
         experiment = await self._client.get(Kind.EXPERIMENT, self._namespace, block.experiment)
         if experiment is None or "deletionTimestamp" in experiment["metadata"]:
             return None  # somebody deleted it: the next pass reads the ledger without it
@@ -160,9 +179,12 @@ class KubeRunner:
         placed = await place_probe(self._client, self._namespace, self._probe)
         if isinstance(placed, Refused):
             return self._refuse(_word(placed), placed.message)
-        placement = place(block.stage, block.check, read_visits(experiment), await self._bound_nodes(modes))
+        if turn is not None:
+            placement = Placement(required=turn.nodes, after=job.metadata.name)
+        else:
+            placement = place(block.stage, block.check, read_visits(experiment), await self._bound_nodes(modes))
         uid = experiment["metadata"]["uid"]
-        body = render_block(job, request, block, uid, self._probe.name, placement)
+        body = render_block(job, request, block, uid, self._probe.name, placement, turn)
         if isinstance(body, Unfit):
             return self._refuse(Trouble.REJECTED, body.why)
         await self._reserve(block.experiment, request.run, request.reserved_device_s(job.spec.replicas))
@@ -227,11 +249,22 @@ class KubeRunner:
 
     async def _delete(self, facts: JobFacts, run: str) -> Loss:
         """Delete a block's Job; its pods are collected with it."""
-        loss = lost(run, facts, await self._pods(facts), _devices(facts), self._clock())
+        pods, now_s = await self._pods(facts), self._clock()
+        loss = lost(run, facts, pods, _devices(facts), now_s)
+        idle_s = await self._idle_device_s(facts, pods, now_s)
         gone = await self._client.delete(Kind.JOB, self._namespace, facts.name, facts.uid)
         if isinstance(gone, Refused) and not gone.is_outdated:
             raise ApiUnavailable(f"cannot delete Job {facts.name}: {gone.status} {gone.message}", gone)
-        return loss
+        return loss.model_copy(update={"held_device_s": loss.held_device_s + idle_s})
+
+    async def _idle_device_s(self, facts: JobFacts, pods: tuple[PodFacts, ...], now_s: float) -> float:
+        """Device-seconds that the running job stands still for a block; none where it has never made way for it."""
+        if not is_guest(facts):
+            return 0.0
+        labels = f"{JOB_LABEL}={self._job.metadata.name},{REVISION_LABEL}"
+        running = [read_job(raw) async for raw in self._client.list(Kind.JOB, self._namespace, labels)]
+        has_worked_on = any(job.created_at_s < facts.created_at_s and not job.is_deleting for job in running)
+        return 0.0 if has_worked_on else idle_device_s(facts, pods, now_s)
 
 
 def read_visits(experiment: Object) -> tuple[Visit, ...]:

@@ -4,9 +4,10 @@ Names are derived and every effect is preceded by a read, so that a pass that wa
 what is the job's own is touched: an object of the right name that somebody else owns is named, never changed.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from amdahl_loop.adapters.kube.client import KubeClient, Refused
+from amdahl_loop.adapters.kube.in_turn import find_guest
 from amdahl_loop.adapters.kube.kinds import Kind, Object
 from amdahl_loop.adapters.kube.objects import JobFacts, PodFacts, controller_uid, read_job, read_pod
 from amdahl_loop.adapters.kube.probe import Probe, place_probe
@@ -36,6 +37,7 @@ from amdahl_loop.adapters.kube.revisions import (
     Wanted,
     decide,
 )
+from amdahl_loop.adapters.kube.saves import SaveCounts
 from amdahl_loop.adapters.kube.scrape import Fetch, fetch_metrics, parse_metrics
 from amdahl_loop.domain.children import (
     DECLARED_ANNOTATION,
@@ -69,17 +71,6 @@ class RunningState:
     revision: int | None = None
 
 
-@dataclass
-class SaveCounts:
-    """How many checkpoints a job had written when a restart became necessary, by its UID; begun anew by a restart."""
-
-    seen: dict[str, tuple[str, int]] = field(default_factory=dict)
-
-    def forget(self, uid: str) -> None:
-        """Forget a job that is gone."""
-        self.seen.pop(uid, None)
-
-
 class RunningJob:
     """The running job of one TrainingJob; `job` has the values in force, and its namespace and UID."""
 
@@ -109,30 +100,32 @@ class RunningJob:
         clashes = find_clashes(self._job)
         if clashes:
             return RunningState(note=Note(reason=Reason.INVALID_SPEC, sentence="\n".join(clashes)))
-        revisions = await self._revisions()
+        jobs = await self._jobs()
+        revisions = tuple(_read_revision(facts) for facts in jobs if REVISION_LABEL in facts.labels)
         values = await self._client.get(Kind.CONFIG_MAP, self._namespace, knobs_name(self._name))
         if values is None or not self._owns(values):
             return await self._place_values(values, max((r.number for r in revisions), default=0))
         if not self._holds(values):
             return await self._update_values(values)
         present = await self._look(values, revisions)
-        decision = decide(self._wanted(), present)
+        guest = find_guest(jobs, has_stopped=not revisions, now_s=self._clock())
+        decision = decide(self._wanted(guest), present)
         failing = await self._find_failing(present.newest)
         state = await self._perform(decision, values)
         return RunningState(note=state.note, acted=state.acted, failing=failing, revision=present.target)
 
     # --- what there is ------------------------------------------------------------------------------------------------
 
-    async def _revisions(self) -> tuple[Revision, ...]:
-        """The running Jobs of this very TrainingJob, oldest first."""
-        labels = f"{JOB_LABEL}={self._name},{REVISION_LABEL}"
-        found = [raw async for raw in self._client.list(Kind.JOB, self._namespace, labels) if self._owns(raw)]
-        return tuple(sorted((_read_revision(raw) for raw in found), key=lambda revision: revision.number))
+    async def _jobs(self) -> tuple[JobFacts, ...]:
+        """The Jobs of this very TrainingJob: its running ones, oldest first, and its blocks."""
+        found = self._client.list(Kind.JOB, self._namespace, f"{JOB_LABEL}={self._name}")
+        jobs = [read_job(raw) async for raw in found if self._owns(raw)]
+        return tuple(sorted(jobs, key=lambda facts: _whole(facts.labels.get(REVISION_LABEL), 0)))
 
     def _owns(self, raw: Object) -> bool:
         return controller_uid(raw) == self._uid
 
-    def _wanted(self) -> Wanted:
+    def _wanted(self, guest: str = "") -> Wanted:
         spec = self._job.spec
         return Wanted(
             declared=digest_declared(self._job),
@@ -141,6 +134,7 @@ class RunningJob:
             is_queued=bool(self._job.queue_labels),
             when=spec.tuning.apply.when,
             is_live=self._is_live,
+            guest=guest,
         )
 
     async def _look(self, values: Object, revisions: tuple[Revision, ...]) -> Present:
@@ -161,7 +155,7 @@ class RunningJob:
         return Present(
             target=target,
             revisions=revisions,
-            pods_left=sum(number != target and not pod.is_over for number, pod in pods),
+            pods_left=sum((number != target or newest is None) and not pod.is_over for number, pod in pods),
             is_outdated=is_outdated,
             has_saved=must_wait and await self._has_saved(own, key),
             changed_s=changed_s,
@@ -174,21 +168,14 @@ class RunningJob:
         return [(_whole(raw["metadata"]["labels"].get(REVISION_LABEL), 0), read_pod(raw)) for raw in found]
 
     async def _has_saved(self, pods: list[PodFacts], key: str) -> bool:
-        """Whether the program has written a checkpoint since it was first asked under this key.
-
-        A checkpoint that is written while training goes on is safe when the next one has begun.
-        """
+        """Whether the program has written a durable checkpoint since it was first asked under this key."""
         first = next((pod for pod in pods if pod.index == 0 and pod.ip), None)
         text = await self._fetch(first.ip, METRICS_PORT) if first else Malformed(reason="no pod")
         counters = text if isinstance(text, Malformed) else parse_metrics(text)
         if isinstance(counters, Malformed):
             return False
-        before = self._saves.seen.get(self._uid)
-        if before is None or before[0] != key or counters.saves < before[1]:
-            self._saves.seen[self._uid] = (key, counters.saves)
-            return False
-        needed = 2 if self._job.spec.knobs.async_checkpoint else 1
-        return counters.saves >= before[1] + needed
+        is_async = bool(self._job.spec.knobs.async_checkpoint)
+        return self._saves.has_grown(self._uid, key, counters.saves, is_async)
 
     async def _find_failing(self, newest: Revision | None) -> str:
         """Why the program cannot run: it has failed for good, or again and again with nothing of it left running."""
@@ -284,8 +271,7 @@ class RunningJob:
         return _refused(made) if isinstance(made, Refused) and not made.is_taken else None
 
 
-def _read_revision(raw: Object) -> Revision:
-    facts: JobFacts = read_job(raw)
+def _read_revision(facts: JobFacts) -> Revision:
     return Revision(
         number=_whole(facts.labels.get(REVISION_LABEL), 0),
         declared=facts.annotations.get(DECLARED_ANNOTATION, ""),

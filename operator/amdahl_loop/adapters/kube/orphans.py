@@ -24,15 +24,17 @@ async def let_go(client: KubeClient, index: ExperimentIndex, namespace: str, nam
         gone = await client.delete(Kind.JOB, namespace, metadata["name"], metadata["uid"])
         if isinstance(gone, Refused) and not gone.is_outdated:
             raise ApiUnavailable(f"cannot delete Job {metadata['name']}: {gone.status} {gone.message}", gone)
-    async for document in client.list(Kind.EXPERIMENT, namespace, f"!{CLOSED_LABEL}"):
-        stored = read_experiment(document)
+    async for document in client.list(Kind.EXPERIMENT, namespace, f"{CLOSED_LABEL}!=true"):
+        stored, key = read_experiment(document), key_of(document)
         if not isinstance(stored, StoredExperiment) or stored.experiment.plan.job != name:
             continue
         if stored.experiment.verdict is None:
             status = say_closed(close(stored.status, GONE, clock()))
-            answer = await client.patch_status(
-                Kind.EXPERIMENT, *key_of(document), diff(document, stored.status, status)
-            )
-            if not isinstance(answer, Refused):
-                index.learn(answer)
-        await label_closed(client, key_of(document))
+            answer = await client.patch_status(Kind.EXPERIMENT, *key, diff(document, stored.status, status))
+            if isinstance(answer, Refused) and answer.is_gone:
+                continue
+            if isinstance(answer, Refused):  # labelled closed without a verdict, nobody would look for it again
+                where = f"{key.namespace}/{key.name}"
+                raise ApiUnavailable(f"cannot close Experiment {where}: {answer.status} {answer.message}", answer)
+            index.learn(answer)
+        await label_closed(client, key)

@@ -1,5 +1,6 @@
 """Fixtures of the reliability tests: an API server with our definitions, and operators at the ready."""
 
+import asyncio
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,6 +9,8 @@ import pytest
 
 from cluster_operator import define
 from reliability.operators import Nursery, open_nursery
+from reliability.scenes import setting
+from reliability.sweeps import WIN_AND_ROLL_BACK, Run, run
 from testbed.cluster import Cluster
 from testbed.fixtures import api_server
 
@@ -37,3 +40,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if whole:
         items[:] = [item for item in items if item not in whole]
         config.hook.pytest_deselected(items=whole)
+
+
+@pytest.fixture(scope="session")
+def undisturbed(server: Cluster, nursery: Nursery, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A whole life of a win that nobody disturbs: what every disturbed one is held to."""
+
+    async def go() -> Run:
+        async with setting(server, nursery, tmp_path_factory.mktemp("undisturbed")) as theatre:
+            return await run(theatre, WIN_AND_ROLL_BACK)
+
+    found = asyncio.run(go())
+    assert not found.fault, found.fault
+    return found

@@ -8,12 +8,13 @@ import asyncio
 import json
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
 import aiohttp
 from aiohttp import web
 
+from amdahl_loop.domain.children import read_run
 from reliability.wire import Object, Reply, Wire
 
 _FORWARDED = ("Accept", "Content-Type", "User-Agent")
@@ -81,8 +82,11 @@ class Relay:
 
     def __init__(self, wire: Wire) -> None:
         self._wire = wire
-        self.fault: Fault = _pass_on
+        self._fault: Fault = _pass_on
         self.watch_delay_s = 0.0
+        self.watch_limit_s: float | None = None
+        self.watches_gone = 0
+        """So many watches more are told that their version is too old."""
         self.watch_filter: Callable[[Call, bytes], list[bytes]] | None = None
         """What becomes of each line of a watch: passed on, dropped, doubled."""
         self.calls: list[Call] = []
@@ -90,6 +94,19 @@ class Relay:
         """Every call with the status that was answered; 0: none."""
         self._writes = 0
         self.port = 0
+
+    @property
+    def fault(self) -> Fault:
+        """What decides the fate of each call; deleted, nothing does."""
+        return self._fault
+
+    @fault.setter
+    def fault(self, fault: Fault) -> None:
+        self._fault = fault
+
+    @fault.deleter
+    def fault(self) -> None:
+        self._fault = _pass_on
 
     @property
     def writes(self) -> list[Call]:
@@ -125,16 +142,33 @@ class Relay:
 
     async def _watch(self, call: Call, request: web.Request) -> web.StreamResponse:
         """Pass a stream of events on, line by line."""
-        await self.fault(call, _answer_nothing)
-        async with self._wire.session.get(self._wire.url + call.path) as answer:
-            stream = web.StreamResponse(status=answer.status, headers={"Content-Type": answer.content_type})
+        refused = await self.fault(call, _answer_nothing)
+        if refused.status != 200:
+            return web.Response(status=refused.status, body=refused.content, content_type=refused.content_type)
+        if self.watches_gone > 0:
+            self.watches_gone -= 1
+            return web.Response(body=_GONE, content_type="application/json")
+        stream = web.StreamResponse(headers={"Content-Type": "application/json"})
+        with suppress(TimeoutError):
+            async with (
+                asyncio.timeout(self.watch_limit_s),
+                self._wire.session.get(self._wire.url + call.path) as answer,
+            ):
+                stream.set_status(answer.status)
+                await stream.prepare(request)
+                async for line in _lines(answer):
+                    await asyncio.sleep(self.watch_delay_s)
+                    for kept in self.watch_filter(call, line) if self.watch_filter else [line]:
+                        await stream.write(kept)
+        if not stream.prepared:
             await stream.prepare(request)
-            async for line in _lines(answer):
-                await asyncio.sleep(self.watch_delay_s)
-                for kept in self.watch_filter(call, line) if self.watch_filter else [line]:
-                    await stream.write(kept)
-            await stream.write_eof()
-            return stream
+        await stream.write_eof()
+        return stream
+
+
+_GONE = json.dumps(
+    {"type": "ERROR", "object": {"kind": "Status", "code": 410, "reason": "Expired", "message": "too old"}}
+).encode()
 
 
 async def _lines(answer: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
@@ -148,6 +182,39 @@ async def _lines(answer: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
 
 async def _answer_nothing(_: Call) -> Reply:
     return Reply(200, b"")
+
+
+def name_write(call: Call) -> str:
+    """A write as a table names it, without names that differ from run to run: `POST jobs d0`."""
+    body = call.body
+    status, metadata = body.get("status") or {}, body.get("metadata") or {}
+    if call.kind == "POST events":
+        return f"{call.kind} {body['reason']}"
+    if call.kind == "PATCH experiments/status":
+        if status.get("reserved"):
+            return f"{call.kind} reserve {_short(status['reserved']['run'])}"
+        if status.get("blocks"):
+            return f"{call.kind} block {status['blocks'][-1]['name']}"
+        if status.get("holdouts"):
+            return f"{call.kind} holdout {status['holdouts'][-1]['name']}"
+        if status.get("applications"):
+            return f"{call.kind} {status['applications'][-1]['kind']}"
+        return f"{call.kind} {'verdict' if status.get('verdict') else 'loss'}"
+    if call.kind == "PATCH trainingjobs/status":
+        return f"{call.kind} {'observation' if 'observation' in status else 'conditions'}"
+    if call.kind in ("POST jobs", "POST configmaps"):
+        return f"{call.kind} {_short(metadata['name'])}"
+    if call.method == "DELETE":
+        return f"{call.kind} {_short(call.path.partition('?')[0].rpartition('/')[2])}"
+    return call.kind
+
+
+def _short(name: str) -> str:
+    if name.startswith("amdahl-probe-"):
+        return "amdahl-probe"
+    block = read_run(name)
+    is_block = block is not None and len(block.experiment.rpartition("-")[2]) == 10
+    return name.removeprefix(f"{block.experiment}-") if block is not None and is_block else name
 
 
 @asynccontextmanager

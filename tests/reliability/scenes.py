@@ -13,7 +13,7 @@ import yaml
 
 from reliability.hands import Behaviour, Hands, Village, playing
 from reliability.operators import Nursery, OperatorProcess
-from reliability.relay import Relay, open_relay
+from reliability.relay import Relay, name_write, open_relay
 from reliability.wire import Object, Wire, open_wire
 from testbed.cluster import Cluster
 
@@ -115,6 +115,14 @@ class Scene:
             if time.monotonic() > deadline_s:
                 raise AssertionError(f"after {timeout_s:.0f} s still not: {what}\n{await self.describe()}")
             await asyncio.sleep(POLL_S)
+
+    async def reach(self, write: str) -> None:
+        """Until the operator has made a write of this name (`relay.name_write`)."""
+
+        async def is_made() -> bool:
+            return any(name_write(call) == write for call in self.relay.writes)
+
+        await self.wait(f"write {write}", is_made)
 
     async def describe(self) -> str:
         """What a person wants to see of a scene that went wrong."""

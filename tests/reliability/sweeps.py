@@ -24,7 +24,8 @@ from amdahl_loop.operate import identify
 from amdahl_loop.reconcile import Ports, tick
 from fakes import COMPUTE_S, SimulatedRunner, Truth, loader_bound
 from reliability.hands import BLOCK_S, NODE, Behaviour, measure
-from reliability.kills import Killer, Point, name_write
+from reliability.kills import Killer, Point
+from reliability.relay import name_write
 from reliability.scenes import JOB, QUIET_S, TIMEOUT_S, Scene, Theatre, conditions_of, training_job
 from reliability.states import State, check_names, read_state
 from reliability.wire import Object
@@ -152,8 +153,15 @@ LOSS_OF_A_WIN = Scenario(
 """A win of days ago is tested on, has gone, and is taken back: spec, values and job."""
 
 
-async def run(theatre: Theatre, scenario: Scenario, *points: Point) -> Run:
-    """One scene from beginning to end, its operator killed at these points; what went wrong is noted, not raised."""
+Disturb = Callable[[Scene], Awaitable[None]]
+
+
+async def _leave_alone(_: Scene) -> None:
+    """Nothing happens."""
+
+
+async def run(theatre: Theatre, scenario: Scenario, *points: Point, disturb: Disturb = _leave_alone) -> Run:
+    """One scene from beginning to end, disturbed, its operator killed at these points; what went wrong is noted, not raised."""
     began_s, done = time.monotonic(), Run(points)
     async with theatre.scene(scenario.behaviour()) as scene:
         killer = Killer(scene, list(points))
@@ -161,6 +169,7 @@ async def run(theatre: Theatre, scenario: Scenario, *points: Point) -> Run:
         try:
             await scenario.begin(scene)
             scene.start()
+            await disturb(scene)
             await _end(scene, scenario, killer)
             done.state = await read_state(scene)
             await check_names(scene)
@@ -175,14 +184,14 @@ async def _end(scene: Scene, scenario: Scenario, killer: Killer) -> None:
     """Wait for the end and for the quiet after it; a killed operator is started again at once."""
 
     async def has_ended() -> bool:
-        if len(killer.victims) == len(scene.processes):
+        if scene.operator.has_ended and len(killer.victims) >= len(scene.processes):
             scene.start()
         assert not scene.operator.has_ended or killer.is_striking, f"it has ended by itself\n{await scene.describe()}"
         return scenario.has_ended(await scene.job())
 
     await scene.wait("the scenario has ended", has_ended)
     deadline_s, before = time.monotonic() + TIMEOUT_S, -1
-    while before != len(scene.relay.writes) or len(killer.victims) == len(scene.processes):
+    while before != len(scene.relay.writes) or scene.operator.has_ended:
         before = len(scene.relay.writes)
         await asyncio.sleep(QUIET_S)
         await scene.wait("it stays so", has_ended)

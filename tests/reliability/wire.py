@@ -3,6 +3,7 @@
 Plain HTTPS as the administrator, asynchronous, one request at a time and no retries: what goes wrong is seen at once.
 """
 
+import asyncio
 import base64
 import json
 import ssl
@@ -17,6 +18,8 @@ import aiohttp
 import yaml
 
 Object = dict[str, Any]
+CLOSING_S = 0.2
+"""Connections over TLS are closed by the event loop, some turns after the session."""
 MERGE = "application/merge-patch+json"
 
 
@@ -94,3 +97,4 @@ async def open_wire(kubeconfig: Path) -> AsyncIterator[Wire]:
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=10)
     async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
         yield Wire(cluster["server"], session)
+    await asyncio.sleep(CLOSING_S)

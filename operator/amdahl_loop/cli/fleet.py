@@ -128,6 +128,7 @@ def _shape(number: int, view: View) -> FleetJobShape:
         removable=round(view.member.removable_h_per_h, 4) if review is not None else None,
         ideas=shape_ideas(review) if review is not None else [],
         trial=_tell_trial(view),
+        tuned=_condition(status, TYPES.TUNED).reason,
         bank=FleetBankShape(gross=bank.gross_device_hours, spent=bank.spent_device_hours, net=bank.net_device_hours)
         if bank
         else None,

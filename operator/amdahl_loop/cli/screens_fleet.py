@@ -6,8 +6,10 @@ from rich.text import Text
 
 from amdahl_loop.cli.shapes import FleetJobShape, FleetShape
 from amdahl_loop.cli.words import clean, counted, device_hours
+from amdahl_loop.domain.reasons import Reason
 
 NOTHING = "-"
+_OUTCOMES = (Reason.PROVEN_VALUES, Reason.RECOMMENDED, Reason.WON_UNAPPLIED, Reason.ROLLED_BACK)
 
 
 def show_fleet(fleet: FleetShape) -> RenderableType:
@@ -18,10 +20,10 @@ def show_fleet(fleet: FleetShape) -> RenderableType:
     table = Table(box=None, padding=(0, 2, 0, 0), show_edge=False, expand=False)
     table.add_column("#", justify="right", no_wrap=True)
     table.add_column("job", overflow="fold")
-    table.add_column("class", overflow="fold")
+    table.add_column("class", no_wrap=True)
     table.add_column("wasted", justify="right", no_wrap=True)
     table.add_column("expected bank", overflow="fold")
-    table.add_column("trial", overflow="fold")
+    table.add_column("trial", no_wrap=True)
     table.add_column("net", justify="right", no_wrap=True)
     for job in fleet.jobs:
         table.add_row(
@@ -30,7 +32,7 @@ def show_fleet(fleet: FleetShape) -> RenderableType:
             job.class_ or NOTHING,
             _number(job.wasted),
             _expect(job),
-            Text(job.trial.reason, _style(job)),
+            Text(_stand(job), _style(job)),
             _number(job.bank.net if job.bank else None),
         )
     total = fleet.total
@@ -50,6 +52,12 @@ def _expect(job: FleetJobShape) -> str:
     return "\n".join(told) or NOTHING
 
 
+def _stand(job: FleetJobShape) -> str:
+    """The state of a job's trials; where they have ended with a proven value, what became of that."""
+    is_told = job.trial.reason == Reason.NOTHING_TO_TRY and job.tuned in _OUTCOMES
+    return job.tuned if is_told else job.trial.reason
+
+
 def _style(job: FleetJobShape) -> str:
     if job.trial.running:
         return "green"
@@ -65,5 +73,5 @@ def _troubles(fleet: FleetShape) -> list[Text]:
     return [
         Text(f"{job.namespace}/{job.job}: {clean(job.sentence)}", "yellow")
         for job in fleet.jobs
-        if job.standing == "InvalidSpec" or (job.class_ is None and job.sentence)
+        if job.standing == Reason.INVALID_SPEC or (job.class_ is None and job.sentence)
     ]

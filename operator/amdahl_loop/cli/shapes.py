@@ -293,7 +293,10 @@ class FleetBankShape(Shape):
 
 
 class FleetJobShape(Shape):
-    """`fleet`: one job. `wasted` and `removable` are device-hours an hour; what is not known is null."""
+    """`fleet`: one job. `wasted` and `removable` are device-hours an hour; what is not known is null.
+
+    `standing` and `tuned` are the reasons of the conditions Ready and Tuned; `current`: they are about the present spec.
+    """
 
     rank: int
     namespace: str
@@ -305,6 +308,7 @@ class FleetJobShape(Shape):
     removable: float | None
     ideas: list[IdeaShape]
     trial: TrialShape
+    tuned: str
     bank: FleetBankShape | None
     current: bool
 

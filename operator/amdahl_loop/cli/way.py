@@ -56,6 +56,10 @@ async def open_cluster(arguments: argparse.Namespace, world: World) -> AsyncIter
     default = default_ledger(world.environment)
     if getattr(arguments, "ledger", default) != default:
         raise Stop(Exit.USAGE, f"--ledger {arguments.ledger} and a cluster are two places; name one of them")
+    if arguments.kubeconfig is not None and not arguments.kubeconfig.is_file():
+        raise Stop(
+            Exit.ENVIRONMENT, f"there is no kubeconfig at {arguments.kubeconfig}; name another with --kubeconfig"
+        )
     try:
         client, namespace = await world.connect(arguments.kubeconfig, arguments.context, world.environment)
     except AccessError as error:

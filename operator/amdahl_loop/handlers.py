@@ -31,6 +31,8 @@ from amdahl_loop.operate import JobKey, Operator, Recollection
 from amdahl_loop.settings import LogFormat, Settings, SettingsError, read_settings
 from amdahl_loop.workqueue import WorkQueue
 
+MAX_LOG_CHARS = 2000
+"""A line of the log holds no more of what servers, templates and pods have said."""
 STALE_S = 120.0
 """Without a pass for so long while jobs are due, the operator is not well."""
 
@@ -263,6 +265,22 @@ async def serve(settings: Settings, stop: asyncio.Event | None = None) -> None:
         )
 
 
+def cut_line(record: logging.LogRecord) -> bool:
+    """Keep a message on one line of bounded length: what others wrote can neither flood the log nor forge a line."""
+    message = record.getMessage()
+    line = message[:MAX_LOG_CHARS] + ("…" if len(message) > MAX_LOG_CHARS else "")
+    record.msg, record.args = "".join(c if c.isprintable() else " " for c in line), ()
+    return True
+
+
+def configure_logging(log_format: LogFormat) -> None:
+    """Lines as kopf writes them, each of them cut; events are not told one by one."""
+    kopf.configure(log_format=kopf.LogFormat.JSON if log_format is LogFormat.JSON else kopf.LogFormat.FULL)
+    logging.getLogger("kopf.objects").setLevel(logging.WARNING)
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(cut_line)
+
+
 def main() -> None:
     """The command `amdahl-loop-operator`."""
     try:
@@ -271,9 +289,7 @@ def main() -> None:
         sys.exit(str(error))
     if settings.kubeconfig is not None:
         os.environ["KUBECONFIG"] = str(settings.kubeconfig)  # kopf's own connection reads nothing else
-    form = kopf.LogFormat.JSON if settings.log_format is LogFormat.JSON else kopf.LogFormat.FULL
-    kopf.configure(log_format=form)
-    logging.getLogger("kopf.objects").setLevel(logging.WARNING)  # a line for every event says nothing to anybody
+    configure_logging(settings.log_format)
     try:
         asyncio.run(serve(settings))
     except ApiUnavailable as error:

@@ -53,7 +53,7 @@ def describe(facts: Facts, before: TrainingJobStatus, generation: int, now_s: fl
     )
     snapshot = facts.snapshot
     if snapshot is None:
-        return status
+        return TrainingJobStatus.model_validate(dict(status))
     running = open_experiment(snapshot.experiments)
     update: dict[str, object] = {
         "effective_knobs": report_knobs(snapshot),

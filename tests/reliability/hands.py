@@ -31,6 +31,8 @@ from reliability.wire import Object, Wire
 
 METRICS_PORT = 9178
 NODE = "hollow-0"
+JOB_NAME_LABEL = "batch.kubernetes.io/job-name"
+WATCHED = ("/apis/batch/v1/jobs", "/api/v1/pods", "/apis/amdahl-loop.io/v1alpha1/trainingjobs")
 BLOCK_S = 30
 """What every block is said to have held: charges can be counted."""
 HEAD_START_S = 20.0
@@ -120,6 +122,7 @@ class Hands:
         self.wire = wire
         self.villages: dict[str, Village] = {}
         self._tasks: list[asyncio.Task[None]] = []
+        self._watchers: list[asyncio.Task[None]] = []
         self._programs: dict[str, Program] = {}
         self._addresses = itertools.count(1)
         self._subnet = 64 + os.getpid() % 128
@@ -134,14 +137,14 @@ class Hands:
     async def open(self) -> None:
         """Begin to watch."""
         await self._runner.setup()
-        for path in ("/apis/batch/v1/jobs", "/api/v1/pods", "/apis/amdahl-loop.io/v1alpha1/trainingjobs"):
-            self._tasks.append(asyncio.create_task(self._watch(path)))
+        self._watchers = [asyncio.create_task(self._watch(path)) for path in WATCHED]
 
     async def close(self) -> None:
         """Let go of everything."""
-        for task in self._tasks:
+        tasks = [*self._watchers, *self._tasks]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         await self._runner.cleanup()
 
     def settle(self, namespace: str, behaviour: Behaviour) -> Village:
@@ -149,6 +152,14 @@ class Hands:
         village = self.villages[namespace] = Village(behaviour)
         self._tasks.append(asyncio.create_task(self._work(namespace, village)))
         return village
+
+    def forget(self, namespace: str) -> None:
+        """The store was put back: kubelets end what it does not know, and the controllers look at everything anew."""
+        village = self.villages[namespace]
+        village.pods.clear()
+        for task in self._watchers:
+            task.cancel()
+        self._watchers = [asyncio.create_task(self._watch(path)) for path in WATCHED]
 
     async def _watch(self, path: str) -> None:
         """List, then follow; anew whenever the server ends it, or is away."""
@@ -193,10 +204,7 @@ class Hands:
             if is_gone:
                 await self._collect(namespace, item["metadata"]["uid"])
         elif event["path"].endswith("/pods"):
-            if is_gone:
-                await self._lose_pod(namespace, village, item)
-            elif "deletionTimestamp" in item["metadata"]:
-                await self._delete_pod(namespace, item["metadata"]["name"])
+            await self._take_pod(namespace, village, item, is_gone)
         elif event["type"] == "RETRY":
             if village.pods.pop(item["metadata"]["uid"], None) is not None:
                 await self._start(namespace, village, item)
@@ -204,6 +212,14 @@ class Hands:
             await self._clear(namespace, village, item["metadata"]["uid"])
         elif JOB_LABEL in item["metadata"].get("labels", {}) and item["metadata"]["uid"] not in village.pods:
             await self._start(namespace, village, item)
+
+    async def _take_pod(self, namespace: str, village: Village, pod: Object, is_gone: bool) -> None:
+        if is_gone:
+            await self._lose_pod(namespace, village, pod)
+        elif "deletionTimestamp" in pod["metadata"]:
+            await self._delete_pod(namespace, pod["metadata"]["name"])
+        elif _owner(pod) and _owner(pod) not in village.pods:
+            await self._collect_pod(namespace, pod)
 
     # --- the garbage collector ----------------------------------------------------------------------------------------
 
@@ -215,6 +231,13 @@ class Hands:
                 if any(owner["uid"] == uid for owner in item["metadata"].get("ownerReferences") or ()):
                     name = item["metadata"]["name"]
                     await self.wire.delete(f"{path}/{name}", propagationPolicy="Background")
+
+    async def _collect_pod(self, namespace: str, pod: Object) -> None:
+        """Delete a pod whose Job is gone."""
+        name = pod["metadata"]["labels"].get(JOB_NAME_LABEL, "")
+        job = await self.wire.get(f"/apis/batch/v1/namespaces/{namespace}/jobs/{name}")
+        if job is None or job["metadata"]["uid"] != _owner(pod):
+            await self._delete_pod(namespace, pod["metadata"]["name"])
 
     async def _clear(self, namespace: str, village: Village, uid: str) -> None:
         """Delete the pods of a Job that is gone or suspended."""
@@ -243,13 +266,15 @@ class Hands:
                 continue
             name = pod["metadata"]["name"]
             village.pods[metadata["uid"]][name] = ""
+            if (pod.get("status") or {}).get("phase") not in (None, "Pending"):
+                continue
             if EXPERIMENT_LABEL in metadata["labels"]:
                 await self._run_block(namespace, village, pod, index)
             else:
                 await self._run_program(namespace, village, present, pod)
 
     async def _make_pod(self, namespace: str, job: Object, index: int, attempt: int) -> Object | None:
-        """A pod with a node; None where it is there already: these hands made it before the store was put back, or others did."""
+        """A pod with a node, or the one that was made before the store was put back; None where the namespace is going."""
         metadata, template = job["metadata"], job["spec"]["template"]
         index_annotation = {"batch.kubernetes.io/job-completion-index": str(index)}
         owner = {"apiVersion": "batch/v1", "kind": "Job", "name": metadata["name"], "uid": metadata["uid"]}
@@ -257,24 +282,27 @@ class Hands:
         body = {
             "metadata": {
                 "name": f"{metadata['name'][-50:].lstrip('-')}-{index}-{metadata['uid'][:4]}{attempt}",
-                "labels": {**template["metadata"]["labels"], "batch.kubernetes.io/job-name": metadata["name"]},
+                "labels": {**template["metadata"]["labels"], JOB_NAME_LABEL: metadata["name"]},
                 "annotations": {**(template["metadata"].get("annotations") or {}), **index_annotation},
                 "ownerReferences": [owner | {"controller": True}],
             },
             "spec": spec | {"nodeName": NODE},
         }
-        made = await self.wire.post(f"/api/v1/namespaces/{namespace}/pods", body)
-        assert made.status in (201, 404, 409), made.content
+        path = f"/api/v1/namespaces/{namespace}/pods"
+        made = await self.wire.post(path, body)
+        assert made.status in (201, 403, 404, 409), made.content
+        if made.status == 409:
+            return await self.wire.get(f"{path}/{body['metadata']['name']}")
         return made.body if made.status == 201 else None
 
     async def _lose_pod(self, namespace: str, village: Village, pod: Object) -> None:
         """Somebody took a pod away: a running job gets another one, a block has failed."""
-        uid = next((owner["uid"] for owner in pod["metadata"].get("ownerReferences") or ()), "")
+        uid = _owner(pod)
         if pod["metadata"]["name"] not in village.pods.get(uid, {}):
             return
         del village.pods[uid]
         labels = pod["metadata"]["labels"]
-        path = f"/apis/batch/v1/namespaces/{namespace}/jobs/{labels['batch.kubernetes.io/job-name']}"
+        path = f"/apis/batch/v1/namespaces/{namespace}/jobs/{labels[JOB_NAME_LABEL]}"
         job = await self.wire.get(path)
         if job is None or job["metadata"]["uid"] != uid:
             return
@@ -429,6 +457,11 @@ def stamp(at_s: float | None = None) -> str:
     """RFC 3339 to the second, as controllers write it."""
     moment = datetime.fromtimestamp(time.time() if at_s is None else at_s, UTC)
     return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _owner(pod: Object) -> str:
+    """UID of the Job that a pod belongs to."""
+    return next((str(owner["uid"]) for owner in pod["metadata"].get("ownerReferences") or ()), "")
 
 
 def _trainer(pod: Object) -> Object:

@@ -1,0 +1,89 @@
+"""What if two operators work on the same jobs? Nothing happens twice, nobody fights, and old intentions are refused."""
+
+import asyncio
+import signal
+from pathlib import Path
+
+from reliability.operators import Nursery
+from reliability.relay import Call, Send, open_relay
+from reliability.scenes import Scene, setting
+from reliability.sweeps import WIN_AND_ROLL_BACK, Disturb, Run, find_faults, run
+from reliability.wire import Reply
+from testbed.cluster import Cluster
+
+MOST_WRITES = 4
+"""Writes of two operators together, as a multiple of one's: each may try what the other has just done, and no more."""
+
+
+def live(server: Cluster, nursery: Nursery, folder: Path, disturb: Disturb) -> Run:
+    """A whole life of a win, disturbed."""
+
+    async def go() -> Run:
+        async with setting(server, nursery, folder) as theatre:
+            return await run(theatre, WIN_AND_ROLL_BACK, disturb=disturb)
+
+    return asyncio.run(go())
+
+
+def test_two_operators_do_everything_once(server: Cluster, nursery: Nursery, tmp_path: Path, undisturbed: Run) -> None:
+    """Both alive for the whole life of a win: the same end, every block started once, the spec written once each way, no fight."""
+    tried: list[list[Call]] = []
+
+    async def disturb(scene: Scene) -> None:
+        async with open_relay(scene.wire) as other:
+            scene.start(other)
+            await scene.wait("the end", lambda: _is_over(scene))
+            await asyncio.sleep(5)
+            tried.append(other.writes)
+            before = len(scene.relay.writes) + len(other.writes)
+            await asyncio.sleep(5)
+            assert len(scene.relay.writes) + len(other.writes) == before, "they never come to rest"
+            scene.processes.pop().close()
+
+    lived = live(server, nursery, tmp_path, disturb)
+    assert not find_faults(undisturbed, [lived])
+    assert len(lived.writes) + len(tried[0]) <= MOST_WRITES * len(undisturbed.writes)
+    assert tried[0], "the second operator has done nothing"
+
+
+async def _is_over(scene: Scene) -> bool:
+    return WIN_AND_ROLL_BACK.has_ended(await scene.job())
+
+
+def test_an_operator_that_wakes_up_late_is_refused(
+    server: Cluster, nursery: Nursery, tmp_path: Path, undisturbed: Run
+) -> None:
+    """Stopped in the middle of a write while another one goes on: what it had in mind then is outdated when it arrives."""
+    late: list[int] = []
+
+    async def disturb(scene: Scene) -> None:
+        held, go_on = asyncio.Event(), asyncio.Event()
+
+        async def hold(call: Call, send: Send) -> Reply:
+            if call.kind != "PATCH experiments/status" or held.is_set():
+                return await send(call)
+            scene.processes[0].send(signal.SIGSTOP)
+            held.set()
+            await go_on.wait()
+            reply = await send(call)
+            late.append(reply.status)
+            return reply
+
+        await scene.reach("POST jobs d1")
+        scene.relay.fault = hold
+        await held.wait()
+        async with open_relay(scene.wire) as other:
+            scene.start(other)
+            await scene.wait("the other one has gone on", lambda: _has_run(scene, 5))
+            go_on.set()
+            scene.processes[0].send(signal.SIGCONT)
+            await scene.wait("the end", lambda: _is_over(scene))
+            scene.processes.pop().close()
+
+    lived = live(server, nursery, tmp_path, disturb)
+    assert not find_faults(undisturbed, [lived])
+    assert late == [409]
+
+
+async def _has_run(scene: Scene, count: int) -> bool:
+    return len(scene.village.started) >= count

@@ -1,0 +1,71 @@
+"""What if the API server or its store goes away, or comes back with an older memory?"""
+
+import asyncio
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from reliability.operators import Nursery
+from reliability.scenes import Scene, setting
+from reliability.sweeps import WIN_AND_ROLL_BACK, Disturb, Run, find_faults, run
+from testbed.cluster import Cluster
+
+
+def live(server: Cluster, nursery: Nursery, folder: Path, disturb: Disturb) -> Run:
+    """A whole life of a win, disturbed."""
+
+    async def go() -> Run:
+        async with setting(server, nursery, folder) as theatre:
+            return await run(theatre, WIN_AND_ROLL_BACK, disturb=disturb)
+
+    return asyncio.run(go())
+
+
+def test_servers_that_die_and_come_back_cost_only_time(
+    server: Cluster, nursery: Nursery, tmp_path: Path, undisturbed: Run
+) -> None:
+    """The API server killed in discovery, the store in a check, both before the win is applied: the same end."""
+
+    async def disturb(scene: Scene) -> None:
+        for write, names in (
+            ("POST jobs d1", ["kube-apiserver"]),
+            ("POST jobs r0-0", ["etcd"]),
+            ("PATCH experiments/status block n0", ["kube-apiserver", "etcd"]),
+        ):
+            await scene.reach(write)
+            for name in names:
+                await asyncio.to_thread(server.kill, name)
+            for name in reversed(names):
+                await asyncio.to_thread(server.start, name)
+
+    assert not find_faults(undisturbed, [live(server, nursery, tmp_path, disturb)])
+
+
+@pytest.mark.parametrize(
+    ("taken", "restored"),
+    [("POST jobs d1", "POST jobs r1-0"), ("POST jobs s0", "PATCH experiments/status rolledBack")],
+    ids=["mid-discovery", "before-the-win"],
+)
+def test_a_store_that_was_put_back_is_caught_up_with(
+    taken: str, restored: str, server: Cluster, nursery: Nursery, tmp_path: Path, undisturbed: Run
+) -> None:
+    """The operator lives on while its cluster forgets: the same end and the same bank; only what was forgotten is run again."""
+    blocks: list[list[str]] = []
+
+    async def disturb(scene: Scene) -> None:
+        await scene.reach(taken)
+        await asyncio.to_thread(server.snapshot_etcd, tmp_path / "store")
+        kept = {e["metadata"]["name"]: e for e in await scene.experiments()}
+        finished = [block["name"] for e in kept.values() for block in e["status"].get("blocks", [])]
+        await scene.reach(restored)
+        await asyncio.to_thread(server.restore_etcd, tmp_path / "store")
+        scene.hands.forget(scene.namespace)
+        blocks.append(finished)
+
+    lived = live(server, nursery, tmp_path, disturb)
+    again = Counter(lived.state["started"]) if lived.state else Counter()
+    assert not [fault for fault in find_faults(undisturbed, [lived]) if ": started:" not in fault]
+    assert set(again) == set(undisturbed.state["started"])
+    assert max(again.values()) <= 2
+    assert all(again[name] == 1 for name in blocks[0]), "a block that the store remembers was run again"

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 from kubernetes.aio.client import ApiClient, Configuration
@@ -70,6 +72,9 @@ class KubeTransport:
     """The `Transport` over the Kubernetes client library."""
 
     def __init__(self, configuration: Configuration) -> None:
+        # Left to itself the library asks the environment for each request, each time in two other threads.
+        configuration.proxy = configuration.proxy or find_proxy(configuration.host)
+        configuration.client_session_kwargs = {"trust_env": False}
         self._api: Any = ApiClient(configuration)
         self._api.user_agent = USER_AGENT
         self._timeout = aiohttp.ClientTimeout(total=ANSWER_S, connect=CONNECT_S)
@@ -136,6 +141,12 @@ def default_namespace(
     contexts, current = list_kube_config_contexts(config_file=file)  # type: ignore[no-untyped-call]  # library
     chosen = next((known for known in contexts if known["name"] == context), current)
     return str(chosen["context"].get("namespace") or "default")
+
+
+def find_proxy(server: str) -> str | None:
+    """The proxy that the environment names for a server's address, by HTTPS_PROXY and NO_PROXY; None: there is none."""
+    url = urlsplit(server)
+    return None if proxy_bypass(url.netloc) else getproxies().get(url.scheme)
 
 
 def _default_kubeconfig(environ: Mapping[str, str]) -> str:

@@ -27,7 +27,9 @@ class Reported(Frozen):
 
 def clip(text: str, limit: int = MAX_SENTENCE) -> str:
     """The text on one line, cut so that its JSON takes at most `limit` bytes without the quotes around it."""
-    line = " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
+    if not text.isprintable():
+        text = "".join(letter if letter.isprintable() else " " for letter in text)
+    line = " ".join(text.split())
     if _size_bytes(line) <= limit:
         return line
     kept = min(len(line), limit)
@@ -37,6 +39,9 @@ def clip(text: str, limit: int = MAX_SENTENCE) -> str:
 
 
 def _size_bytes(text: str) -> int:
+    """Bytes of a line of printable text in JSON; most lines hold nothing that is written otherwise there."""
+    if text.isascii() and '"' not in text and "\\" not in text:
+        return len(text)
     return len(json.dumps(text, ensure_ascii=False).encode()) - 2
 
 

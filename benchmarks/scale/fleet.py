@@ -111,7 +111,7 @@ def make_experiments(job: Object, count: int) -> list[tuple[Object, Object]]:
             (UID, metadata["uid"]),
             (PRINT, identity.fingerprint),
             (FAMILY, identity.family),
-            ('"after": 2', f'"after": {5 + number}'),
+            ('"after": "2"', f'"after": "{5 + number}"'),
             ("fleet-0", metadata["namespace"]),
         ):
             text = text.replace(word, own)

@@ -1,0 +1,5 @@
+"""Fixtures of the tests that run an image on real nodes."""
+
+from testbed.fixtures import cluster
+
+__all__ = ["cluster"]

@@ -1,0 +1,157 @@
+"""Does the operator's image, built from its Dockerfile, do its work as the chart deploys it? On real nodes, with the account's own rights."""
+
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from chart.helm import NAMESPACE, RELEASE, run_helm
+from chart.release import helm, wait_until_policies_hold
+from cluster_operator import condition, define, read
+from testbed.cluster import Cluster, wait_for
+from testbed.dockerfiles import build
+from testbed.python_images import python_image
+
+pytestmark = pytest.mark.slow
+
+USER_IMAGE = "amdahl-testbed/python:1"
+RESTRICTED = {"pod-security.kubernetes.io/enforce": "restricted"}
+LIMIT_S = 300.0
+"""A bound on hanging."""
+VALUES = {
+    "image": {"tag": "dev", "pullPolicy": "Never"},
+    "crds": {"enabled": False},  # the cluster has them, and other tests need them
+    "trials": {"priorityClass": {"create": False}},
+}
+# Computes and nothing else, and counts with the probe's own code, which only the operator can have brought.
+PROGRAM = """
+import os, time
+from amdahl_probe import metrics
+from amdahl_probe.emit import Batches, Recorder, StepRecord
+from amdahl_probe.spans import Ledger
+
+recorder = Recorder(None)
+recorder.start("cpu", live=False, by="probe")
+metrics.serve(recorder.metrics, int(os.environ["AMDAHL_METRICS_PORT"]), os.environ["AMDAHL_METRICS_HOST"])
+recorder.startup(5)
+ledger, done = Ledger(), 0
+while True:
+    with ledger.span("input"):
+        time.sleep(0.0002)
+    ledger.rest("compute")
+    time.sleep(0.05)
+    phases, digest = ledger.take(), f"{done:08x}"
+    batches = Batches(1, 200_000, 40_000)
+    recorder.step(StepRecord(done, ledger.mark_ns, phases, 8, 64, digest, "0000abcd", digest, 1.0, 0, batches))
+    done += 1
+"""
+# What must not be found in the image, whoever looks.
+LOOK = """
+import importlib.util, os, shutil
+print(sorted(n for n in ("torch", "numpy", "pip", "setuptools", "ensurepip", "pytest") if importlib.util.find_spec(n)))
+print(sorted(n for n in ("gcc", "cc", "make", "git", "curl", "pip", "pip3") if shutil.which(n)))
+print(os.getuid(), [p for p in ("/", "/venv", "/usr") if os.access(p, os.W_OK)])
+"""
+
+
+@pytest.fixture(scope="module")
+def installed(cluster: Cluster) -> Iterator[Cluster]:
+    """The chart's own Deployment in a restricted namespace, with the image on every node."""
+    define(cluster)
+    cluster.load_layout(build("operator"))
+    body = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE, "labels": RESTRICTED}}
+    cluster.admin.kubectl("apply", "-f", "-", stdin=body)
+    helm(cluster, "install", VALUES)
+    wait_until_policies_hold(cluster)
+    yield cluster
+    run_helm("uninstall", RELEASE, "--namespace", NAMESPACE, kubeconfig=cluster.admin.kubeconfig)
+    cluster.delete_namespace(NAMESPACE)
+
+
+@pytest.fixture(scope="module")
+def pod(installed: Cluster) -> dict[str, Any]:
+    """The operator's pod, once the chart's probes find it ready."""
+    installed.admin.kubectl(
+        "rollout", "status", "deployment/amdahl-loop", "--namespace", NAMESPACE, f"--timeout={LIMIT_S:.0f}s"
+    )
+    (pod,) = read(installed, NAMESPACE, "pods")["items"]
+    found: dict[str, Any] = pod
+    return found
+
+
+def fetch(pod: dict[str, Any], port: int, path: str) -> str:
+    """What the operator's pod serves."""
+    with urllib.request.urlopen(f"http://{pod['status']['podIP']}:{port}{path}", timeout=10) as response:
+        text: str = response.read().decode()
+    return text
+
+
+def test_the_operator_is_well_and_says_so(pod: dict[str, Any]) -> None:
+    """Health and metrics answer, on a read-only root, as a user without rights."""
+    (status,) = pod["status"]["containerStatuses"]
+    assert (status["ready"], status["restartCount"]) == (True, 0)
+    assert "secondsSinceLastPass" in fetch(pod, 8081, "/healthz")
+    assert "amdahl_loop_build_info" in fetch(pod, 8080, "/metrics")
+    assert pod["spec"]["containers"][0]["securityContext"]["readOnlyRootFilesystem"]
+
+
+def test_nothing_is_in_the_image_that_could_build_or_train(installed: Cluster, pod: dict[str, Any]) -> None:
+    """No PyTorch, no installer, no compiler, nothing that downloads; and not a folder to write to."""
+    said = installed.admin.kubectl(
+        "exec", "--namespace", NAMESPACE, pod["metadata"]["name"], "--", "python", "-c", LOOK
+    )
+    assert said.split("\n")[:3] == ["[]", "[]", "65532 []"]
+
+
+def test_the_operator_runs_a_job_and_observes_it(installed: Cluster, pod: dict[str, Any], tmp_path: Path) -> None:
+    """With its service account's rights and the policies in force: Ready, then Observed, by counters of the job's pod."""
+    cluster = installed
+    cluster.load_image(python_image(USER_IMAGE))
+    namespace = cluster.create_namespace("team", RESTRICTED | {"amdahl-loop.io/enabled": "true"})
+    script = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "script"}, "data": {"train.py": PROGRAM}}
+    cluster.admin.kubectl("apply", "--namespace", namespace, "-f", "-", stdin=[script, make_job()])
+
+    def has(type_name: str) -> bool:
+        return condition(read(cluster, namespace, "trainingjob", "steady"), type_name).get("status") == "True"
+
+    try:
+        wait_for(lambda: has("Observed"), LIMIT_S, "the job has been observed")
+    except TimeoutError as error:
+        log = cluster.admin.kubectl("logs", "--namespace", NAMESPACE, pod["metadata"]["name"], "--tail=40")
+        job = read(cluster, namespace, "trainingjob", "steady").get("status")
+        raise AssertionError(f"{error}: {job}\n{log}") from error
+    assert has("Ready")
+    assert 'amdahl_loop_jobs{condition="Observed"' in fetch(pod, 8080, "/metrics")
+    cluster.delete_namespace(namespace)
+
+
+def make_job() -> dict[str, Any]:
+    """A TrainingJob whose pods the restricted standard lets in; nobody may change it."""
+    security = {
+        "allowPrivilegeEscalation": False,
+        "capabilities": {"drop": ["ALL"]},
+        "runAsNonRoot": True,
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
+    container = {
+        "name": "trainer",
+        "image": USER_IMAGE,
+        "imagePullPolicy": "Never",
+        "command": ["python3", "/job/train.py"],
+        "securityContext": security,
+        "resources": {"limits": {"cpu": "1", "memory": "256Mi"}},
+        "volumeMounts": [{"name": "script", "mountPath": "/job"}],
+    }
+    volumes = [{"name": "script", "configMap": {"name": "script"}}]
+    return {
+        "apiVersion": "amdahl-loop.io/v1alpha1",
+        "kind": "TrainingJob",
+        "metadata": {"name": "steady"},
+        "spec": {
+            "knobs": {"dataloaderWorkers": 4},
+            "template": {"spec": {"containers": [container], "volumes": volumes}},
+            "tuning": {"mode": "Observe", "profile": "quick"},
+        },
+    }

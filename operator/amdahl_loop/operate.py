@@ -32,7 +32,7 @@ from amdahl_loop.adapters.kube.scrape import Fetch, fetch_metrics
 from amdahl_loop.adapters.kube.status import write_status
 from amdahl_loop.adapters.metrics import Metrics
 from amdahl_loop.domain.api.training_job import TrainingJobStatus
-from amdahl_loop.domain.applying import Decision, RecordRevert
+from amdahl_loop.domain.applying import Decision, RecordRelease, RecordRevert
 from amdahl_loop.domain.bank import Balance, balance, hours_in_force
 from amdahl_loop.domain.conditions import STANDINGS, Facts, Note
 from amdahl_loop.domain.fleet import Limits, Member, admit
@@ -315,8 +315,12 @@ class _Pass:
         """Bring the spec in line with what is in force, before anything runs by it; None after a write."""
         ledger, mode = self._ledger, self._job.spec.tuning.mode
         synced = await sync_spec(self._client, ledger.seen, mode, memory.applications)
-        if isinstance(synced.decision, RecordRevert):
+        if isinstance(synced.decision, RecordRelease | RecordRevert):
             await ledger.add_application(synced.decision.as_application(self._operator.clock()))
+        if isinstance(synced.decision, RecordRelease):
+            _log.info("%s: %s", self._key, synced.decision.sentence)
+            return None
+        if isinstance(synced.decision, RecordRevert):
             self._operator.metrics.count_reverts(claim.manager for claim in ledger.seen.declared.claims)
             await self._client.post_event(ledger.seen.document, "SpecReverted", synced.decision.sentence, warning=True)
             return None

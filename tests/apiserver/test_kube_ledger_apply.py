@@ -10,7 +10,7 @@ from amdahl_loop.adapters.kube.apply import Synced, sync_spec
 from amdahl_loop.adapters.kube.jobs import SeenJob
 from amdahl_loop.adapters.kube.status import write_status
 from amdahl_loop.domain.api.training_job import EffectiveKnob, KnobSource
-from amdahl_loop.domain.applying import Conflict, KeepOverlay, Nothing, RecordRevert, WriteSpec
+from amdahl_loop.domain.applying import Conflict, KeepOverlay, Nothing, RecordRelease, RecordRevert, WriteSpec
 from amdahl_loop.domain.knob_values import KnobName, Knobs
 from amdahl_loop.domain.ledger import Application, ApplicationKind
 from amdahl_loop.domain.reasons import Reason
@@ -173,6 +173,31 @@ def test_other_modes_never_write(job: Job, mode: Mode) -> None:
     assert isinstance(decision, KeepOverlay)
     assert decision.reason is Reason.MODE_KEEPS_SPEC
     assert job.object["metadata"]["resourceVersion"] == version
+
+
+def test_a_tool_that_its_owner_lets_us_overrule_is_overruled(job: Job) -> None:
+    """It was told to ignore the field and goes on owning it: force takes it, and nothing else of the tool's."""
+    job.apply_as("kustomize-controller", annotations={"amdahl-loop.io/overrule": "kustomize-controller"})
+    decision = job.sync(APPLIED).decision
+    assert decision == WriteSpec(experiment="e0", values={KnobName.DATALOADER_WORKERS: 2}, force=True)
+    assert job.knobs == TWO
+    assert owners(job.object) == {"amdahl-loop"}
+    assert owners(job.object, "f:checkpointEverySteps") == {"kustomize-controller"}
+
+
+def test_a_knob_that_a_tool_leaves_out_is_recorded_and_then_ours(job: Job) -> None:
+    """Server-side apply takes the field off the object; the record keeps the value in force until it is written."""
+    job.apply_as("argocd-controller")
+    assert isinstance(job.sync(APPLIED).decision, KeepOverlay)
+    job.apply_as("argocd-controller", {"checkpointEverySteps": 50})
+    assert job.knobs == {"checkpointEverySteps": 50}
+    decision = job.sync(APPLIED).decision
+    assert isinstance(decision, RecordRelease)
+    job.sync(APPLIED, decision.as_application(2.0))
+    assert job.knobs == TWO
+    job.apply_as("argocd-controller", {"checkpointEverySteps": 50})
+    assert job.knobs == TWO
+    assert owners(job.object) == {"amdahl-loop"}
 
 
 def test_a_tool_s_mark_makes_kubectl_s_field_the_tool_s(job: Job) -> None:

@@ -13,6 +13,7 @@ from amdahl_loop.domain.applying import (
     KeepOverlay,
     Nothing,
     Position,
+    RecordRelease,
     RecordRevert,
     WriteSpec,
     chain_of,
@@ -23,7 +24,15 @@ from amdahl_loop.domain.applying import (
 from amdahl_loop.domain.knob_values import KnobName, Knobs, KnobValue
 from amdahl_loop.domain.ledger import Application, ApplicationKind, effective_knobs
 from amdahl_loop.domain.reasons import Reason
-from amdahl_loop.domain.stewards import OUR_MANAGER, Claim, Steward, ignore_rules, read_marks, steward_of
+from amdahl_loop.domain.stewards import (
+    OUR_MANAGER,
+    Claim,
+    Steward,
+    hand_over_rules,
+    read_marks,
+    read_overruled,
+    steward_of,
+)
 from amdahl_loop.domain.tuning import Mode
 from builders import FINGERPRINT, UID
 
@@ -75,6 +84,8 @@ def say(decision: Decision) -> tuple[str, Reason | None]:
             return ("force" if decision.force else "write"), None
         case RecordRevert():
             return "revert", None
+        case RecordRelease():
+            return "release", None
         case KeepOverlay() | Conflict() | Nothing():
             return type(decision).__name__, decision.reason
 
@@ -256,60 +267,125 @@ def test_a_tool_may_write_under_kubectl_s_name(marks: dict[str, str], reason: Re
 BOTH: Mapping[KnobName, KnobValue] = {WORKERS: 0, CADENCE: 50}
 TARGET = {"group": "amdahl-loop.io", "kind": "TrainingJob", "name": "pydocs"}
 POINTERS = ["/spec/knobs/dataloaderWorkers", "/spec/knobs/checkpointEverySteps"]
+PATHS = [".spec.knobs.dataloaderWorkers", ".spec.knobs.checkpointEverySteps"]
+LEFT_OUT = {"spec": {"knobs": {"dataloaderWorkers": 0, "checkpointEverySteps": 50}}}
+OVERRULE = {"metadata": {"annotations": {"amdahl-loop.io/overrule": "a,b: c"}}}
+MATCHER = {"kindNamespaceNameMatcher": {"kind": "TrainingJob", "namespace": "team", "name": "pydocs"}}
 
 
 @pytest.mark.parametrize(
-    ("steward", "documents"),
+    ("steward", "rules"),
     [
         (
             Steward.ARGO_CD,
-            [
-                {
-                    "spec": {
-                        "ignoreDifferences": [
-                            TARGET
-                            | {
-                                "jqPathExpressions": [
-                                    ".spec.knobs.dataloaderWorkers",
-                                    ".spec.knobs.checkpointEverySteps",
-                                ]
-                            }
-                        ],
-                        "syncPolicy": {"syncOptions": ["RespectIgnoreDifferences=true", "ServerSideApply=true"]},
-                    }
+            {
+                "spec": {
+                    "ignoreDifferences": [TARGET | {"jqPathExpressions": PATHS}],
+                    "syncPolicy": {"syncOptions": ["RespectIgnoreDifferences=true", "ServerSideApply=true"]},
                 }
-            ],
+            },
         ),
+        (Steward.FLUX, {"spec": {"ignore": [{"paths": POINTERS, "target": TARGET}]}}),
+        (Steward.FLUX_HELM, {"spec": {"driftDetection": {"ignore": [{"paths": POINTERS, "target": TARGET}]}}}),
         (
-            Steward.FLUX,
-            [
-                {"spec": {"ignore": [{"paths": POINTERS, "target": TARGET}]}},
-                {"metadata": {"annotations": {"kustomize.toolkit.fluxcd.io/ssa": "Merge"}}},
-            ],
+            Steward.KAPP,
+            {
+                "apiVersion": "kapp.k14s.io/v1alpha1",
+                "kind": "Config",
+                "rebaseRules": [
+                    {
+                        "path": ["spec", "knobs", knob],
+                        "type": "copy",
+                        "sources": ["existing", "new"],
+                        "resourceMatchers": [MATCHER],
+                    }
+                    for knob in BOTH
+                ],
+            },
         ),
-        (
-            Steward.FLUX_HELM,
-            [{"spec": {"driftDetection": {"ignore": [{"paths": POINTERS, "target": TARGET}]}}}],
-        ),
-        (Steward.HELM, [{"spec": {"knobs": {"dataloaderWorkers": 0, "checkpointEverySteps": 50}}}]),
-        (Steward.OTHER, []),
     ],
 )
-def test_snippets_are_yaml_that_can_be_pasted(steward: Steward, documents: list[object]) -> None:
-    """Each names exactly the fields in question, of exactly this job."""
-    rules = ignore_rules(steward, "team", "pydocs", BOTH)
-    assert [yaml.safe_load(rule.snippet) for rule in rules] == documents
-    assert all(rule.where and "\n" not in rule.snippet for rule in rules)
+def test_a_tool_that_can_be_told_has_two_ways(steward: Steward, rules: object) -> None:
+    """Leave the knobs out; or tell the tool to ignore exactly these fields of this job, and the loop that it was told."""
+    found = hand_over_rules(steward, "team", "pydocs", BOTH, ["a", "b: c"])
+    assert [yaml.safe_load(rule.snippet) for rule in found] == [LEFT_OUT, rules, OVERRULE]
+    assert all(rule.where and "\n" not in rule.snippet for rule in found)
+    annotations = yaml.safe_load(found[-1].snippet)["metadata"]["annotations"]
+    assert read_overruled(annotations) == {"a", "b: c"}
 
 
-def test_kapp_is_told_to_keep_what_the_cluster_says() -> None:
-    """Its rebase rules name the fields one by one."""
-    (rule,) = ignore_rules(Steward.KAPP, "team", "pydocs", BOTH)
-    document = yaml.safe_load(rule.snippet)
-    assert [entry["path"][-1] for entry in document["rebaseRules"]] == ["dataloaderWorkers", "checkpointEverySteps"]
-    assert document["rebaseRules"][0]["resourceMatchers"] == [
-        {"kindNamespaceNameMatcher": {"kind": "TrainingJob", "namespace": "team", "name": "pydocs"}}
-    ]
+@pytest.mark.parametrize(("steward", "documents"), [(Steward.HELM, [LEFT_OUT]), (Steward.OTHER, [])])
+def test_a_tool_that_cannot_be_told_has_one_way_or_none(steward: Steward, documents: list[object]) -> None:
+    """Helm ignores nothing; of a program that nobody knows, nothing is promised."""
+    found = hand_over_rules(steward, "team", "pydocs", BOTH, ["helm"])
+    assert [yaml.safe_load(rule.snippet) for rule in found] == documents
+
+
+@pytest.mark.parametrize("mode", [Mode.AUTO, Mode.SPEC])
+@pytest.mark.parametrize(
+    ("owners", "overruled", "word"),
+    [
+        pytest.param([FLUX], "kustomize-controller", "force", id="the tool that was named"),
+        pytest.param([FLUX], " argocd-controller , kustomize-controller ", "force", id="one of two"),
+        pytest.param([FLUX], "kustomize", "held", id="no beginnings of names"),
+        pytest.param([FLUX, "helm"], "kustomize-controller", "held", id="another tool has a claim too"),
+        pytest.param([STRANGER], STRANGER, "force", id="a program that nobody knows"),
+        pytest.param([FLUX], "", "held", id="nobody is named"),
+    ],
+)
+def test_an_owner_lets_a_tool_be_overruled(mode: Mode, owners: list[str], overruled: str, word: str) -> None:
+    """A tool that ignores a field goes on owning it: only the owner can say that it was told to."""
+    names = read_overruled({"amdahl-loop.io/overrule": overruled} if overruled else {})
+    refused = [Claim(manager=manager, knob=WORKERS) for manager in owners]
+    found, _ = say(decide(mode, make_spec(0, *owners, overruled=names), [APPLIED], refused))
+    assert found == (word if word == "force" else OVERLAY if mode is Mode.AUTO else CONFLICT)
+
+
+def test_an_overruled_tool_that_puts_its_value_back_is_not_written_again() -> None:
+    """It was not told to ignore the field after all: one revert ends it, as with anybody."""
+    spec = make_spec(0, FLUX, overruled=frozenset({FLUX}), seen=2)
+    assert say(decide(Mode.AUTO, spec, [APPLIED])) == ("revert", None)
+    assert say(decide(Mode.AUTO, spec, [APPLIED, REVERTED])) == (OVERLAY, Reason.REVERTED)
+
+
+GONE, CADENCED = Knobs(), Knobs(checkpoint_every_steps=50)
+RELEASED = make_application(GONE, make_knobs(2))
+
+
+@pytest.mark.parametrize("mode", list(Mode))
+@pytest.mark.parametrize(
+    ("knobs", "seen", "applications", "word"),
+    [
+        pytest.param(GONE, None, [APPLIED], ("release", None), id="left out"),
+        pytest.param(GONE, 0, [APPLIED], ("release", None), id="left out, the old value was seen last"),
+        pytest.param(GONE, 2, [APPLIED], ("Nothing", Reason.NEW_BASELINE), id="taken out of the written spec"),
+        pytest.param(GONE, None, [APPLIED, REVERTED], ("Nothing", Reason.NEW_BASELINE), id="after a revert"),
+        pytest.param(CADENCED, None, [APPLIED], ("Nothing", Reason.NEW_BASELINE), id="and another one declared"),
+        pytest.param(GONE, None, [APPLIED, RELEASED], ("write", None), id="on record"),
+        pytest.param(make_knobs(2), None, [APPLIED, RELEASED], ("Nothing", Reason.IN_SPEC), id="written"),
+        pytest.param(make_knobs(0), 2, [APPLIED, RELEASED], ("revert", None), id="written, and put back"),
+    ],
+)
+def test_a_knob_that_is_left_out_is_the_loop_s_to_write(
+    mode: Mode, knobs: Knobs, seen: int | None, applications: list[Application], word: Any
+) -> None:
+    """Where a win waits for its field; in any other case it is no longer the loop's to change."""
+    found = say(decide(mode, make_spec(knobs=knobs, seen=seen), applications))
+    if mode in (Mode.AUTO, Mode.SPEC) or word[0] not in ("release", "write"):
+        assert found == word
+    else:
+        expected = (OVERLAY, Reason.MODE_KEEPS_SPEC) if word[0] == "write" else ("Nothing", Reason.NEW_BASELINE)
+        assert found == expected
+
+
+def test_a_released_field_keeps_its_value_in_force() -> None:
+    """A knob that nobody declares would be the program's own in the meantime."""
+    decision = decide(Mode.AUTO, make_spec(knobs=GONE), [APPLIED])
+    assert isinstance(decision, RecordRelease)
+    fact = decision.as_application(9.0)
+    assert (fact.kind, fact.experiment, fact.at_s) == (ApplicationKind.APPLIED, "e0", 9.0)
+    assert effective_knobs(GONE, [APPLIED]) == GONE
+    assert effective_knobs(GONE, [APPLIED, fact]) == make_knobs(2)
 
 
 def test_a_revert_of_two_wins_leaves_both_in_the_chain() -> None:

@@ -10,7 +10,7 @@ from amdahl_loop.adapters.memory import MemoryLedger
 from amdahl_loop.domain.api.conditions import ConditionStatus, JobCondition, JobConditionType
 from amdahl_loop.domain.api.timestamps import to_timestamp
 from amdahl_loop.domain.api.training_job import BankReport, KnobSource, TrainingJobStatus
-from amdahl_loop.domain.applying import Conflict, Decision, KeepOverlay, Nothing, RecordRevert, WriteSpec
+from amdahl_loop.domain.applying import Conflict, Decision, KeepOverlay, Nothing, RecordRelease, RecordRevert, WriteSpec
 from amdahl_loop.domain.bank import Balance, Saving
 from amdahl_loop.domain.conditions import STANDINGS, Facts, Finding, Note, find, update_conditions
 from amdahl_loop.domain.experiments import Experiment, Loss
@@ -206,7 +206,15 @@ def test_a_recommended_win_says_what_to_set() -> None:
     assert sentence(facts, T.TUNED) == "Proven, not in force: dataloaderWorkers 0 -> 2 saves 30.2 % (e0)."
 
 
-RULE = Ignore(where="the Application", snippet="spec: {x: 1}")
+def test_a_recommended_win_that_its_owner_took_is_in_force() -> None:
+    """The advice was followed: there is nothing left to recommend."""
+    job = make_job({"dataloaderWorkers": 2}, {"mode": "Recommend"})
+    facts = make_facts(job, [make_experiment(verdict=WON)])
+    assert found(facts, T.TUNED) == (TRUE, Reason.PROVEN_VALUES)
+    assert sentence(facts, T.TUNED) == "dataloaderWorkers 0 -> 2 saves 30.2 % (e0), in the spec."
+
+
+RULE = Ignore(where="leave out of the chart", snippet="spec: {x: 1}")
 HELD = KeepOverlay(reason=Reason.MANAGED_BY_ARGO_CD, sentence="Kept.", ignore=(RULE,))
 
 
@@ -221,6 +229,7 @@ HELD = KeepOverlay(reason=Reason.MANAGED_BY_ARGO_CD, sentence="Kept.", ignore=(R
         (KeepOverlay(reason=Reason.DRIFT_FIGHT, sentence="Twice."), TRUE, Reason.DRIFT_FIGHT),
         (Conflict(reason=Reason.MANAGED_BY_HELM, sentence="Helm."), TRUE, Reason.MANAGED_BY_HELM),
         (RecordRevert(application=make_application(), declared=Knobs(), sentence="Back."), TRUE, Reason.REVERTED),
+        (RecordRelease(application=make_application(), declared=Knobs(), sentence="Out."), FALSE, Reason.TO_BE_WRITTEN),
     ],
 )
 def test_a_conflict_is_what_the_mode_wants_and_does_not_get(
@@ -233,7 +242,7 @@ def test_a_conflict_is_what_the_mode_wants_and_does_not_get(
 def test_an_ignore_rule_is_shown_whole_or_not_at_all() -> None:
     """A rule that is cut would be worse than none."""
     assert sentence(make_facts(decision=HELD), T.APPLY_CONFLICT) == (
-        "Kept. To hand it over, add to the Application: spec: {x: 1}"
+        "Kept. To hand it over, leave out of the chart: spec: {x: 1}"
     )
     long = HELD.model_copy(update={"ignore": (Ignore(where="x", snippet="y" * 500),)})
     assert sentence(make_facts(decision=long), T.APPLY_CONFLICT) == (

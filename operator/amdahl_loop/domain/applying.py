@@ -11,7 +11,7 @@ from enum import Enum
 from amdahl_loop.domain.knob_values import KnobName, Knobs, KnobValue
 from amdahl_loop.domain.ledger import Application, ApplicationKind
 from amdahl_loop.domain.reasons import Reason
-from amdahl_loop.domain.stewards import Claim, Ignore, Steward, ignore_rules, name_stewards, steward_of
+from amdahl_loop.domain.stewards import Claim, Ignore, Steward, hand_over_rules, name_stewards, steward_of
 from amdahl_loop.domain.tuning import Mode
 from amdahl_loop.domain.values import Frozen
 
@@ -29,6 +29,8 @@ class DeclaredSpec(Frozen):
     """Who owns which knob's field."""
     tracked_by: frozenset[Steward] = frozenset()
     """Tools whose tracking marks the object bears; such a tool may write under kubectl's name."""
+    overruled: frozenset[str] = frozenset()
+    """Managers whose claims the owner has declared void (`stewards.OVERRULE_ANNOTATION`)."""
     seen: Mapping[KnobName, KnobValue] = {}
     """Values that the last status found in the spec: what tells a revert from a write that has not happened yet."""
 
@@ -72,6 +74,22 @@ class RecordRevert(Frozen):
         )
 
 
+class RecordRelease(Frozen):
+    """The owner has left the fields of a proven value out of the source: to be recorded, then the loop may hold them.
+
+    The record keeps the value in force meanwhile: a knob that nobody declares would otherwise be the program's own.
+    """
+
+    application: Application
+    """The application whose fields were released."""
+    declared: Knobs
+    sentence: str
+
+    def as_application(self, at_s: float) -> Application:
+        """The fact to record: the same values, over what is declared now."""
+        return self.application.model_copy(update={"declared": self.declared, "at_s": at_s})
+
+
 class Nothing(Frozen):
     """There is nothing to write."""
 
@@ -79,7 +97,10 @@ class Nothing(Frozen):
     sentence: str
 
 
-Decision = WriteSpec | KeepOverlay | Conflict | RecordRevert | Nothing
+Decision = WriteSpec | KeepOverlay | Conflict | RecordRevert | RecordRelease | Nothing
+
+WRITING = (Mode.AUTO, Mode.SPEC)
+"""Modes in which proven values belong into the spec."""
 
 
 class Position(Enum):
@@ -88,6 +109,7 @@ class Position(Enum):
     IN_SPEC = "what was applied"
     UNWRITTEN = "what was declared before, and the spec was not written yet"
     PUT_BACK = "what was declared before, though the spec was written"
+    RELEASED = "what was declared before, less the fields that were to be written"
     ELSEWHERE = "something else: a new baseline"
 
 
@@ -104,7 +126,9 @@ def decide(
     position = locate(declared, applications)
     if position is Position.IN_SPEC:
         return Nothing(reason=Reason.IN_SPEC, sentence=f"spec.knobs holds the values of {newest.experiment}.")
-    if position is Position.ELSEWHERE:
+    if position is Position.RELEASED and mode in WRITING:
+        return _record_release(declared, newest)
+    if position in (Position.ELSEWHERE, Position.RELEASED):
         return Nothing(
             reason=Reason.NEW_BASELINE,
             sentence=f"The owner declared other values than {newest.experiment} knew: they are the new baseline.",
@@ -122,6 +146,8 @@ def locate(declared: DeclaredSpec, applications: Sequence[Application]) -> Posit
     if declared.knobs == newest.declared:
         is_written = newest.kind is ApplicationKind.REVERTED or _is_seen(declared, newest.knobs)
         return Position.PUT_BACK if is_written else Position.UNWRITTEN
+    if _is_released(declared, newest):
+        return Position.RELEASED
     earlier = [application.declared for application in chain_of(applications)]
     return Position.PUT_BACK if declared.knobs in earlier else Position.ELSEWHERE
 
@@ -129,15 +155,21 @@ def locate(declared: DeclaredSpec, applications: Sequence[Application]) -> Posit
 def chain_of(applications: Sequence[Application]) -> tuple[Application, ...]:
     """The newest application and those before it that it builds on: no owner's new baseline lies between them.
 
-    A revert is no baseline: it holds on to the values of the application before it, whichever old ones are declared.
+    Neither a revert nor a release is a baseline: both hold on to the values of the application before them.
     """
     chain: list[Application] = []
     for application in reversed(applications):
-        later = chain[-1] if chain and chain[-1].kind is not ApplicationKind.REVERTED else None
-        if later is not None and later.declared not in (application.knobs, application.declared):
+        if chain and not _holds_on(chain[-1], application):
             break
         chain.append(application)
     return tuple(reversed(chain))
+
+
+def _holds_on(later: Application, earlier: Application) -> bool:
+    """Whether an application builds on the one before it."""
+    is_same = (later.experiment, later.knobs) == (earlier.experiment, earlier.knobs)
+    is_revert = later.kind is ApplicationKind.REVERTED
+    return is_revert or is_same or later.declared in (earlier.knobs, earlier.declared)
 
 
 def count_reverts(applications: Iterable[Application]) -> int:
@@ -149,6 +181,19 @@ def _is_seen(declared: DeclaredSpec, applied: Knobs) -> bool:
     """Whether the spec was found to hold every value that it lacks now."""
     missing = differing(declared.knobs, applied)
     return all(declared.seen.get(knob) == value for knob, value in missing.items())
+
+
+def _is_released(declared: DeclaredSpec, newest: Application) -> bool:
+    """Whether the owner has taken fields out that the loop has not written yet, and changed nothing else.
+
+    Out of the written spec it is another matter: then the knob is no longer the loop's to change.
+    """
+    changed = differing(newest.declared, newest.knobs)
+    left_out = {knob for knob in changed if declared.knobs.get(knob) is None}
+    kept = {knob: value for knob, value in newest.declared.declared().items() if knob not in left_out}
+    is_unwritten = all(declared.seen.get(knob) != changed[knob] for knob in left_out)
+    is_asked_for = newest.kind is ApplicationKind.APPLIED and bool(left_out) and is_unwritten
+    return is_asked_for and declared.knobs.declared() == kept
 
 
 def differing(declared: Knobs, applied: Knobs) -> dict[KnobName, KnobValue]:
@@ -167,13 +212,19 @@ def _record_revert(declared: DeclaredSpec, newest: Application) -> RecordRevert:
     )
 
 
+def _record_release(declared: DeclaredSpec, newest: Application) -> RecordRelease:
+    knobs = differing(declared.knobs, newest.knobs)
+    said = f"{_name_fields(knobs)} is left to the loop: {_say(newest.experiment, knobs)} is to be written."
+    return RecordRelease(application=newest, declared=declared.knobs, sentence=said)
+
+
 def _write_or_hold(
     mode: Mode, declared: DeclaredSpec, applications: Sequence[Application], refused: tuple[Claim, ...]
 ) -> Decision:
     """The spec lacks the values in force: write them, or say what stands in the way."""
     newest = applications[-1]
     missing = differing(declared.knobs, newest.knobs)
-    if mode not in (Mode.AUTO, Mode.SPEC):
+    if mode not in WRITING:
         said = f"{_say(newest.experiment, missing)}. tuning.mode {mode} never writes the spec."
         return KeepOverlay(reason=Reason.MODE_KEEPS_SPEC, sentence=f"Kept as an overlay: {said}")
     held = _find_hold(declared, applications, missing, refused)
@@ -210,14 +261,15 @@ def _find_hold(
         return Reason.DRIFT_FIGHT, f"Proven values were put back {reverts} times: the spec is not written again.", ()
     if count_reverts(chain_of(applications)):
         return Reason.REVERTED, f"Put back by its owner: {_name_fields(missing)}.", ()
-    claims = tuple(claim for claim in (*declared.claims, *refused) if claim.knob in missing)
+    everybody = (*declared.claims, *refused)
+    claims = tuple(c for c in everybody if c.knob in missing and c.manager not in declared.overruled)
     stewards = name_stewards(claims, declared.tracked_by)
     if not stewards:
         return None
     first = min(stewards, key=lambda steward: list(Steward).index(steward))
-    ignore = ignore_rules(
-        first, declared.namespace, declared.name, {knob: declared.knobs.get(knob) for knob in missing}
-    )
+    managers = sorted({claim.manager for claim in claims if steward_of(claim.manager) is not Steward.OURS})
+    values = {knob: declared.knobs.get(knob) for knob in missing}
+    ignore = hand_over_rules(first, declared.namespace, declared.name, values, managers)
     return first.reason, f"Managed by {' and '.join(stewards[first])}: {_name_fields(missing)}.", ignore
 
 

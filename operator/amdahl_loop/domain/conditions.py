@@ -10,11 +10,12 @@ from typing import NamedTuple
 from amdahl_loop.domain.api.conditions import ConditionStatus, JobCondition, JobConditionType, report
 from amdahl_loop.domain.api.parts import MAX_SENTENCE, clip
 from amdahl_loop.domain.api.timestamps import to_timestamp
-from amdahl_loop.domain.applying import Conflict, Decision, KeepOverlay, Nothing, RecordRevert, WriteSpec
+from amdahl_loop.domain.applying import Conflict, Decision, KeepOverlay, Nothing, RecordRelease, RecordRevert, WriteSpec
 from amdahl_loop.domain.assessment import percent
 from amdahl_loop.domain.bank import Balance
 from amdahl_loop.domain.experiments import Experiment
 from amdahl_loop.domain.isolation import Obstacle, say_obstacles
+from amdahl_loop.domain.knob_values import Knobs
 from amdahl_loop.domain.ledger import ApplicationKind, open_experiment
 from amdahl_loop.domain.phases import Unobservable
 from amdahl_loop.domain.plan import (
@@ -245,6 +246,11 @@ def _find_tuned(facts: Facts, snapshot: Snapshot) -> Finding:
         return Finding(
             JobConditionType.TUNED, TRUE, Reason.PROVEN_VALUES, f"{_say_win(newest.experiment, win)}, {place}."
         )
+    taken = next((e for e in reversed(wins) if _is_taken(e, snapshot.job.spec.knobs)), None)
+    if taken is not None and newest is None:
+        return Finding(
+            JobConditionType.TUNED, TRUE, Reason.PROVEN_VALUES, f"{_say_win(taken.name, taken)}, in the spec."
+        )
     if wins:
         is_advice = snapshot.job.spec.tuning.mode is Mode.RECOMMEND
         reason = Reason.RECOMMENDED if is_advice else Reason.WON_UNAPPLIED
@@ -254,6 +260,11 @@ def _find_tuned(facts: Facts, snapshot: Snapshot) -> Finding:
     closed = sum(experiment.verdict is not None for experiment in snapshot.experiments)
     sentence = f"Nothing is proven to be better than what is declared ({closed} experiments)."
     return Finding(JobConditionType.TUNED, FALSE, Reason.NO_WIN, sentence)
+
+
+def _is_taken(win: Experiment, declared: Knobs) -> bool:
+    """Whether the owner has written what an experiment proved."""
+    return all(declared.get(knob) == value for knob, value in win.plan.hypothesis.values().items())
 
 
 def _say_win(name: str, win: Experiment | None) -> str:
@@ -289,7 +300,7 @@ def _find_conflict(decision: Decision | None) -> Finding:
     match decision:
         case None:
             return Finding(type_name, FALSE, Reason.NOTHING_APPLIED, "")
-        case WriteSpec():
+        case WriteSpec() | RecordRelease():
             return Finding(type_name, FALSE, Reason.TO_BE_WRITTEN, "")
         case RecordRevert():
             return Finding(type_name, TRUE, Reason.REVERTED, decision.sentence)
@@ -305,7 +316,7 @@ def say_with_rule(sentence: str, ignore: Sequence[Ignore]) -> str:
     """The sentence with the first ignore rule where all of it fits: a rule that is cut would be worse than none."""
     if not ignore:
         return sentence
-    whole = f"{sentence} To hand it over, add to {ignore[0].where}: {ignore[0].snippet}"
+    whole = f"{sentence} To hand it over, {ignore[0].where}: {ignore[0].snippet}"
     if clip(whole) == whole:
         return whole
     return f"{clip(sentence, MAX_SENTENCE - 60)} `amdahl-loop explain` prints the ignore rule."

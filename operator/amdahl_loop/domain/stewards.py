@@ -1,10 +1,11 @@
 """Who keeps a field of the user's object at its value, and what makes them look away?
 
 Field managers are told apart by name: people at a keyboard, tools that put their own value back, ourselves. For each
-tool the exact rule that makes it leave a knob alone, as one line of YAML.
+tool exactly what its owner does to hand a knob over, as lines of YAML.
 """
 
-from collections.abc import Iterable, Mapping
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
 
 from amdahl_loop.domain.knob_values import KnobName, KnobValue
@@ -13,6 +14,9 @@ from amdahl_loop.domain.values import Frozen
 
 OUR_MANAGER = "amdahl-loop"
 """Field manager of everything that the operator writes."""
+
+OVERRULE_ANNOTATION = "amdahl-loop.io/overrule"
+"""Names of field managers, with commas, from whom the loop may take a knob's field: they were told to ignore it."""
 
 
 class Steward(StrEnum):
@@ -71,7 +75,7 @@ class Claim(Frozen):
 
 
 class Ignore(Frozen):
-    """What makes a tool leave our fields alone: where it goes, and the YAML on one line."""
+    """What makes a tool leave our fields alone: what to do where, and the YAML on one line."""
 
     where: str
     snippet: str
@@ -109,44 +113,67 @@ def name_stewards(claims: Iterable[Claim], tracked_by: frozenset[Steward]) -> di
     return found
 
 
-def ignore_rules(
-    steward: Steward, namespace: str, name: str, values: Mapping[KnobName, KnobValue | None]
-) -> tuple[Ignore, ...]:
-    """What the owner adds so that a tool leaves these knobs of a TrainingJob alone; empty where nobody knows.
+def read_overruled(annotations: Mapping[str, str]) -> frozenset[str]:
+    """Managers that the owner lets the loop overrule: those that were told to ignore the fields."""
+    names = annotations.get(OVERRULE_ANNOTATION, "").split(",")
+    return frozenset(name.strip() for name in names if name.strip())
 
-    `values` are the knobs with what is declared now.
+
+def hand_over_rules(
+    steward: Steward,
+    namespace: str,
+    name: str,
+    values: Mapping[KnobName, KnobValue | None],
+    managers: Sequence[str],
+) -> tuple[Ignore, ...]:
+    """What the owner does so that the loop may hold these knobs of a TrainingJob; empty where nobody knows.
+
+    The first rule is enough by itself. The others together are the second way, which keeps the knobs in the source:
+    the tool is told to ignore them, and the loop that it was. A tool that ignores a field goes on owning it, so that
+    the field's owners do not tell. `values` are the knobs with what is declared now, `managers` those who own them.
     """
-    pointers = _flow(f"/spec/knobs/{knob}" for knob in values)
+    knobs = ", ".join(f"{knob}: {str(value).lower()}" for knob, value in values.items() if value is not None)
+    left_out = Ignore(where="leave out of the TrainingJob in its source", snippet=f"spec: {{knobs: {{{knobs}}}}}")
+    told = _tell_tool(steward, namespace, name, tuple(values))
+    if told is None:
+        return (left_out,) if steward is Steward.HELM else ()
+    overrule = f"metadata: {{annotations: {{{OVERRULE_ANNOTATION}: {_quote(','.join(managers))}}}}}"
+    return (left_out, told, Ignore(where="and with it to the TrainingJob in its source", snippet=overrule))
+
+
+def _tell_tool(steward: Steward, namespace: str, name: str, knobs: Sequence[KnobName]) -> Ignore | None:
+    """The tool's own rule for fields that others may change; None where it has none."""
+    pointers = _flow(f"/spec/knobs/{knob}" for knob in knobs)
     target = f"target: {{group: amdahl-loop.io, kind: TrainingJob, name: {name}}}"
     match steward:
         case Steward.ARGO_CD:
-            paths = _flow(f".spec.knobs.{knob}" for knob in values)
+            paths = _flow(f".spec.knobs.{knob}" for knob in knobs)
             rule = f"{{group: amdahl-loop.io, kind: TrainingJob, name: {name}, jqPathExpressions: {paths}}}"
             options = "syncPolicy: {syncOptions: [RespectIgnoreDifferences=true, ServerSideApply=true]}"
-            return (Ignore(where="the Application", snippet=f"spec: {{ignoreDifferences: [{rule}], {options}}}"),)
+            return Ignore(
+                where="or add to the Application", snippet=f"spec: {{ignoreDifferences: [{rule}], {options}}}"
+            )
         case Steward.FLUX:
-            annotation = "metadata: {annotations: {kustomize.toolkit.fluxcd.io/ssa: Merge}}"
-            return (
-                Ignore(
-                    where="the Kustomization (kustomize-controller 1.9 or later)",
-                    snippet=f"spec: {{ignore: [{{paths: {pointers}, {target}}}]}}",
-                ),
-                Ignore(where="the TrainingJob, with these knobs left out of it (any version)", snippet=annotation),
+            return Ignore(
+                where="or add to the Kustomization (kustomize-controller 1.9 or later)",
+                snippet=f"spec: {{ignore: [{{paths: {pointers}, {target}}}]}}",
             )
         case Steward.FLUX_HELM:
             rule = f"{{paths: {pointers}, {target}}}"
-            return (Ignore(where="the HelmRelease", snippet=f"spec: {{driftDetection: {{ignore: [{rule}]}}}}"),)
-        case Steward.HELM:
-            knobs = ", ".join(f"{knob}: {str(value).lower()}" for knob, value in values.items())
-            return (Ignore(where="the chart's TrainingJob, to be left out", snippet=f"spec: {{knobs: {{{knobs}}}}}"),)
+            return Ignore(where="or add to the HelmRelease", snippet=f"spec: {{driftDetection: {{ignore: [{rule}]}}}}")
         case Steward.KAPP:
             matcher = f"kindNamespaceNameMatcher: {{kind: TrainingJob, namespace: {namespace}, name: {name}}}"
             copied = f"type: copy, sources: [existing, new], resourceMatchers: [{{{matcher}}}]"
-            rules = _flow(f"{{path: [spec, knobs, {knob}], {copied}}}" for knob in values)
+            rules = _flow(f"{{path: [spec, knobs, {knob}], {copied}}}" for knob in knobs)
             header = "apiVersion: kapp.k14s.io/v1alpha1, kind: Config"
-            return (Ignore(where="kapp's configuration", snippet=f"{{{header}, rebaseRules: {rules}}}"),)
+            return Ignore(where="or add to kapp's configuration", snippet=f"{{{header}, rebaseRules: {rules}}}")
         case _:
-            return ()
+            return None
+
+
+def _quote(text: str) -> str:
+    """A YAML string, whatever a manager is called."""
+    return json.dumps(text, ensure_ascii=False)
 
 
 def _flow(items: Iterable[str]) -> str:

@@ -19,7 +19,7 @@ from amdahl_loop.domain.knob_values import KnobName
 from amdahl_loop.domain.parsing import ManifestError
 from amdahl_loop.domain.resources import TrainingJob
 from amdahl_loop.domain.status import read_seen
-from amdahl_loop.domain.stewards import Claim, read_marks
+from amdahl_loop.domain.stewards import Claim, read_marks, read_overruled
 
 _TYPES = frozenset(JobConditionType)
 _KNOBS = {f"f:{knob}": knob for knob in KnobName}
@@ -76,6 +76,7 @@ class SeenJob:
             knobs=self.job.spec.knobs,
             claims=read_claims(metadata.get("managedFields") or ()),
             tracked_by=read_marks(marks),
+            overruled=read_overruled(metadata.get("annotations") or {}),
             seen=read_seen(self.status),
         )
 

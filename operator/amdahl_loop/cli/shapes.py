@@ -295,7 +295,7 @@ class FleetBankShape(Shape):
 class FleetJobShape(Shape):
     """`fleet`: one job. `wasted` and `removable` are device-hours an hour; what is not known is null.
 
-    `standing` and `tuned` are the reasons of the conditions Ready and Tuned; `current`: they are about the present spec.
+    `standing` and `tuned` are the reasons of the conditions Ready and Tuned; `current`: they are about this spec.
     """
 
     rank: int

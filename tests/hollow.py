@@ -13,6 +13,8 @@ from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
 
+from urllib3.exceptions import HTTPError
+
 from amdahl_loop.adapters.recorded import encode_report
 from amdahl_loop.domain.knob_values import KnobName, Knobs
 from amdahl_loop.domain.runs import WindowRequest
@@ -90,13 +92,16 @@ class HollowNodes:
     def _work(self) -> None:
         beat_s = time.monotonic()
         while not self._stop.wait(POLL_S):
-            if time.monotonic() - beat_s > BEAT_S:
-                self._beat()
-                beat_s = time.monotonic()
-            reply = self.access.get("/api/v1/pods")
-            for pod in reply.body.get("items", []):
-                if pod["spec"].get("nodeName") in self.names:
-                    self._sync(pod)
+            try:
+                if time.monotonic() - beat_s > BEAT_S:
+                    self._beat()
+                    beat_s = time.monotonic()
+                reply = self.access.get("/api/v1/pods")
+                for pod in reply.body.get("items", []):
+                    if pod["spec"].get("nodeName") in self.names:
+                        self._sync(pod)
+            except HTTPError:  # the server was away for a moment; a kubelet tries again
+                continue
 
     def _beat(self) -> None:
         """Say that the nodes are well, as kubelets do."""
@@ -129,11 +134,19 @@ class HollowNodes:
         """Start counting, with the values that the ConfigMap holds now, as a kubelet would resolve them."""
         uid, namespace = pod["metadata"]["uid"], pod["metadata"]["namespace"]
         program = Program(self.truth, self._read_knobs(namespace, pod))
-        self._addresses += 1
-        address = f"127.0.{self._addresses // 250}.{self._addresses % 250 + 1}"
-        server = _serve(address, program)
+        address, server = self._serve(program)
         self._programs[uid] = (program, server)
         self._report(pod, "Running", {"running": {"startedAt": _now()}}, address)
+
+    def _serve(self, program: Program) -> tuple[str, ThreadingHTTPServer]:
+        """On the next loopback address that is free: other nodes of this kind may report on this machine."""
+        while True:
+            self._addresses += 1
+            address = f"127.0.{self._addresses // 250}.{self._addresses % 250 + 1}"
+            try:
+                return address, _serve(address, program)
+            except OSError:
+                continue
 
     def _read_knobs(self, namespace: str, pod: Object) -> Knobs:
         trainer = _trainer(pod)

@@ -28,7 +28,7 @@ def kubelet_environment(container: dict[str, Any], known: dict[str, str]) -> dic
 
 def read_plan(body: Any) -> tuple[supervisor.Plan, dict[str, str]]:
     """The plan as the supervisor parses it, and the environment that it was started in."""
-    environment = kubelet_environment(trainer_in(body), {"POD": "pod-7"})
+    environment = kubelet_environment(trainer_in(body), {"POD": "pod-7", "PET_NODE_RANK": "0"})
     text = environment.pop("AMDAHL_PLAN")
     return supervisor.parse(text), environment
 
@@ -180,3 +180,13 @@ def test_the_command_may_refer_to_what_a_kubelet_knows(fields: dict[str, Any], i
     command = ["python", "$(JOB_COMPLETION_INDEX)", "$(POD)", "$(PATH)", "$(TRAINING_SERVICE_HOST)", "$$(ESCAPED)"]
     plan, _ = read_plan(render_for(make_cluster_job(make_template(command=command, **fields))))
     assert list(plan.inherit) == inherited
+
+
+def test_supervisors_of_several_pods_meet_at_the_first() -> None:
+    """By the block's own name in the job's Service, whatever subdomain its owner chose; alone, there is nobody to meet."""
+    alone, _ = read_plan(render_for(make_cluster_job()))
+    assert alone.peers is None
+    body = render_for(make_cluster_job(make_template({"subdomain": "mine"}), replicas=3))
+    plan, _ = read_plan(body)
+    assert pod_of(body)["subdomain"] == "pydocs-ranks"
+    assert plan.peers == supervisor.Meeting(pods=3, host="pydocs-0123456789-d0-0.pydocs-ranks", port=29399, wait_s=600)

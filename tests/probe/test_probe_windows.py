@@ -24,7 +24,8 @@ def make_window(**changes: Any) -> Window:
 
 def measure(*logs: RankLog, ranks: int | None = None, seq: int = 0, **changes: Any) -> windows.Outcome:
     """Reduce logs of ranks 0, 1, ..."""
-    return windows.measure(make_window(**changes), dict(enumerate(logs)), ranks or len(logs), seq)
+    named = dict(enumerate(logs))
+    return windows.measure(named, windows.find_edges(make_window(**changes), named, seq), ranks or len(logs), seq)
 
 
 def expect(outcome: windows.Outcome) -> Numbers:
@@ -61,7 +62,7 @@ def test_edges(changes: dict[str, Any], first: int, count: int, make_log: Callab
 def test_too_few_steps_are_unfinished(count: int, make_log: Callable[..., RankLog]) -> None:
     """Two of warm-up and five of measuring are wanted."""
     assert measure(make_log(count)) == Unfinished(waits_for_ranks=False)
-    assert windows.measure(make_window(), {}, 1) == Unfinished(waits_for_ranks=False)
+    assert windows.measure({}, windows.find_edges(make_window(), {}), 1) == Unfinished(waits_for_ranks=False)
 
 
 def test_numbers(make_log: Callable[..., RankLog], make_step: Callable[..., Step]) -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from dataclasses import dataclass
@@ -50,10 +51,20 @@ class Window:
         return self.steps is not None
 
 
+class Meeting(NamedTuple):
+    """Where the supervisors of a block of several pods find the first of them, and how long they wait for it."""
+
+    pods: int
+    host: str
+    port: int
+    wait_s: float
+
+
 class Plan(NamedTuple):
     """One block. `inherit`: variables of the supervisor's own that the command may refer to, beside the plan's.
 
-    `base_paths`: what each scratch path begins as at every launch; None for one that begins empty.
+    `base_paths`: what each scratch path begins as at every launch; None for one that begins empty. `peers`: where
+    supervisors of several pods meet; `key` is the same in all of them.
     """
 
     run: str
@@ -72,6 +83,8 @@ class Plan(NamedTuple):
     scratch_paths: Tuple[Path, ...]
     base_paths: Tuple[Optional[Path], ...]
     windows: Tuple[Window, ...]
+    peers: Optional[Meeting] = None
+    key: str = ""
 
 
 def parse(text: str) -> Plan:
@@ -103,6 +116,8 @@ def parse(text: str) -> Plan:
         scratch_paths=tuple(Path(path) for path in fields.take("scratch_paths", _texts, [])),
         base_paths=tuple(Path(path) if path else None for path in fields.take("base_paths", _texts, [])),
         windows=tuple(_parse_window(item, at) for at, item in enumerate(fields.take("windows", _list))),
+        peers=_parse_meeting(fields.take("peers", _mapping, None)),
+        key=hashlib.sha256(json.dumps([raw["run"], raw["windows"]]).encode()).hexdigest()[:32],
     )
     _check(plan)
     return plan
@@ -124,6 +139,19 @@ def _check(plan: Plan) -> None:
     for path in plan.scratch_paths:
         if len(path.parts) < 3:
             raise PlanError(f"plan.scratch_paths: {str(path)!r} is too near the root to be emptied")
+
+
+def _parse_meeting(raw: Optional[Mapping[str, Any]]) -> Optional[Meeting]:
+    if raw is None:
+        return None
+    fields = _Fields(raw, "plan.peers")
+    meeting = Meeting(
+        pods=fields.take("pods", _positive),
+        host=fields.take("host", _text),
+        port=fields.take("port", _positive),
+        wait_s=fields.take("wait_s", _seconds),
+    )
+    return meeting if meeting.pods > 1 else None
 
 
 def _parse_window(raw: Any, at: int) -> Window:

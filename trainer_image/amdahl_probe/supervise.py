@@ -20,6 +20,7 @@ from amdahl_probe import process_tree, summary, verdicts, windows
 from amdahl_probe.base import Base
 from amdahl_probe.launch import Launch
 from amdahl_probe.metrics import write_atomically
+from amdahl_probe.peers import Alone, PeerError, meet
 from amdahl_probe.plan import Plan, PlanError, Window
 from amdahl_probe.scratch import Scratch, ScratchError
 from amdahl_probe.summary import Block, Entry
@@ -29,6 +30,10 @@ from amdahl_probe.windows import Numbers, RankLog, Void
 
 #: How often the rank files are looked at: the resolution of the outside clock, 0.5 % of a two-second window.
 POLL_S = 0.01
+
+
+#: How long a pod whose command has ended in good order waits to hear which steps are measured.
+LAST_WORD_S = 5.0
 
 
 class Stopped(Exception):  # noqa: N818 (an order, not an error)
@@ -60,9 +65,10 @@ class Supervisor:
         self._plan = plan
         self._environ = dict(environ)
         self._termination_log = self._environ.pop("AMDAHL_TERMINATION_LOG", None)
-        self._deadline_s = time.monotonic() + plan.deadline_s
+        self._deadline_s = float("inf")
         self._block = Block(plan.run, "running", None, False, _count_cpus())
         self._base = Base((), ())
+        self._peers = Alone()
         self._session: Optional[Session] = None
         self._seq = 0
         self._launches = 0
@@ -76,19 +82,26 @@ class Supervisor:
         scratch = Scratch(self._plan.scratch_paths, keep=self._plan.directory)
         try:
             self._base = Base(self._plan.scratch_paths, self._plan.base_paths)
-            for window in self._plan.windows:
+            self._peers = meet(self._plan.peers, self._plan.key, self._environ.get("JOB_COMPLETION_INDEX", ""))
+            self._peers.gather(self._check_time)
+            self._deadline_s = time.monotonic() + self._plan.deadline_s
+            for position, window in enumerate(self._plan.windows):
                 self._publish(self._block._replace(at=(window.arm, window.index)))
+                self._peers.begin(position, self._check_time)
                 before = scratch.remember()
-                self._run_window(window)
+                self._run_window(position, window)
                 if self._session is None:
                     scratch.clean(before)
             self._publish(self._block._replace(state="done", at=None))
         except Stopped as stopped:
             return self._give_up(str(stopped), 128 + self._signal if self._signal else 1)
+        except PeerError as error:
+            return self._give_up(str(error), 1)
         except (ScratchError, OSError) as error:
             return self._give_up(f"{type(error).__name__}: {error}", 1)
         finally:
             self._end_session(grace_s=0.0 if self._signal else self._plan.grace_s)
+            self._peers.close()
         return 0
 
     def _give_up(self, why: str, code: int) -> int:
@@ -100,11 +113,15 @@ class Supervisor:
 
     # -- one window ------------------------------------------------------------------------------------------------
 
-    def _run_window(self, window: Window) -> None:
+    def _run_window(self, number: int, window: Window) -> None:
         """Run a window, take down its entry, and end its launch unless a live one goes on."""
         session = self._prepare(window)
         try:
-            result = self._watch(window, session)
+            result = self._watch(number, window, session)
+            if result.outcome == "ok":
+                result = self._await_others(number, result)
+            elif not self._peers.find_loss(number):
+                self._peers.fail(number, result.outcome)
         except Stopped as stopped:
             self._note(window, session, Result("signal", why=str(stopped)))
             raise
@@ -164,23 +181,29 @@ class Supervisor:
         content = {"seq": self._seq, "knobs": dict(window.knobs), "window": wanted}
         write_atomically(self._plan.directory / "knobs.json", json.dumps(content))
 
-    def _watch(self, window: Window, session: Session) -> Result:
-        """Look, every POLL_S, until the window is measured or lost."""
+    def _watch(self, number: int, window: Window, session: Session) -> Result:
+        """Look, every POLL_S, until the window is measured or lost, here or in another pod."""
         begun_s = time.monotonic()
+        ended_s: Optional[float] = None
         outcome: windows.Outcome = windows.Unfinished(waits_for_ranks=False)
         while True:
             self._check_time()
             ended = session.launch.poll()
             now_s = time.monotonic()
-            if session.tail.poll():
+            is_news = session.tail.poll() > 0
+            if is_news:
                 self._note_progress(session, now_s)
-                outcome = windows.measure(window, session.logs, self._expect_ranks(session), session.seq)
-            if isinstance(outcome, Numbers):
-                return Result("ok", numbers=outcome)
-            if isinstance(outcome, Void):
-                return Result("void", why=outcome.why)
+            if is_news or not self._peers.is_leader:
+                outcome = self._measure(number, window, session)
+            settled = self._settle(number, outcome)
+            if settled is not None:
+                return settled
             if ended is not None:
-                return verdicts.judge_end(ended, session.logs, _read_last_words(session.launch.log_path))
+                ended_s = now_s if ended_s is None else ended_s
+                if self._peers.is_leader or ended.code != 0 or now_s - ended_s >= LAST_WORD_S:
+                    return verdicts.judge_end(ended, session.logs, _read_last_words(session.launch.log_path))
+                time.sleep(POLL_S)
+                continue
             held_bytes = session.launch.sample(now_s)
             if held_bytes is not None and held_bytes > self._plan.mem_bytes:
                 session.launch.kill()
@@ -189,6 +212,29 @@ class Supervisor:
             if lost is not None:
                 return lost
             time.sleep(POLL_S)
+
+    def _settle(self, number: int, outcome: windows.Outcome) -> Optional[Result]:
+        """How the window came out, as far as records and the other pods say; None while they say nothing."""
+        if isinstance(outcome, Numbers):
+            return Result("ok", numbers=outcome)
+        why = outcome.why if isinstance(outcome, Void) else self._peers.find_loss(number)
+        return Result("void", why=why) if why else None
+
+    def _measure(self, number: int, window: Window, session: Session) -> windows.Outcome:
+        """The window's numbers, at the steps that the first pod chooses."""
+        own = windows.find_edges(window, session.logs, session.seq) if self._peers.is_leader else None
+        edges = self._peers.choose(number, own)
+        return windows.measure(session.logs, edges, self._expect_ranks(session), session.seq)
+
+    def _await_others(self, number: int, result: Result) -> Result:
+        """Let the launch go on until every pod has measured the window: its ranks are waited for in collectives."""
+        while not self._peers.finish(number):
+            self._check_time()
+            lost_elsewhere = self._peers.find_loss(number)
+            if lost_elsewhere:
+                return Result("void", why=lost_elsewhere)
+            time.sleep(POLL_S)
+        return result
 
     def _check_time(self) -> None:
         if self._signal:

@@ -92,30 +92,44 @@ class Unfinished(NamedTuple):
     waits_for_ranks: bool
 
 
+class Edges(NamedTuple):
+    """The first and the last measured step, by their numbers: the same in every rank."""
+
+    begin: int
+    end: int
+
+
 Outcome = Union[Numbers, Void, Unfinished]
 
 
-def measure(window: Window, logs: Mapping[int, RankLog], ranks: int, seq: int = 0) -> Outcome:
-    """Reduce the records of a window once they suffice.
+def find_edges(window: Window, logs: Mapping[int, RankLog], seq: int = 0) -> Optional[Edges]:
+    """The steps that a window measures, once the reference rank has made the last of them.
 
-    `ranks` are expected to report (1 until a start record says otherwise); `seq` is the knob file's sequence that
-    the window's steps must carry in a live block, 0 in a relaunched one.
+    `seq` is the knob file's sequence that the window's steps must carry in a live block, 0 in a relaunched one.
     """
     if not logs:
-        return Unfinished(waits_for_ranks=False)
+        return None
     reference = logs[min(logs)]
-    if reference.refused:
-        return Void(f"rank {min(logs)}: {reference.refused[0]}")
     first = _find_first(reference.steps, seq)
     edges = None if first is None else _find_edges(window, reference, first)
-    if edges is None:
+    return None if edges is None else Edges(*(reference.steps[at].index for at in edges))
+
+
+def measure(logs: Mapping[int, RankLog], edges: Optional[Edges], ranks: int, seq: int = 0) -> Outcome:
+    """Reduce the records of a window's steps once they suffice; `edges` are None until they are known.
+
+    `ranks` are expected to report (1 until a start record says otherwise).
+    """
+    refused = [(rank, log.refused[0]) for rank, log in sorted(logs.items()) if log.refused]
+    if refused and (edges is not None or refused[0][0] == min(logs)):
+        return Void(f"rank {refused[0][0]}: {refused[0][1]}")
+    if edges is None or not logs:
         return Unfinished(waits_for_ranks=False)
-    begin, end = (reference.steps[at].index for at in edges)
+    begin, end = edges
     parts: Dict[int, Tuple[Step, ...]] = {}
     for rank, log in sorted(logs.items()):
-        if log.refused:
-            return Void(f"rank {rank}: {log.refused[0]}")
-        part = tuple(step for step in log.steps[max(0, edges[0] - 1) :] if begin <= step.index <= end)
+        near = max(0, begin - log.steps[0].index - 1) if log.steps else 0
+        part = tuple(step for step in log.steps[near:] if begin <= step.index <= end)
         if not part or part[-1].index != end:
             return Unfinished(waits_for_ranks=True)
         flaw = _find_flaw(part, begin, seq)

@@ -11,7 +11,12 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from amdahl_loop.adapters.kube.render import PROBE_PATH, rendezvous, rendezvous_ports
+from amdahl_loop.adapters.kube.render import (
+    PROBE_PATH,
+    SUPERVISOR_PORT,
+    rendezvous,
+    rendezvous_ports,
+)
 from amdahl_loop.adapters.kube.volumes import RUN_FOLDER
 from amdahl_loop.domain.commands import escape, expand
 from amdahl_loop.domain.knob_values import environment_name
@@ -24,6 +29,8 @@ from amdahl_loop.domain.units import parse_quantity
 PLAN_VERSION = "amdahl.plan/1"
 PLAN_VARIABLE = "AMDAHL_PLAN"
 GRACE_S = 5.0
+PEERS_WAIT_S = 600.0
+"""How long the pods of a block wait for each other: as long as one of them may be without a node."""
 MAX_PLAN_BYTES = 131_072 - len(PLAN_VARIABLE) - 2
 """Linux refuses a longer variable: the name, `=` and the closing zero count."""
 
@@ -77,6 +84,7 @@ def encode_plan(
         "mem_bytes": _memory_limit(trainer),
         "scratch_paths": list(scratch),
         "base_paths": list(base),
+        "peers": _meet(job, fixed),
         "windows": [_plan_window(job, request, window, per_window, shared) for window in request.windows],
     }
     text = escape(json.dumps(plan, separators=(",", ":")))
@@ -86,6 +94,18 @@ def encode_plan(
             f"{MAX_PLAN_BYTES}; put long texts into a ConfigMap that the container mounts"
         )
     return text
+
+
+def _meet(job: TrainingJob, fixed: Mapping[str, str]) -> dict[str, Any] | None:
+    """Where the supervisors of several pods find the first of them; their windows begin and end together."""
+    if job.spec.replicas == 1:
+        return None
+    return {
+        "pods": job.spec.replicas,
+        "host": fixed["MASTER_ADDR"],
+        "port": SUPERVISOR_PORT,
+        "wait_s": PEERS_WAIT_S,
+    }
 
 
 def _list_inherited(trainer: Container) -> tuple[str, ...]:

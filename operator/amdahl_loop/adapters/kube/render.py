@@ -30,6 +30,9 @@ USER_PYTHONPATH = "AMDAHL_USER_PYTHONPATH"
 RENDEZVOUS_PORT = 29400
 """torchrun's own default; windows of a block count up from it, so that no window meets what is left of another."""
 
+SUPERVISOR_PORT = RENDEZVOUS_PORT - 1
+"""Where the supervisors of a block of several pods talk to the first of them."""
+
 S1_KNOBS = frozenset(name for name, spec in CATALOGUE.items() if spec.kind is KnobKind.S1)
 """Knobs that change the pod itself: their values are part of it."""
 

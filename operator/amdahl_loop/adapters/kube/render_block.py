@@ -123,6 +123,7 @@ def render_block(
     if isinstance(targets, str):
         return Unfit(targets)
     _relabel(job, template, labels)
+    pod.pop("subdomain", None)  # its Service does not select the pods of trials; ours does
     join_ranks(job, pod)
     base = add_base(pod, targets) if turn else ()
     scratch = add_scratch(pod, targets, trial.scratch_storage_class)

@@ -16,6 +16,7 @@ from amdahl_loop.adapters.kube.observing import Observer, Watches
 from amdahl_loop.adapters.kube.outcomes import Trouble, judge_block, lost, refused
 from amdahl_loop.adapters.kube.placement import Placement, Visit, place
 from amdahl_loop.adapters.kube.probe import Probe, place_probe
+from amdahl_loop.adapters.kube.ranks import ensure_service
 from amdahl_loop.adapters.kube.render import find_clashes
 from amdahl_loop.adapters.kube.render_block import Unfit, render_block
 from amdahl_loop.adapters.kube.saves import SaveCounts
@@ -176,9 +177,11 @@ class KubeRunner:
             return None  # somebody deleted it: the next pass reads the ledger without it
         if experiment["spec"].get("planHash") != request.plan_hash:
             return self._refuse(Trouble.SQUATTED, f"Experiment {block.experiment} holds another plan")
-        placed = await place_probe(self._client, self._namespace, self._probe)
-        if isinstance(placed, Refused):
-            return self._refuse(_word(placed), placed.message)
+        needs: list[bool | Refused | None] = [await place_probe(self._client, self._namespace, self._probe)]
+        needs += [await ensure_service(self._client, job)] if job.spec.replicas > 1 else []
+        for refusal in needs:
+            if isinstance(refusal, Refused):
+                return self._refuse(_word(refusal), refusal.message)
         if turn is not None:
             placement = Placement(required=turn.nodes, after=job.metadata.name)
         else:

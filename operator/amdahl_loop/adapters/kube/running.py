@@ -11,6 +11,7 @@ from amdahl_loop.adapters.kube.in_turn import find_guest
 from amdahl_loop.adapters.kube.kinds import Kind, Object
 from amdahl_loop.adapters.kube.objects import JobFacts, PodFacts, controller_uid, read_job, read_pod
 from amdahl_loop.adapters.kube.probe import Probe, place_probe
+from amdahl_loop.adapters.kube.ranks import ensure_service
 from amdahl_loop.adapters.kube.render import KNOBS_KEY, find_clashes
 from amdahl_loop.adapters.kube.render_running import (
     CHANGED_ANNOTATION,
@@ -24,7 +25,6 @@ from amdahl_loop.adapters.kube.render_running import (
     read_sequence,
     render_job,
     render_knobs,
-    render_service,
 )
 from amdahl_loop.adapters.kube.revisions import (
     Advance,
@@ -247,9 +247,10 @@ class RunningJob:
 
     async def _create(self, revision: int, note: Note) -> RunningState:
         """The Job of a revision, after what its pods need: names for its ranks, and the probe where it can be had."""
-        service = await self._ensure_service()
-        if service is not None:
-            return service
+        taken = await ensure_service(self._client, self._job)
+        if isinstance(taken, Refused):
+            name = service_name(self._name)
+            return _squatted("Service", name) if taken.reason == "Squatted" else _refused(taken)
         placed = await place_probe(self._client, self._namespace, self._probe)
         probe = None if isinstance(placed, Refused) else self._probe.name
         made = await self._client.create(Kind.JOB, self._namespace, render_job(self._job, revision, probe))
@@ -260,15 +261,6 @@ class RunningJob:
         name = revision_name(self._name, revision)
         raw = await self._client.get(Kind.JOB, self._namespace, name)
         return RunningState(note=note, acted=True) if raw is None or self._owns(raw) else _squatted("Job", name)
-
-    async def _ensure_service(self) -> RunningState | None:
-        """None where the Service is there and ours."""
-        name = service_name(self._name)
-        present = await self._client.get(Kind.SERVICE, self._namespace, name)
-        if present is not None:
-            return None if self._owns(present) else _squatted("Service", name)
-        made = await self._client.create(Kind.SERVICE, self._namespace, render_service(self._job))
-        return _refused(made) if isinstance(made, Refused) and not made.is_taken else None
 
 
 def _read_revision(facts: JobFacts) -> Revision:

@@ -5,6 +5,7 @@ real counters over HTTP; a block's pod ends with the summary that its supervisor
 seconds, and every object and every request of the operator is as on any cluster.
 """
 
+import errno
 import json
 import threading
 import time
@@ -66,6 +67,8 @@ class HollowNodes:
         self.access, self.truth = access, truth
         self.names = [f"{prefix}-{index}" for index in range(count)]
         self.ended_blocks: list[str] = []
+        self.beside: list[str] = []
+        """Blocks that ran while a job's program did."""
         self.lock = threading.Lock()
         self._programs: dict[str, tuple[Program, ThreadingHTTPServer]] = {}
         self._addresses = 10
@@ -148,6 +151,17 @@ class HollowNodes:
             except OSError:
                 continue
 
+    def _serve(self, program: Program) -> tuple[str, ThreadingHTTPServer]:
+        """On the next loopback address that is free: another test session may hold some."""
+        while True:
+            self._addresses += 1
+            address = f"127.0.{self._addresses // 250}.{self._addresses % 250 + 1}"
+            try:
+                return address, _serve(address, program)
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE:
+                    raise
+
     def _read_knobs(self, namespace: str, pod: Object) -> Knobs:
         trainer = _trainer(pod)
         values: dict[KnobName, int | bool] = {}
@@ -177,6 +191,7 @@ class HollowNodes:
         self._report(pod, "Succeeded", {"terminated": ended}, "127.0.0.2")
         with self.lock:
             self.ended_blocks.append(plan["run"])
+            self.beside += [plan["run"]] if self._programs else []
 
     def _report(self, pod: Object, phase: str, state: Object, address: str) -> None:
         now = _now()

@@ -5,7 +5,6 @@ real counters over HTTP; a block's pod ends with the summary that its supervisor
 seconds, and every object and every request of the operator is as on any cluster.
 """
 
-import errno
 import json
 import threading
 import time
@@ -150,17 +149,6 @@ class HollowNodes:
                 return address, _serve(address, program)
             except OSError:
                 continue
-
-    def _serve(self, program: Program) -> tuple[str, ThreadingHTTPServer]:
-        """On the next loopback address that is free: another test session may hold some."""
-        while True:
-            self._addresses += 1
-            address = f"127.0.{self._addresses // 250}.{self._addresses % 250 + 1}"
-            try:
-                return address, _serve(address, program)
-            except OSError as error:
-                if error.errno != errno.EADDRINUSE:
-                    raise
 
     def _read_knobs(self, namespace: str, pod: Object) -> Knobs:
         trainer = _trainer(pod)

@@ -9,7 +9,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from cluster_operator import Object, condition, operator, read, wait_for_condition
-from testbed.cluster import Cluster
+from testbed.cluster import Cluster, wait_for
 from testbed.images import Entry, shared_libraries
 from testbed.python_images import python_image
 
@@ -18,8 +18,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.quiet]
 ROOT = Path(__file__).parents[2]
 IMAGE = "amdahl-testbed/torch-user:1"
 RESTRICTED = {"pod-security.kubernetes.io/enforce": "restricted"}
-TIMEOUT_S = 1500.0
-"""A bound on hanging; on a quiet machine the experiment takes about six minutes."""
+TIMEOUT_S = 2700.0
+"""A bound on hanging; on a quiet machine the experiment takes about six minutes, in turn with the job longer."""
 
 
 @pytest.fixture(scope="module")
@@ -45,33 +45,73 @@ def example_job(image: str) -> Object:
     return job
 
 
-def test_an_input_bound_job_is_tuned_on_real_nodes(
-    cluster_with_definitions: Cluster, user_image: str, tmp_path: Path
-) -> None:
+def in_turn(job: Object) -> Object:
+    """The job on the only device of the cluster: its trials run in turn with it, from its checkpoints on a claim."""
+    pod, tuning = job["spec"]["template"]["spec"], job["spec"]["tuning"]
+    (trainer,) = pod["containers"]
+    trainer["resources"]["limits"]["nvidia.com/gpu"] = "1"
+    pod["terminationGracePeriodSeconds"] = 5
+    for volume in pod["volumes"]:
+        if volume["name"] == "checkpoints":
+            del volume["emptyDir"]
+            volume["persistentVolumeClaim"] = {"claimName": "checkpoints"}
+    job["spec"]["knobs"]["checkpointEverySteps"] = 50
+    tuning["trial"]["placement"] = "InTurn"
+    return job | {"spec": job["spec"] | {"tuning": tuning | {"pin": ["checkpointEverySteps"]}}}
+
+
+def apply_and_tune(cluster: Cluster, namespace: str, job: Object, log: Path) -> Object:
     """Kubectl apply, then Tuned=True: the spec patched by our manager, and the job running on with the new value."""
-    cluster, log = cluster_with_definitions, tmp_path / "operator.log"
-    namespace = cluster.create_namespace("train", RESTRICTED)
     cluster.share_folder(namespace, "packages", Path(sysconfig.get_path("purelib")))
     script = (ROOT / "examples/cluster/train.py").read_text()
     config = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "remote-data-script"}}
-    cluster.admin.kubectl(
-        "apply",
-        "--namespace",
-        namespace,
-        "-f",
-        "-",
-        stdin=[config | {"data": {"train.py": script}}, example_job(user_image)],
-    )
+    config |= {"data": {"train.py": script}}
+    cluster.admin.kubectl("apply", "--namespace", namespace, "-f", "-", stdin=[config, job])
     with operator(cluster.admin.kubeconfig, log, NAMESPACES=namespace):
         wait_for_condition(cluster, namespace, "remote-data", "Tuned", "True", log, TIMEOUT_S)
-        job = wait_for_condition(cluster, namespace, "remote-data", "Ready", "True", log, TIMEOUT_S)
+        tuned = wait_for_condition(cluster, namespace, "remote-data", "Ready", "True", log, TIMEOUT_S)
     experiments = read(cluster, namespace, "experiments")["items"]
     won = [e for e in experiments if e["status"].get("verdict", {}).get("word") == "Won"]
     assert won, json.dumps(experiments)[:4000]
-    assert job["spec"]["knobs"]["dataloaderWorkers"] > 0
-    assert condition(job, "ApplyConflict")["status"] == "False"
+    assert tuned["spec"]["knobs"]["dataloaderWorkers"] > 0
+    assert condition(tuned, "ApplyConflict")["status"] == "False"
     assert pods_of_trials(cluster, namespace) == []
+    print(cluster.admin.kubectl("get", "trainingjobs,experiments", "--namespace", namespace))
+    return tuned
+
+
+def test_an_input_bound_job_is_tuned_on_real_nodes(
+    cluster_with_definitions: Cluster, user_image: str, tmp_path: Path
+) -> None:
+    """Trials run beside the job, on devices that are free."""
+    cluster = cluster_with_definitions
+    namespace = cluster.create_namespace("train", RESTRICTED)
+    apply_and_tune(cluster, namespace, example_job(user_image), tmp_path / "operator.log")
     cluster.delete_namespace(namespace)
+
+
+def test_on_a_full_cluster_trials_run_in_turn_with_the_job(
+    cluster_with_definitions: Cluster, user_image: str, tmp_path: Path
+) -> None:
+    """The job holds the only device: it makes way with its work saved, and goes on from its checkpoint each time."""
+    cluster, checkpoints = cluster_with_definitions, tmp_path / "checkpoints"
+    checkpoints.mkdir()
+    checkpoints.chmod(0o777)
+    node, namespace = cluster.node_names[0], cluster.create_namespace("turns", RESTRICTED)
+    cluster.share_folder(namespace, "checkpoints", checkpoints, is_writable=True)
+    cluster.set_gpus(node, 1)
+    try:
+        apply_and_tune(cluster, namespace, in_turn(example_job(user_image)), tmp_path / "operator.log")
+        (pod,) = read(cluster, namespace, "pods")["items"]
+        name = pod["metadata"]["name"]
+        wait_for(
+            lambda: "step" in cluster.admin.kubectl("logs", name, "--namespace", namespace), TIMEOUT_S, "the job trains"
+        )
+        first = cluster.admin.kubectl("logs", name, "--namespace", namespace).split()
+        assert int(first[first.index("step") + 1]) > 1000, "the job goes on from its checkpoint"
+        cluster.delete_namespace(namespace)
+    finally:
+        cluster.set_gpus(node, 0)
 
 
 def pods_of_trials(cluster: Cluster, namespace: str) -> list[Any]:

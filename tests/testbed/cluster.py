@@ -140,10 +140,10 @@ class Cluster:
         with ThreadPoolExecutor() as at_once:
             list(at_once.map(lambda inside: import_image(layout, inside), insides))
 
-    def share_folder(self, namespace: str, name: str, path: Path) -> None:
-        """Offer a folder of this machine, read-only, as the claim `name`: large packages reach pods without being packed, copied and unpacked twice."""
+    def share_folder(self, namespace: str, name: str, path: Path, *, is_writable: bool = False) -> None:
+        """Offer a folder of this machine as the claim `name`: large packages reach pods without being packed, copied and unpacked twice."""
         self._own_folder("its nodes cannot see this machine's folders")
-        size, modes = {"storage": "1Gi"}, ["ReadOnlyMany"]
+        size, modes = {"storage": "1Gi"}, ["ReadWriteMany" if is_writable else "ReadOnlyMany"]
         claim_ref = {"namespace": namespace, "name": name}
         volume = {
             "capacity": size,

@@ -57,12 +57,13 @@ class Nursery:
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
 
-    def start(self, settings: Mapping[str, str], log: Path) -> OperatorProcess:
-        """A new operator with these settings (names without their prefix)."""
+    def start(self, settings: Mapping[str, str], log: Path, clock: Path | None = None) -> OperatorProcess:
+        """A new operator with these settings (names without their prefix); `clock` holds the seconds by which its clock is wrong."""
         environment = {name: value for name, value in os.environ.items() if not name.startswith("AMDAHL_")}
         environment |= {"AMDAHL_LOOP_LOG_FORMAT": "plain", "AMDAHL_LOOP_METRICS_PORT": "0"}
         environment |= {"AMDAHL_LOOP_HEALTH_PORT": "0"}
         environment |= {f"AMDAHL_LOOP_{name}": value for name, value in settings.items()}
+        environment |= {} if clock is None else {"RELIABILITY_CLOCK": str(clock)}
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(json.dumps({"environment": environment, "log": str(log)}) + "\n")

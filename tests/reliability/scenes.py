@@ -41,6 +41,8 @@ class Scene:
     folder: Path
     settings: Mapping[str, str] = field(default_factory=dict)
     processes: list[OperatorProcess] = field(default_factory=list)
+    clock: Path | None = None
+    """A file with the seconds by which the clocks of operators are wrong that are started from now on."""
 
     # --- the operator -------------------------------------------------------------------------------------------------
 
@@ -60,7 +62,7 @@ class Scene:
         port = (relay or self.relay).port
         kubeconfig = write_kubeconfig(self.folder / f"kubeconfig-{port}", f"http://127.0.0.1:{port}")
         own = {"KUBECONFIG": str(kubeconfig), "NAMESPACES": self.namespace}
-        process = self.nursery.start({**own, **self.settings, **settings}, self.folder / "operator.log")
+        process = self.nursery.start({**own, **self.settings, **settings}, self.folder / "operator.log", self.clock)
         self.processes.append(process)
         return process
 

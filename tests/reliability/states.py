@@ -25,8 +25,9 @@ State = dict[str, Any]
 async def read_state(scene: Scene, job: str = JOB) -> State:
     """Everything that a scene has come to."""
     document = await scene.job(job)
-    experiments = [_read(found) for found in await scene.experiments()]
-    labels = {e["metadata"]["name"]: e["metadata"]["labels"] for e in await scene.experiments()}
+    own = await _own(scene, job)
+    experiments = [_read(found) for found in own]
+    labels = {e["metadata"]["name"]: e["metadata"]["labels"] for e in own}
     maps = await scene.wire.items(scene.path("configmaps"))
     pods = await scene.wire.items(scene.path("pods"))
     mounted = json.dumps(await scene.jobs())
@@ -47,6 +48,11 @@ async def read_state(scene: Scene, job: str = JOB) -> State:
         "blockPods": [pod["metadata"]["name"] for pod in pods if EXPERIMENT_LABEL in pod["metadata"]["labels"]],
         "runningPods": sum(pod["status"].get("phase") == "Running" for pod in pods),
     }
+
+
+async def _own(scene: Scene, job: str) -> list[Object]:
+    """The job's Experiments."""
+    return [found for found in await scene.experiments() if found["spec"]["job"] == job]
 
 
 def _read(document: Object) -> StoredExperiment:
@@ -101,7 +107,7 @@ async def check_names(scene: Scene, job: str = JOB) -> None:
     identity = identify(stored_job.job)
     reported = stored_job.status.observation
     observation = None if reported is None else read_observation(reported, stored_job.job)
-    for found in await scene.experiments():
+    for found in await _own(scene, job):
         experiment = _read(found).experiment
         plan, verdict = experiment.plan, experiment.verdict
         assert (found["spec"]["planHash"], found["metadata"]["name"]) == (plan.hash, plan.name)

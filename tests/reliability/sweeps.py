@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from amdahl_loop.adapters.kube.client import KubeClient
 from amdahl_loop.adapters.kube.index import ExperimentIndex
@@ -160,12 +161,14 @@ async def _leave_alone(_: Scene) -> None:
     """Nothing happens."""
 
 
-async def run(theatre: Theatre, scenario: Scenario, *points: Point, disturb: Disturb = _leave_alone) -> Run:
+async def run(
+    theatre: Theatre, scenario: Scenario, *points: Point, disturb: Disturb = _leave_alone, clock: Path | None = None
+) -> Run:
     """One scene from beginning to end, disturbed, its operator killed at these points; what went wrong is noted, not raised."""
     began_s, done = time.monotonic(), Run(points)
     async with theatre.scene(scenario.behaviour()) as scene:
         killer = Killer(scene, list(points))
-        scene.relay.fault = killer
+        scene.relay.fault, scene.clock = killer, clock
         try:
             await scenario.begin(scene)
             scene.start()

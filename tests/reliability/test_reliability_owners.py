@@ -96,6 +96,17 @@ def change(**spec: Any) -> Edit:
     return edit
 
 
+def paused() -> Edit:
+    """Its owner annotates it, and nothing else."""
+
+    async def edit(scene: Scene) -> object:
+        document = training_job()
+        document["metadata"]["annotations"] = {"amdahl-loop.io/paused": "true"}
+        return await scene.apply(document)
+
+    return edit
+
+
 def other_image() -> Edit:
     """Its owner applies another image."""
     container = {"name": "trainer", "image": "example/train:2", "command": ["python", "train.py"]}
@@ -140,7 +151,7 @@ async def _is_gone(scene: Scene, name: str) -> bool:
     ("edit", "condition"),
     [
         (change(suspend=True), ("Suspended", "True", "Suspended")),
-        (change(tuning={"profile": "quick", "paused": True}), ("Experimenting", "True", "Deciding")),
+        (paused(), ("Experimenting", "True", "Deciding")),
     ],
     ids=["suspended", "paused"],
 )
@@ -162,7 +173,7 @@ def test_a_pause_stops_the_block_and_keeps_the_experiment(
             assert await verdicts(scene) == [("", "")]
             scene.village.behaviour.end = lambda hands, block, plan: hands.succeed(block, plan)
             await scene.apply(training_job())
-            await closed(scene, ("Won", ""))
+            await closed(scene, ("Won", "won"))
 
     asyncio.run(go())
 
@@ -210,7 +221,7 @@ def test_a_job_that_is_made_anew_is_another_job(server: Cluster, nursery: Nurser
             scene.village.behaviour.end = lambda hands, block, plan: hands.succeed(block, plan)
             await scene.wire.delete(scene.path("trainingjobs", JOB), propagationPolicy="Background")
             await scene.apply(training_job())
-            await closed(scene, ("Inconclusive", "Cancelled"), ("Won", ""))
+            await closed(scene, ("Inconclusive", "Cancelled"), ("Won", "won"))
             new = next(e for e in await scene.experiments() if e["metadata"]["uid"] != old["metadata"]["uid"])
             assert new["metadata"]["name"] != old["metadata"]["name"]
             await no_block(scene)
@@ -225,7 +236,7 @@ def test_a_namespace_that_is_going_is_left_alone(server: Cluster, nursery: Nurse
         async with in_flight(server, nursery, tmp_path) as scene:
             await scene.wire.delete(f"/api/v1/namespaces/{scene.namespace}")
             for plural in ("jobs", "pods", "configmaps"):
-                await scene.wire.send("DELETE", scene.path(plural))
+                await scene.wire.send("DELETE", f"{scene.path(plural)}?propagationPolicy=Background")
             await asyncio.sleep(5)
             before = len(scene.relay.writes)
             await asyncio.sleep(10)
@@ -266,7 +277,7 @@ def test_a_block_without_an_owner_is_still_ours(server: Cluster, nursery: Nurser
             done = await scene.wire.merge(path, {"metadata": {"ownerReferences": None}})
             assert done.status == 200, done.content
             await release(scene)
-            await closed(scene, ("Won", ""))
+            await closed(scene, ("Won", "won"))
             await no_block(scene)
             assert len(scene.village.started) == len(set(scene.village.started))
 
@@ -301,7 +312,7 @@ def test_a_block_whose_labels_are_gone_is_no_evidence_and_runs_no_second_time(
             labels = dict.fromkeys(job["metadata"]["labels"])
             path = scene.path("jobs", job["metadata"]["name"])
             await scene.wire.merge(path, {"metadata": {"labels": labels}})
-            await closed(scene, ("Won", ""))
+            await closed(scene, ("Won", "won"))
             (experiment,) = await scene.experiments()
             failures = {b["name"]: b.get("failure", "") for b in experiment["status"]["blocks"]}
             assert failures[HELD].startswith("squatted")
@@ -320,7 +331,7 @@ def test_a_block_that_somebody_deletes_is_void(what: str, server: Cluster, nurse
             found = next(i for i in await scene.wire.items(scene.path(what)) if HELD in i["metadata"]["name"])
             name = found["metadata"]["name"]
             await scene.wire.delete(scene.path(what, name), gracePeriodSeconds=0, propagationPolicy="Background")
-            await closed(scene, ("Won", ""))
+            await closed(scene, ("Won", "won"))
             await no_block(scene)
             (experiment,) = await scene.experiments()
             blocks = {block["name"]: block for block in experiment["status"]["blocks"]}
@@ -344,7 +355,7 @@ def test_a_squatter_on_a_blocks_name_is_left_alone(server: Cluster, nursery: Nur
             )
             assert made.status == 201, made.content
             await release(scene)
-            await closed(scene, ("Won", ""))
+            await closed(scene, ("Won", "won"))
             (experiment,) = await scene.experiments()
             failures = {b["name"]: b.get("failure", "") for b in experiment["status"]["blocks"]}
             assert failures["d2"].startswith("squatted")

@@ -1,5 +1,7 @@
 """What a user may declare, and what a faulty manifest is told."""
 
+import json
+
 import pytest
 
 from amdahl_loop.domain.knob_values import KnobName, Knobs
@@ -147,7 +149,19 @@ def test_environment_values_can_be_left_out() -> None:
     manifest = make_manifest()
     manifest["spec"]["template"]["spec"]["containers"][0]["env"] = [{"name": "TOKEN", "value": "s3cret"}]
 
-    stored = parse_training_job(manifest).without_environment().model_dump_json()
+    pod = manifest["spec"]["template"]["spec"]
+    pod["initContainers"] = [{"name": "fetch", "env": [{"name": "TOKEN", "value": "s3cret"}]}]
+    pod["containers"][0]["lifecycle"] = {"postStart": {"exec": {"command": ["login", "s3cret"]}}}
+    manifest["spec"]["template"]["metadata"] = {"annotations": {"vault": "s3cret"}}
+    manifest["metadata"]["annotations"] = {
+        "kubectl.kubernetes.io/last-applied-configuration": '{"env": "s3cret"}',
+        "amdahl-loop.io/paused": "true",
+    }
+    job = parse_training_job(manifest)
+
+    stored = job.without_environment().model_dump_json()
 
     assert "TOKEN" in stored
     assert "s3cret" not in stored
+    assert parse_training_job(json.loads(stored)).is_paused
+    assert job.without_environment().without_environment() == job.without_environment()

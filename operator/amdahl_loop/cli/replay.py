@@ -87,9 +87,17 @@ async def _derive(body: Body, setting: Setting, before: Facts, gaps: frozenset[s
             return None
         return f"the loop would run {error.run} now, the record holds {name_of(body)}"
     added = _find_added(before, ledger.state)
-    if type(added) is type(body) and is_close(added.model_dump(), body.model_dump()):
+    if type(added) is type(body) and is_close(added.model_dump(), _bare(body).model_dump()):
         return ""
     return _describe_difference(seen, body)
+
+
+def _bare(body: Body) -> Body:
+    """An entry as it would be written today: earlier ones kept more of the job than anything reads."""
+    if not isinstance(body, Observed):
+        return body
+    observation = body.observation.model_copy(update={"job": body.observation.job.without_environment()})
+    return body.model_copy(update={"observation": observation})
 
 
 def _find_added(before: Facts, after: Facts) -> Body | None:

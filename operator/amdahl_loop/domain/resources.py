@@ -12,7 +12,7 @@ from pydantic.alias_generators import to_camel
 
 from amdahl_loop.domain.knob_values import BoundsByKnob, Knobs
 from amdahl_loop.domain.rules import Rule, guarded_by
-from amdahl_loop.domain.template import EnvVar, PodTemplate
+from amdahl_loop.domain.template import Container, EnvVar, PodSpec, PodTemplate, Resources
 from amdahl_loop.domain.tuning import Tuning
 from amdahl_loop.domain.values import Frozen, Name
 
@@ -99,6 +99,17 @@ class Metadata(BaseModel):
     annotations: Mapping[str, str] = {}
 
 
+def _bare(container: Container) -> Container:
+    """A container without fields that nobody here reads, and without values of its environment."""
+    known = container.model_dump(include=set(Container.model_fields) - {"env", "resources"})
+    own = container.resources
+    return Container(
+        env=tuple(EnvVar(name=variable.name) for variable in container.env),
+        resources=Resources(requests=own.requests, limits=own.limits),
+        **known,
+    )
+
+
 class TrainingJob(Frozen):
     """A training job as declared."""
 
@@ -122,14 +133,18 @@ class TrainingJob(Frozen):
         return self.model_copy(update={"spec": self.spec.model_copy(update={"knobs": knobs})})
 
     def without_environment(self) -> "TrainingJob":
-        """The same job without the values of its containers' environment: they may be secrets."""
-        containers = tuple(
-            container.model_copy(update={"env": tuple(EnvVar(name=variable.name) for variable in container.env)})
-            for container in self.spec.template.spec.containers
+        """The same job with what decisions read, and nothing else: whatever is left out may hold a secret.
+
+        Values of the environment stand in other places too: init containers, annotations that record the last apply.
+        """
+        pod = PodSpec(containers=tuple(_bare(container) for container in self.spec.template.spec.containers))
+        spec = self.spec.model_copy(update={"template": PodTemplate(spec=pod)})
+        own = self.metadata
+        paused = {name: text for name, text in own.annotations.items() if name == PAUSED_ANNOTATION}
+        metadata = Metadata(
+            name=own.name, namespace=own.namespace, uid=own.uid, labels=self.queue_labels, annotations=paused
         )
-        pod = self.spec.template.spec.model_copy(update={"containers": containers})
-        template = self.spec.template.model_copy(update={"spec": pod})
-        return self.model_copy(update={"spec": self.spec.model_copy(update={"template": template})})
+        return self.model_copy(update={"spec": spec, "metadata": metadata})
 
     @property
     def expected_device_hours(self) -> tuple[float, str]:

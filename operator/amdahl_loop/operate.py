@@ -13,7 +13,7 @@ from typing import NamedTuple
 from amdahl_loop import reconcile
 from amdahl_loop.adapters.kube.apply import sync_spec
 from amdahl_loop.adapters.kube.claims import AccessModes, read_access_modes
-from amdahl_loop.adapters.kube.client import KubeClient, Refused
+from amdahl_loop.adapters.kube.client import ApiUnavailable, KubeClient, Refused
 from amdahl_loop.adapters.kube.index import ExperimentIndex
 from amdahl_loop.adapters.kube.jobs import SeenJob, look_up
 from amdahl_loop.adapters.kube.ledger import (
@@ -155,6 +155,13 @@ class Operator:
             _log.warning("%s: %s", key, error)
             note = Note(reason=Reason.REFUSED_BY_SERVER, sentence=str(error))
             return await self._tell(ledger.seen, Facts(standing=note))
+        except ApiUnavailable as error:
+            if error.refused is None or not error.refused.lacks_right:
+                raise
+            _log.warning("%s: %s", key, error)
+            note = Note(reason=Reason.REFUSED_BY_SERVER, sentence=str(error))
+            await self._tell(ledger.seen, Facts(standing=note))
+            return RESYNC_ACTIVE_S
 
     async def _tell(self, seen: SeenJob, facts: Facts) -> float:
         await write_status(self.client, seen, describe(facts, seen.status, seen.generation, self.clock()))

@@ -133,6 +133,14 @@ def test_retry_after_is_honoured_and_too_long_a_wait_is_left_to_the_queue() -> N
         pytest.param(status(409, "AlreadyExists", "jobs j already exists"), "is_taken", id="taken"),
         pytest.param(status(409, "Conflict", "the object has been modified"), "is_outdated", id="outdated"),
         pytest.param(status(403, "Forbidden", "pods x is forbidden: exceeded quota: q"), "is_over_quota", id="quota"),
+        pytest.param(status(401, "Unauthorized", "Unauthorized"), "lacks_right", id="a token that has expired"),
+        pytest.param(
+            status(
+                403, "Forbidden", 'jobs.batch is forbidden: User "o" cannot create resource "jobs" in API group "batch"'
+            ),
+            "lacks_right",
+            id="a right that was taken away",
+        ),
         pytest.param(status(404, "NotFound", "namespaces team not found"), "is_gone", id="gone"),
     ],
 )
@@ -140,7 +148,11 @@ def test_refusals_are_values(answer: Answer, is_: str) -> None:
     """Each of the refusals that callers act on, and no other of them."""
     refusal, transport, _ = ask("create", answer, **CREATE)
     assert isinstance(refusal, Refused)
-    assert [name for name in ("is_taken", "is_outdated", "is_over_quota", "is_gone") if getattr(refusal, name)] == [is_]
+    assert [
+        name
+        for name in ("is_taken", "is_outdated", "is_over_quota", "lacks_right", "is_gone")
+        if getattr(refusal, name)
+    ] == [is_]
     assert len(transport.requests) == 1
 
 

@@ -89,10 +89,12 @@ def hang(hung: asyncio.Event, *names: str) -> Fault:
 
 
 def forbid(*kinds: str) -> Fault:
-    """The operator has lost these rights."""
+    """The operator has lost these rights: what the server's authorization says, admission is never asked."""
+    said = {"kind": "Status", "status": "Failure", "reason": "Forbidden", "code": 403}
+    said["message"] = 'jobs.batch is forbidden: User "operator" cannot create resource "jobs" in API group "batch"'
 
     async def fault(call: Call, send: Send) -> Reply:
-        return refuse(403) if call.kind in kinds else await send(call)
+        return Reply(403, json.dumps(said).encode()) if call.kind in kinds else await send(call)
 
     return fault
 

@@ -8,6 +8,7 @@ ApiUnavailable, and the caller's queue comes back later.
 import asyncio
 import hashlib
 import random
+import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ LONGEST_PAUSE_S = 8.0
 LONGEST_RETRY_AFTER_S = 30.0
 """A server that asks for more patience gets it from the queue, which holds up no other job meanwhile."""
 
+_NO_RIGHT = re.compile(r'User "[^"]*" cannot \w+ resource "')
 _APPLY = "application/apply-patch+yaml"
 _MERGE = "application/merge-patch+json"
 _OURS = (("fieldManager", FIELD_MANAGER), ("fieldValidation", "Strict"))
@@ -73,6 +75,15 @@ class Refused:
     def is_over_quota(self) -> bool:
         """The namespace's quota has no room for it."""
         return self.status == HTTPStatus.FORBIDDEN and "exceeded quota" in self.message
+
+    @property
+    def lacks_right(self) -> bool:
+        """The server does not know us, or we may not ask for this: nothing is wrong with what was asked for.
+
+        Admission says what it has against an object; authorization says who cannot do what to which kind.
+        """
+        is_forbidden = self.status == HTTPStatus.FORBIDDEN and _NO_RIGHT.search(self.message) is not None
+        return self.status == HTTPStatus.UNAUTHORIZED or is_forbidden
 
 
 class ApiUnavailable(Exception):  # noqa: N818 (a state of the world, and the contract's word)

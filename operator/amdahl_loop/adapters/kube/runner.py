@@ -181,7 +181,7 @@ class KubeRunner:
         needs += [await ensure_service(self._client, job)] if job.spec.replicas > 1 else []
         for refusal in needs:
             if isinstance(refusal, Refused):
-                return self._refuse(_word(refusal), refusal.message)
+                return self._heed(refusal)
         if turn is not None:
             placement = Placement(required=turn.nodes, after=job.metadata.name)
         else:
@@ -194,7 +194,7 @@ class KubeRunner:
         made = await self._client.create(Kind.JOB, self._namespace, body)
         return await self._adopt(made, request) if isinstance(made, Refused) else None
 
-    async def _adopt(self, refusal: Refused, request: RunRequest) -> Finished | None:
+    async def _adopt(self, refusal: Refused, request: RunRequest) -> Finished | Unplaced | None:
         """What a refused create means: our own Job of before, somebody else's, or no."""
         if refusal.is_taken:
             raw = await self._client.get(Kind.JOB, self._namespace, block_name(request.run))
@@ -207,8 +207,14 @@ class KubeRunner:
             return self._refuse(Trouble.SQUATTED, f"Job {facts.name} is there and is not of this plan; delete it")
         if refusal.is_outdated:
             return None
-        if refusal.status == 401:
-            raise ApiUnavailable(f"the API server does not know us: {refusal.message}", refusal)
+        return self._heed(refusal)
+
+    def _heed(self, refusal: Refused) -> Finished | Unplaced:
+        """What the server has against a block. A right that we lack or a full quota say nothing of it."""
+        if refusal.lacks_right:
+            raise ApiUnavailable(f"the operator may not make blocks: {refusal.message}", refusal)
+        if refusal.is_over_quota:
+            return Unplaced(why=f"{Trouble.UNSCHEDULABLE}: {refusal.message}"[:120])
         return self._refuse(_word(refusal), refusal.message)
 
     def _refuse(self, word: Trouble, why: str) -> Finished:

@@ -17,7 +17,7 @@ from amdahl_loop.domain.experiments import Experiment, Loss
 from amdahl_loop.domain.isolation import Obstacle
 from amdahl_loop.domain.knob_values import KnobName, Knobs
 from amdahl_loop.domain.ledger import Application, ApplicationKind, JobMemory
-from amdahl_loop.domain.plan import Halt, Judge, Snapshot, look, next_action
+from amdahl_loop.domain.plan import Halt, Judge, Snapshot, Wait, look, next_action
 from amdahl_loop.domain.reasons import Reason
 from amdahl_loop.domain.resources import TrainingJob
 from amdahl_loop.domain.status import describe, read_seen, report_bank
@@ -113,6 +113,7 @@ def sentence(facts: Facts, type_name: JobConditionType) -> str:
         (Reason.REPLACING, {T.RECONCILING}),
         (Reason.SUSPENDED, {T.SUSPENDED}),
         (Reason.QUEUED, {T.RECONCILING, T.SUSPENDED}),
+        (Reason.MAKING_WAY, {T.RECONCILING, T.SUSPENDED}),
         (Reason.FINISHED, {T.READY, T.COMPLETE}),
         (Reason.JOB_FAILED, {T.STALLED, T.FAILED}),
         (Reason.INVALID_SPEC, {T.STALLED}),
@@ -139,6 +140,9 @@ def test_every_way_of_standing_is_in_the_table() -> None:
 OPEN = make_experiment()
 ONE_HOUR = 3600.0
 OBSTACLE = Obstacle(reason=Reason.NOT_ISOLATED, field="spec.x", why="holds a Secret", fix="drop it")
+FULL = Wait(
+    experiment=OPEN, until_s=200.0, sentence="no spare devices for a trial, tried once", reason=Reason.NO_SPARE_DEVICES
+)
 NO_DEVICES = Note(reason=Reason.NO_SPARE_DEVICES, sentence="No node has 4 free devices.")
 
 
@@ -151,6 +155,7 @@ NO_DEVICES = Note(reason=Reason.NO_SPARE_DEVICES, sentence="No node has 4 free d
         pytest.param(make_facts(paused=True), FALSE, Reason.PAUSED, id="paused by policy"),
         pytest.param(make_facts(obstacles=(OBSTACLE,)), FALSE, Reason.BLOCKED, id="obstacles"),
         pytest.param(make_facts(obstacles=(OBSTACLE,), input_share=0.0), FALSE, Reason.NOTHING_TO_TRY, id="obstacles, but nothing to win"),
+        pytest.param(make_facts(action=FULL, experiments=[OPEN]), TRUE, Reason.NO_SPARE_DEVICES, id="tried again later"),
         pytest.param(make_facts(hold=NO_DEVICES), FALSE, Reason.BLOCKED, id="no devices"),
         pytest.param(make_facts(hold=NO_DEVICES, experiments=[OPEN]), TRUE, Reason.BLOCKED, id="no devices, open"),
         pytest.param(make_facts(make_job({"dataloaderWorkers": 0}, {"budget": {"deviceHours": "0.001"}})), FALSE, Reason.OUT_OF_BUDGET, id="too small a budget"),
@@ -443,3 +448,10 @@ def test_a_compute_bound_job_has_a_short_story() -> None:
     statuses = watch(make_job({"dataloaderWorkers": 0}, {"profile": "quick"}), Truth(phases_s=compute_bound))
     assert story(statuses, T.EXPERIMENTING) == ["NotMeasuredYet", "NothingToTry"]
     assert story(statuses, T.TUNED) == ["NoWin"]
+
+
+def test_a_block_without_room_blocks_trials_in_words() -> None:
+    """The owner reads it where whatever keeps trials from running is said."""
+    facts = make_facts(action=FULL, experiments=[OPEN])
+    assert found(facts, T.TRIALS_BLOCKED) == (TRUE, Reason.NO_SPARE_DEVICES)
+    assert sentence(facts, T.TRIALS_BLOCKED) == FULL.sentence

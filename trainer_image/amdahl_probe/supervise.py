@@ -86,8 +86,8 @@ class Supervisor:
             self._peers.gather(self._check_time)
             self._deadline_s = time.monotonic() + self._plan.deadline_s
             for position, window in enumerate(self._plan.windows):
-                self._publish(self._block._replace(at=(window.arm, window.index)))
                 self._peers.begin(position, self._check_time)
+                self._publish(self._block._replace(at=(window.arm, window.index)))
                 before = scratch.remember()
                 self._run_window(position, window)
                 if self._session is None:

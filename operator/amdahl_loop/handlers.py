@@ -214,7 +214,8 @@ async def open_desk(settings: Settings) -> AsyncIterator[Desk]:
     transport = Counted(await open_transport(settings.kubeconfig))
     async with KubeClient(transport) as client:
         namespaces = settings.namespaces or (None,)
-        recollection = Recollection(since_s=time.time(), index=await load_index(client, namespaces))
+        index = await load_index(client, namespaces)
+        recollection = Recollection(since_s=client.now_s(), index=index)
         pulse = Pulse()
 
         async def take(key: JobKey) -> float | None:
@@ -232,7 +233,7 @@ async def open_desk(settings: Settings) -> AsyncIterator[Desk]:
             settings=settings,
             probe=pack_probe(),
             recollection=recollection,
-            clock=time.time,
+            clock=client.now_s,
             metrics=metrics,
         )
         desk = Desk(queue, recollection, pulse)

@@ -296,3 +296,21 @@ def test_a_pod_without_an_account_is_told_so() -> None:
     environ = {"KUBERNETES_SERVICE_HOST": "10.0.0.1", "KUBERNETES_SERVICE_PORT": "443"}
     with pytest.raises(AccessError, match="service account"):
         asyncio.run(open_transport(environ=environ))
+
+
+@pytest.mark.parametrize(
+    ("server_s", "now_s"),
+    [(None, 1e9), (1e9 + 1, 1e9), (1e9 - 1, 1e9), (1e9 + 3600, 1e9 + 3600), (1e9 - 300, 1e9 - 300)],
+    ids=["it tells none", "it agrees", "it agrees too", "ours is behind", "ours is ahead"],
+)
+def test_the_time_is_the_servers(server_s: float | None, now_s: float) -> None:
+    """What lies in the cluster is dated by the server's clock; ours may be wrong by an hour."""
+
+    async def ask_and_tell() -> float:
+        transport = ScriptedTransport([Answer(status=404, body={}, at_s=server_s)])
+        async with KubeClient(transport, clock=lambda: 1e9) as client:
+            assert client.now_s() == 1e9
+            await client.get(Kind.JOB, "team", "j")
+            return client.now_s()
+
+    assert asyncio.run(ask_and_tell()) == now_s

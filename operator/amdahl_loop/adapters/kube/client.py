@@ -28,6 +28,9 @@ LONGEST_PAUSE_S = 8.0
 LONGEST_RETRY_AFTER_S = 30.0
 """A server that asks for more patience gets it from the queue, which holds up no other job meanwhile."""
 
+CLOCKS_AGREE_S = 2.0
+"""Clocks that differ by less are taken for equal: the server tells whole seconds, and an answer takes its time."""
+
 _NO_RIGHT = re.compile(r'User "[^"]*" cannot \w+ resource "')
 _APPLY = "application/apply-patch+yaml"
 _MERGE = "application/merge-patch+json"
@@ -110,6 +113,15 @@ class KubeClient:
         self._sleep = sleep
         self._draw = draw
         self._clock = clock
+        self._ahead_s = 0.0
+
+    def now_s(self) -> float:
+        """Seconds since the epoch by the server's clock, once it has answered.
+
+        Whatever lies in the cluster is dated by it, so nothing that is compared with such a date may come from our own
+        clock, which may be wrong by an hour. It tells whole seconds: a smaller difference is none.
+        """
+        return self._clock() + self._ahead_s
 
     @classmethod
     async def connect(cls, kubeconfig: Path | None = None, context: str | None = None) -> Self:
@@ -245,6 +257,9 @@ class KubeClient:
             except UnreachableError as error:
                 last, refused, asked_s = str(error), None, None
             else:
+                if answer.at_s is not None:
+                    ahead_s = answer.at_s - self._clock()
+                    self._ahead_s = ahead_s if abs(ahead_s) >= CLOCKS_AGREE_S else 0.0
                 if not _is_transient(answer.status):
                     return answer
                 refused, asked_s = _read_refusal(answer), answer.retry_after_s

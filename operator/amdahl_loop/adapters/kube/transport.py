@@ -8,6 +8,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
@@ -51,11 +52,15 @@ class Request:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """What the server said: the HTTP status, the JSON body ({} where there is none) and Retry-After in seconds."""
+    """What the server said: the HTTP status, the JSON body ({} where there is none) and Retry-After in seconds.
+
+    `at_s` is the server's own clock, in whole seconds since the epoch; None where it does not tell.
+    """
 
     status: int
     body: Object
     retry_after_s: float | None = None
+    at_s: float | None = None
 
 
 class Transport(Protocol):
@@ -99,6 +104,7 @@ class KubeTransport:
             status=response.status,
             body=_parse(content),
             retry_after_s=_parse_retry_after_s(response.headers.get("Retry-After")),
+            at_s=_parse_date_s(response.headers.get("Date")),
         )
 
     async def close(self) -> None:
@@ -166,3 +172,11 @@ def _parse(content: bytes) -> Object:
 def _parse_retry_after_s(text: str | None) -> float | None:
     """Seconds that the server asks to wait; it never sends a date."""
     return float(text) if text and text.isdecimal() else None
+
+
+def _parse_date_s(text: str | None) -> float | None:
+    """Seconds since the epoch; None where the server tells no time, or none that can be read."""
+    try:
+        return parsedate_to_datetime(text).timestamp() if text else None
+    except ValueError:
+        return None

@@ -34,6 +34,7 @@ workers = int(os.environ["AMDAHL_DATALOADER_WORKERS"])
 assert os.environ["MINE"] == f"{workers} of {sys.argv[1]}", os.environ["MINE"]
 if os.environ.get("AMDAHL_TRIAL") == "1":
     pathlib.Path("/out/scratch").write_text("a trial may write here")
+    assert "/image/lib" in sys.path, "the image's own path stays"
     if workers == 7:
         held = [bytearray(8 << 20) for _ in range(64)]
 recorder = Recorder(os.environ.get("AMDAHL_TELEMETRY_DIR"))

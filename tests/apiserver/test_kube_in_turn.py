@@ -302,3 +302,21 @@ def test_devices_that_somebody_else_took_cost_the_experiment(api_server: Cluster
         assert await turns.jobs() == [JOB]
 
     play(api_server, api_namespace, scenario)
+
+
+def test_only_a_checkpoint_that_was_just_written_counts(api_server: Cluster, api_namespace: str) -> None:
+    """Where nobody has asked for a while, what was saved meanwhile is old: the next save is waited for."""
+
+    async def scenario(scene: Scene) -> None:
+        turns = await Turns.begin(scene)
+        await turns.advance()
+        turns.save()
+        scene.now_s += 300
+        for _ in range(2):
+            await turns.advance()
+            assert await turns.jobs() == [JOB]
+        turns.save()
+        await turns.advance()
+        assert await turns.jobs() == [turns.request.run, JOB]
+
+    play(api_server, api_namespace, scenario)

@@ -1,6 +1,7 @@
 """Fixtures of the tests that need real nodes and real pods."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
@@ -26,7 +27,8 @@ def nodes_with_python(cluster: Cluster) -> Cluster:
     """Our kinds and the priority class are there, and every node has an image with Python and nothing else."""
     install_crds(cluster)
     cluster.admin.kubectl("apply", "-f", "-", stdin=PRIORITY_CLASS)
-    cluster.load_image(python_image(IMAGE))
+    image = python_image(IMAGE)
+    cluster.load_image(replace(image, environment={**image.environment, "PYTHONPATH": "/image/lib"}))
     return cluster
 
 

@@ -79,6 +79,7 @@ class Handover:
         asked = self._asked.get(key)
         if asked is None or now_s - asked.last_s > FORGOTTEN_S:
             asked = Asked(now_s, now_s)
+            self._saves.forget(job.metadata.uid)  # what was saved before this is too old by the time that it is used
         self._asked[key] = replace(asked, last_s=now_s)
         pods = await self._pods(job)
         counters = await self._count(job, pods)

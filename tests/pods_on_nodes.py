@@ -37,10 +37,11 @@ if os.environ.get("AMDAHL_TRIAL") == "1":
     assert "/image/lib" in sys.path, "the image's own path stays"
     if workers == 7:
         held = [bytearray(8 << 20) for _ in range(64)]
-recorder = Recorder(os.environ.get("AMDAHL_TELEMETRY_DIR"))
+counters = metrics.Metrics()
+recorder = Recorder(os.environ.get("AMDAHL_TELEMETRY_DIR"), metrics=counters)
 recorder.start("cpu", live=False, by="probe")
 if "AMDAHL_METRICS_PORT" in os.environ:
-    metrics.serve(recorder.metrics, int(os.environ["AMDAHL_METRICS_PORT"]), os.environ["AMDAHL_METRICS_HOST"])
+    metrics.serve(counters, int(os.environ["AMDAHL_METRICS_PORT"]), os.environ["AMDAHL_METRICS_HOST"])
 recorder.startup(5)
 saved = pathlib.Path("/out/step")
 begun = int(saved.read_text()) if saved.exists() else 0
@@ -58,7 +59,7 @@ while True:
     if os.environ.get("SAVES") and done % 20 == 0:
         saved.with_suffix(".new").write_text(str(begun + done))
         saved.with_suffix(".new").replace(saved)
-        recorder.metrics.checkpoints += 1
+        counters.checkpoints += 1
 """
 
 

@@ -58,7 +58,7 @@ def context_files(recipe: Path) -> list[Path]:
 
 
 def size(layout: Path) -> int:
-    """Bytes of an image's layers, unpacked."""
+    """Bytes of an image as a registry would hold it: compressed layers."""
     return sum(path.stat().st_size for path in (layout / "blobs" / "sha256").iterdir())
 
 
@@ -88,7 +88,7 @@ def _build(recipe: Path, name: str, layout: Path) -> None:
             ROOT,
         )
         half_done = Path(scratch) / "layout"
-        _buildah("push", "--disable-compression", made, f"oci:{half_done}")
+        _buildah("push", made, f"oci:{half_done}")
         _buildah("rmi", made)
         _name(half_done, Image(name, ()).full_name)
         half_done.rename(layout)

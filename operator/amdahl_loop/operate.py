@@ -147,6 +147,9 @@ class Operator:
             return None
         if seen.job is None:
             return await self._tell(seen, Facts(standing=Note(reason=Reason.INVALID_SPEC, sentence=seen.faults)))
+        index = self.recollection.index
+        if index.has_open_of_another(key.namespace, key.name, seen.uid):  # deleted and made anew between two passes
+            await let_go(self.client, index, key.namespace, key.name, self.clock, keep_uid=seen.uid)
         held = constrain(seen.job, self.recollection.policies.get(key.namespace, {}))
         ledger = KubeLedger(self.client, self.recollection.index, seen, self.clock)
         try:

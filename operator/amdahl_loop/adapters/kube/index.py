@@ -63,6 +63,7 @@ class Row:
     """What was asked, who proposed it and what was found: the newest such row of a group stands for all."""
     text: bytes = b""
     in_force: bool = False
+    job_name: str = ""
 
     @property
     def is_open(self) -> bool:
@@ -78,6 +79,8 @@ class ExperimentIndex:
         self._versions: dict[Key, int] = {}
         self._older_since_s: dict[Key, float] = {}
         self._uncertain: set[Key] = set()
+        self._open: defaultdict[Key, set[Key]] = defaultdict(set)
+        """Open experiments by namespace and name of their job."""
         self._parsed: OrderedDict[tuple[str, str], StoredExperiment | Unreadable] = OrderedDict()
         self._jobs: defaultdict[Group, set[Key]] = defaultdict(set)
         self._answers: defaultdict[Group, dict[str, Key]] = defaultdict(dict)
@@ -93,6 +96,7 @@ class ExperimentIndex:
         self._rows[row.key] = row
         self._versions[row.key] = read_version(document)
         self._uncertain.discard(row.key)
+        self._note_open(row)
         if known is not None and known.job != row.job:  # expected as one job's, found to be another's
             self._leave(known)
         self._jobs[row.job].add(row.key)
@@ -114,10 +118,30 @@ class ExperimentIndex:
         row = self._rows.pop(key, None)
         if row is None:
             return
+        self._close(row)
         self._leave(row)
         for group in row.kin:
             if self._answers[group].get(row.question) == key:
                 del self._answers[group][row.question]
+
+    def has_open_of_another(self, namespace: str, job: str, uid: str) -> bool:
+        """Whether an open experiment is of a job that bore this name before, and is gone."""
+        known = self._open.get(Key(namespace, job), ())
+        return any(self._rows[key].job.value != uid for key in known)
+
+    def _note_open(self, row: Row) -> None:
+        if row.is_open:
+            self._open[Key(row.key.namespace, row.job_name)].add(row.key)
+        else:
+            self._close(row)
+
+    def _close(self, row: Row) -> None:
+        """A row is no longer among the open ones."""
+        of_name = Key(row.key.namespace, row.job_name)
+        keys = self._open.get(of_name, set())
+        keys.discard(row.key)
+        if not keys:
+            self._open.pop(of_name, None)
 
     def _leave(self, row: Row) -> None:
         """A row is no longer among its job's."""
@@ -211,8 +235,9 @@ def make_row(document: Object) -> Row:
         name=metadata["name"],
     )
     key, job, kin = key_of(document), group("jobUid"), (group("fingerprint"), group("family"))
+    job_name = intern(str(spec.get("job", "")))
     if not verdict:
-        return Row(key=key, order=order, job=job, kin=kin)
+        return Row(key=key, order=order, job=job, kin=kin, job_name=job_name)
     asked = spec.get("hypothesis") or {}
     question = json.dumps([asked.get("changes"), asked.get("source"), verdict.get("word")])
     newest = (status.get("applications") or [{}])[-1].get("kind", ApplicationKind.ROLLED_BACK)
@@ -224,6 +249,7 @@ def make_row(document: Object) -> Row:
         question=intern(question),
         text=json.dumps(compact(document), separators=(",", ":"), ensure_ascii=False).encode(),
         in_force=newest != ApplicationKind.ROLLED_BACK,
+        job_name=job_name,
     )
 
 

@@ -8,6 +8,7 @@ from amdahl_loop.adapters.kube.client import ApiUnavailable, KubeClient, Refused
 from amdahl_loop.adapters.kube.experiments import diff, label_closed, say_closed
 from amdahl_loop.adapters.kube.index import ExperimentIndex, key_of
 from amdahl_loop.adapters.kube.kinds import Kind
+from amdahl_loop.adapters.kube.objects import controller_uid
 from amdahl_loop.domain.api.records import StoredExperiment, close, read_experiment
 from amdahl_loop.domain.children import CLOSED_LABEL, EXPERIMENT_LABEL, JOB_LABEL
 from amdahl_loop.domain.verdicts import Verdict, VerdictWord
@@ -16,17 +17,26 @@ from amdahl_loop.ports import Clock
 GONE = Verdict(word=VerdictWord.INCONCLUSIVE, sentence="Inconclusive: the job was deleted.", reason="Cancelled")
 
 
-async def let_go(client: KubeClient, index: ExperimentIndex, namespace: str, name: str, clock: Clock) -> None:
-    """Stop every block and close every open experiment of a job that is gone or going."""
+async def let_go(
+    client: KubeClient, index: ExperimentIndex, namespace: str, name: str, clock: Clock, keep_uid: str = ""
+) -> None:
+    """Stop every block and close every open experiment of a job that is gone or going.
+
+    `keep_uid` is the job that bears the name now, where one does: what is its own stays.
+    """
     labels = f"{JOB_LABEL}={name},{EXPERIMENT_LABEL}"
     async for raw in client.list(Kind.JOB, namespace, labels):
         metadata = raw["metadata"]
+        if keep_uid and controller_uid(raw) in ("", keep_uid):
+            continue
         gone = await client.delete(Kind.JOB, namespace, metadata["name"], metadata["uid"])
         if isinstance(gone, Refused) and not gone.is_outdated:
             raise ApiUnavailable(f"cannot delete Job {metadata['name']}: {gone.status} {gone.message}", gone)
     async for document in client.list(Kind.EXPERIMENT, namespace, f"{CLOSED_LABEL}!=true"):
         stored, key = read_experiment(document), key_of(document)
         if not isinstance(stored, StoredExperiment) or stored.experiment.plan.job != name:
+            continue
+        if stored.experiment.plan.job_uid == keep_uid:
             continue
         if stored.experiment.verdict is None:
             status = say_closed(close(stored.status, GONE, clock()))

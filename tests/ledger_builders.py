@@ -32,8 +32,11 @@ def make_cluster_job(uid: str = CLUSTER_UID, name: str = "pydocs", **manifest: A
     return job.model_copy(update={"metadata": metadata})
 
 
-def play(job: TrainingJob, truth: Truth, path: Path) -> tuple[Body, ...]:
-    """Everything that a loop recorded of a job once nothing was left to do; the ledger lies at `path`."""
+def play(job: TrainingJob, truth: Truth, path: Path, failing: str = "") -> tuple[Body, ...]:
+    """Everything that a loop recorded of a job once nothing was left to do; the ledger lies at `path`.
+
+    `failing`: once all is done, the job fails so under the values in force, and the loop goes on from there.
+    """
     runner = SimulatedRunner(truth, now_s=1_000_000.0)
 
     def tell_time() -> float:
@@ -43,9 +46,15 @@ def play(job: TrainingJob, truth: Truth, path: Path) -> tuple[Body, ...]:
     async def loop() -> None:
         with SqliteLedger.open(path) as ledger:
             ports = Ports(runner=runner, ledger=ledger, clock=tell_time)
-            for _ in range(MANY_TICKS):
-                if (await tick(job, identify(job), ports)).is_over:
-                    return
+            await go_on(ports)
+            if failing:
+                await tick(job, identify(job), ports, failing=failing)
+                await go_on(ports)
+
+    async def go_on(ports: Ports) -> None:
+        for _ in range(MANY_TICKS):
+            if (await tick(job, identify(job), ports)).is_over:
+                return
         raise AssertionError("the loop does not end")
 
     asyncio.run(loop())

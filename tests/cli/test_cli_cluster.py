@@ -275,6 +275,20 @@ def test_what_an_owner_put_back_is_no_decision(recorded: tuple[Body, ...], tmp_p
     assert (code, told["decisions"], told["not_derived"]) == (0, len(recorded), [])
 
 
+def test_a_roll_back_is_derived_from_what_failed(tmp_path: Path) -> None:
+    """The program crashes under the proven value: an Experiment keeps why, and a replay takes the value back for that."""
+    failing = "The program ended 3 times with exit code 1"
+    bodies = play(make_cluster_job(), WAITS, tmp_path / "x.db", failing=failing)
+    taken_back = next(body for body in bodies if isinstance(body, Application) and body.failing)
+    again = list_bodies(gather_experiments(bodies), known_job(bodies))
+    code, told = replay(again, tmp_path)
+
+    assert taken_back.kind is ApplicationKind.ROLLED_BACK
+    assert taken_back in again
+    assert (code, told["agree"]) == (0, True), told["first_difference"]
+    assert told["not_derived"] == []
+
+
 @pytest.mark.parametrize("truth", [WAITS, Truth(phases_s=compute_bound)], ids=["won", "nothing to win"])
 def test_one_machine_and_a_file_replay_alike(truth: Truth, tmp_path: Path) -> None:
     """The ledger itself and its export give the same answer."""

@@ -111,8 +111,15 @@ class RunningJob:
         guest = find_guest(jobs, has_stopped=not revisions, now_s=self._clock())
         decision = decide(self._wanted(guest), present)
         failing = await self._find_failing(present.newest)
+        if present.newest is None and present.pods_left and (squatter := await self._find_squatter(present.target)):
+            return squatter
         state = await self._perform(decision, values)
         return RunningState(note=state.note, acted=state.acted, failing=failing, revision=present.target)
+
+    async def _find_squatter(self, revision: int) -> RunningState | None:
+        """Pods of ours that do not end may belong to a Job that is no longer ours: somebody stripped its owner."""
+        raw = await self._client.get(Kind.JOB, self._namespace, revision_name(self._name, revision))
+        return None if raw is None or self._owns(raw) else _squatted("Job", raw["metadata"]["name"])
 
     # --- what there is ------------------------------------------------------------------------------------------------
 

@@ -23,6 +23,7 @@ POLL_S = 0.4
 QUIET_S = 2.0
 """What has not changed for so long has come to rest."""
 JOB = "waits"
+APPLY = "application/apply-patch+yaml"
 API = "/apis/amdahl-loop.io/v1alpha1"
 
 
@@ -81,13 +82,10 @@ class Scene:
 
     async def apply(self, document: Object, manager: str = "kubectl-client-side-apply") -> Object:
         """Create or replace the fields of a TrainingJob, as somebody at a keyboard does."""
-        path = self.path("trainingjobs", document["metadata"]["name"])
-        reply = await self.wire.send(
-            "PATCH",
-            f"{path}?fieldManager={manager}&force=true",
-            json.dumps(document).encode(),
-            "application/apply-patch+yaml",
-        )
+        path = f"{self.path('trainingjobs', document['metadata']['name'])}?fieldManager={manager}&force=true"
+        content = json.dumps(document).encode()
+        while (reply := await self.wire.send("PATCH", path, content, APPLY)).status == 429:
+            await asyncio.sleep(POLL_S)  # the storage of a new definition is made ready
         assert reply.status in (200, 201), reply.content
         return reply.body
 

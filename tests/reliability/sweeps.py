@@ -228,3 +228,9 @@ def find_faults(expected: Run, runs: Iterable[Run]) -> list[str]:
         if missed and missed[0].at < len(run.writes):
             faults.append(f"{struck}: {missed[0]} was not struck")
     return faults
+
+
+def hold(expected: Run, lived: Run) -> None:
+    """A life that was disturbed has come to the end of the undisturbed one."""
+    faults = find_faults(expected, [lived])
+    assert not faults, "\n".join(faults)

@@ -12,7 +12,7 @@ from reliability.injuries import EVERY_WOUND, EveryKind, OneBehind, always, forb
 from reliability.operators import Nursery
 from reliability.relay import Call
 from reliability.scenes import Scene, conditions_of, setting
-from reliability.sweeps import WIN_AND_ROLL_BACK, Disturb, Run, find_faults, run
+from reliability.sweeps import WIN_AND_ROLL_BACK, Disturb, Run, hold, run
 from testbed.cluster import Cluster
 
 OUTAGE_S = 12.0
@@ -40,7 +40,7 @@ def test_every_kind_of_call_may_fail_in_every_way(
         scene.relay.fault = fault
 
     lived = live(server, nursery, tmp_path, disturb)
-    assert not find_faults(undisturbed, [lived])
+    hold(undisturbed, lived)
     kinds = {
         "POST jobs",
         "POST experiments",
@@ -74,7 +74,7 @@ def test_an_outage_is_borne_without_a_storm(
         del scene.relay.fault
 
     lived = live(server, nursery, tmp_path, disturb)
-    assert not find_faults(undisturbed, [lived])
+    hold(undisturbed, lived)
     assert 0 < len(counted) <= MOST_PER_S * OUTAGE_S
 
 
@@ -96,7 +96,7 @@ def test_retry_after_is_waited_for(server: Cluster, nursery: Nursery, tmp_path: 
         del scene.relay.fault
 
     lived = live(server, nursery, tmp_path, disturb)
-    assert not find_faults(undisturbed, [lived])
+    hold(undisturbed, lived)
     gaps = [later - sooner for times in asked.values() for sooner, later in pairwise(times)]
     assert gaps
     assert min(gaps) >= 5
@@ -115,7 +115,7 @@ def test_an_answer_that_never_comes_is_given_up(
         del scene.relay.fault
 
     lived = live(server, nursery, tmp_path, disturb)
-    assert not find_faults(undisturbed, [lived])
+    hold(undisturbed, lived)
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def test_old_news_starts_nothing_twice(
             del scene.relay.fault
 
     lived = live(server, nursery, tmp_path, disturb)
-    assert not find_faults(undisturbed, [lived])
+    hold(undisturbed, lived)
     assert fault.stale > 0
 
 
@@ -153,7 +153,7 @@ def test_a_lost_right_is_no_evidence(server: Cluster, nursery: Nursery, tmp_path
         del scene.relay.fault
 
     lived = live(server, nursery, tmp_path, disturb)
-    assert not find_faults(undisturbed, [lived])
+    hold(undisturbed, lived)
 
 
 def _blind(_: Call, line: bytes) -> list[bytes]:
@@ -191,7 +191,7 @@ def test_events_are_only_a_wake_up(
     async def disturb(scene: Scene) -> None:
         scene.relay.watch_filter = filtering
 
-    assert not find_faults(undisturbed, [live(server, nursery, tmp_path, disturb)])
+    hold(undisturbed, live(server, nursery, tmp_path, disturb))
 
 
 def test_watches_that_break_and_lag_are_taken_up_again(
@@ -204,4 +204,4 @@ def test_watches_that_break_and_lag_are_taken_up_again(
         scene.relay.watch_limit_s = 2.0
         scene.relay.watches_gone = 3
 
-    assert not find_faults(undisturbed, [live(server, nursery, tmp_path, disturb)])
+    hold(undisturbed, live(server, nursery, tmp_path, disturb))

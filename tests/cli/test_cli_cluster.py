@@ -9,10 +9,14 @@ from typing import Any
 import pytest
 
 from amdahl_loop.adapters.kube.client import KubeClient
+from amdahl_loop.adapters.kube.index import compact
+from amdahl_loop.adapters.kube.restore import build_piece
 from amdahl_loop.adapters.kube.transport import AccessError, Answer, Request, UnreachableError
 from amdahl_loop.adapters.sqlite.entries import Body, Closed, Measured, Observed, render_export
 from amdahl_loop.cli.transfer import KnownJob, gather_experiments, list_bodies
+from amdahl_loop.domain.api.records import StoredExperiment, read_experiment
 from amdahl_loop.domain.api.training_job import report_observation
+from amdahl_loop.domain.api.wire import to_wire
 from amdahl_loop.domain.experiments import Loss, Plan
 from amdahl_loop.domain.ledger import Application, ApplicationKind
 from fakes import Truth, compute_bound, loader_bound
@@ -187,6 +191,20 @@ def test_experiments_become_the_entries_that_they_were_made_from(recorded: tuple
     again = list_bodies(gather_experiments(recorded), known_job(recorded))
 
     assert forget_knobs(again) == forget_knobs(recorded)
+
+
+def test_an_experiment_keeps_what_its_plan_was_made_from(recorded: tuple[Body, ...]) -> None:
+    """The measurement stands in the object and reads back; the operator's compact form, of which it holds thousands, does without."""
+    (stored,) = gather_experiments(recorded)
+    piece = build_piece(stored, "team")
+    document = {**piece.body, "status": to_wire(piece.status)}
+    document["metadata"] |= {"creationTimestamp": "2026-11-21T10:00:00Z"}
+    read = read_experiment(document)
+
+    assert isinstance(read, StoredExperiment)
+    assert read.observation == stored.observation is not None
+    assert (read.experiment, read.applications) == (stored.experiment, stored.applications)
+    assert "observation" not in compact(document)["spec"]
 
 
 def test_a_job_that_is_gone_leaves_its_experiments(recorded: tuple[Body, ...]) -> None:

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 
 USER_IMAGE = "amdahl-testbed/python:1"
 RESTRICTED = {"pod-security.kubernetes.io/enforce": "restricted"}
-LIMIT_S = 300.0
+LIMIT_S = 900.0
 """A bound on hanging."""
 VALUES = {
     "image": {"tag": "dev", "pullPolicy": "Never"},

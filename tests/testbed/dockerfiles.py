@@ -74,6 +74,7 @@ def _build(recipe: Path, name: str, layout: Path) -> None:
     print(
         f"testbed: building {name} from {recipe.relative_to(ROOT)}, once for this content", file=sys.stderr, flush=True
     )
+    _buildah("rm", "--all")  # what a build that was killed has left
     base, made = _base(), f"localhost/amdahl-testbed/{recipe.stem}"
     with tempfile.TemporaryDirectory(dir=_home(), prefix=".") as scratch:
         _buildah(

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from chart.helm import NAMESPACE, RELEASE, run_helm
-from chart.release import helm, wait_until_policies_hold
+from chart.release import helm
 from cluster_operator import condition, define, read
 from testbed.cluster import Cluster, wait_for
 from testbed.dockerfiles import build
@@ -64,7 +64,9 @@ def installed(cluster: Cluster) -> Iterator[Cluster]:
     body = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE, "labels": RESTRICTED}}
     cluster.admin.kubectl("apply", "-f", "-", stdin=body)
     helm(cluster, "install", VALUES)
-    wait_until_policies_hold(cluster)
+    forged = {"metadata": {"generateName": "forged-", "labels": {"amdahl-loop.io/job": "x"}}}
+    maps = f"/api/v1/namespaces/{NAMESPACE}/configmaps?dryRun=All"
+    wait_for(lambda: cluster.admin.post(maps, forged).status == 403, LIMIT_S, "the chart's policies are in force")
     yield cluster
     run_helm("uninstall", RELEASE, "--namespace", NAMESPACE, kubeconfig=cluster.admin.kubeconfig)
     cluster.delete_namespace(NAMESPACE)

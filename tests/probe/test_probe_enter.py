@@ -116,3 +116,38 @@ def test_a_checkpoint_too_large_for_scratch_storage_is_not_copied(
 
     Base([scratch], [source], max_bytes=4 << 20).restore()
     assert (scratch / "weights").stat().st_size == 2 << 20
+
+
+def test_a_copy_is_as_the_original(tmp_path: Path) -> None:
+    """Folders, links and times: a program that looks for its newest checkpoint finds the same one."""
+    scratch, source = tmp_path / "scratch", tmp_path / "base"
+    (source / "step-7").mkdir(parents=True)
+    (source / "step-7" / "weights").write_text("x")
+    (source / "latest").symlink_to("step-7")
+    os.utime(source / "step-7" / "weights", (1e9, 1e9))
+    os.utime(source / "step-7", (2e9, 2e9))
+
+    Base([scratch], [source]).restore()
+
+    assert (scratch / "latest" / "weights").read_text() == "x"
+    assert (scratch / "latest").readlink() == Path("step-7")
+    assert (scratch / "step-7" / "weights").stat().st_mtime == 1e9
+    assert (scratch / "step-7").stat().st_mtime == 2e9
+
+
+def test_a_target_of_another_user_is_filled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kubelet makes the folder of a mount, and it is root's: nobody else may change its times or mode."""
+    scratch, source = tmp_path / "scratch", tmp_path / "base"
+    source.mkdir()
+    scratch.mkdir()
+    (source / "step").write_text("41")
+    real = os.utime
+
+    def refuse(path: Any, *arguments: Any, **more: Any) -> None:
+        if Path(path) == scratch:
+            raise PermissionError(1, "Operation not permitted")
+        real(path, *arguments, **more)
+
+    monkeypatch.setattr(os, "utime", refuse)
+    Base([scratch], [source]).restore()
+    assert (scratch / "step").read_text() == "41"

@@ -36,7 +36,7 @@ class Base:
         """Put the copy there, before a launch. Raises OSError."""
         for path, source in self._pairs:
             path.mkdir(parents=True, exist_ok=True)
-            shutil.copytree(source, path, symlinks=True, ignore=_leave_specials, dirs_exist_ok=True)
+            _copy(source, path)
 
 
 def _measure(folders: Sequence[Path]) -> Tuple[int, int]:
@@ -51,9 +51,18 @@ def _measure(folders: Sequence[Path]) -> Tuple[int, int]:
     return held_bytes, entries
 
 
-def _leave_specials(folder: str, names: "list[str]") -> "list[str]":
-    """Pipes, sockets and devices are nobody's checkpoint; a copy would wait for them for ever."""
-    modes = {name: os.lstat(os.path.join(folder, name)).st_mode for name in names}  # noqa: PTH118 (speed)
-    return [
-        name for name, mode in modes.items() if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode) or stat.S_ISLNK(mode))
-    ]
+def _copy(source: Path, target: Path) -> None:
+    """Copy what is in a folder, with its times: programs look for the newest. The target itself may be another user's.
+
+    Pipes, sockets and devices are nobody's checkpoint; a copy would wait for them for ever.
+    """
+    for entry in os.scandir(source):
+        mode, new = entry.stat(follow_symlinks=False).st_mode, target / entry.name
+        if stat.S_ISLNK(mode):
+            new.symlink_to(os.readlink(entry.path))  # noqa: PTH115 (as it is written, not where it leads)
+        elif stat.S_ISDIR(mode):
+            new.mkdir()
+            _copy(Path(entry.path), new)
+            shutil.copystat(entry.path, new)
+        elif stat.S_ISREG(mode):
+            shutil.copy2(entry.path, new)

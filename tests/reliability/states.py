@@ -70,11 +70,12 @@ def _block_of(run: str) -> str:
 def _read_job(document: Object) -> State:
     status = document.get("status") or {}
     bank = status.get("bank") or {}
+    is_measured = conditions_of(document).get("Observed", ("", ""))[0] == "True"  # else it is that of values of before
     return {
         "knobs": document["spec"]["knobs"],
         "conditions": conditions_of(document),
         "effective": {k["name"]: (k["value"], k["source"]) for k in status.get("effectiveKnobs") or ()},
-        "diagnosis": (status.get("diagnosis") or {}).get("sentence"),
+        "diagnosis": (status.get("diagnosis") or {}).get("sentence") if is_measured else "",
         "active": status.get("activeExperiment"),
         "verdicts": [(v["word"], v["change"], v["sentence"]) for v in status.get("lastVerdicts") or ()],
         "spent": bank.get("spentDeviceHours"),

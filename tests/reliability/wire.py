@@ -59,7 +59,8 @@ class Wire:
 
     async def get(self, path: str) -> Object | None:
         """The object or list at a path; None where there is none."""
-        reply = await self.send("GET", path)
+        while (reply := await self.send("GET", path)).status == 429:
+            await asyncio.sleep(1)  # the storage of a new definition is made ready
         if reply.status == 404:
             return None
         assert reply.status == 200, reply.content

@@ -40,10 +40,7 @@ class Late:
         self._events: List[Any] = []
 
     def add_loss(self, torch: Any, loss: Any) -> None:
-        """Take a scalar loss: copied now if it is on a device, in the stream's order, and read when it has arrived."""
-        if not loss.is_cuda:
-            self.losses.append(loss)
-            return
+        """Take a scalar loss: copied now, in the stream's order, and read when it has arrived."""
         if torch.cuda.is_current_stream_capturing():  # a copy would become part of the graph
             return
         host = torch.empty((), dtype=loss.dtype, pin_memory=True)
@@ -53,16 +50,14 @@ class Late:
 
     def has_arrived(self) -> bool:
         """Whether everything can be read without waiting."""
-        if not (self._events or self.waits or self.tails):
-            return True
         waits = [edge for wait in self.waits for edge in (wait.begin, wait.end)]
         tails = [edge for tail in self.tails for edge in (tail.begin, tail.end)]
         events = self._events + waits + tails
         return all(event.query() for event in events)
 
-    def read_loss(self) -> Optional[float]:
-        """The sum of the losses whose gradients made up the step (micro-batches divide by their number first)."""
-        return sum(float(loss) for loss in self.losses) if self.losses else None
+    def read_loss(self, before: Optional[float]) -> Optional[float]:
+        """The sum of these losses and of those known `before`."""
+        return sum(map(float, self.losses), before or 0.0) if self.losses else before
 
     def read_moves(self) -> List[Move]:
         """Waits during which the device was still computing, and tails during which it was not."""

@@ -1,7 +1,8 @@
 """What was in this batch? Short digests that tell whether two arms did the same work.
 
-A digest reads a few strided elements, never the whole batch, and never a tensor that is not in host memory: reading
-one would make the host wait for the device. Tensors are recognised by what they offer, so torch is not imported.
+A digest reads a few strided elements of the largest tensor, never the whole batch, and never a tensor that is not in
+host memory: reading one would make the host wait for the device. Tensors are recognised by what they offer, so torch is
+not imported.
 
 Digests are 32-bit numbers in 8 hex digits. They find mistakes, not forgers: a process that wants to lie can.
 """
@@ -11,7 +12,7 @@ from __future__ import annotations
 import zlib
 from array import array
 from collections.abc import Mapping
-from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence
 
 #: Elements read of one tensor or one row: enough to tell batches apart, O(1) whatever its size.
 STRIDED = 8
@@ -22,7 +23,20 @@ MAX_DEPTH, MAX_LEAVES = 4, 64
 #: Kinds of batch remembered: text of varying length has many, each a few hundred bytes.
 MAX_KINDS = 1000
 
-_known_kinds: Dict[Any, Tuple[int, int]] = {}
+
+class Kind(NamedTuple):
+    """What the shapes and types of a batch's tensors come to.
+
+    Digests of them with and without the first dimension, elements in all, and which tensor is the largest (-1: none).
+    """
+
+    sig: int
+    shape: int
+    elements: int
+    largest: int
+
+
+_known_kinds: Dict[Any, Kind] = {}
 
 
 class BatchDigest(NamedTuple):
@@ -40,15 +54,15 @@ def digest(batch: Any, indices: Optional[Any] = None) -> BatchDigest:
 
     Samples are the number of indices, else the first dimension of the first tensor that has one, else 1.
     """
-    tensors = list(_tensors(batch))
-    samples = _count_samples(tensors, batch)
+    tensors: List[Any] = []
+    _collect(batch, tensors, 0)
+    kind = _find_kind(tensors)
+    sig = zlib.crc32(_strided(tensors[kind.largest]), kind.sig) if tensors else kind.sig
     if isinstance(indices, (list, tuple)):
-        samples = len(indices)
-    sig, shape = _digest_kinds(tensors)
-    for tensor in tensors:
-        sig = zlib.crc32(_strided(tensor), sig)
-    ids = digest_content(tensors, samples) if indices is None else digest_ids(indices)
-    return BatchDigest(samples, sum([t.numel() for t in tensors]), sig, shape, ids)
+        return BatchDigest(len(indices), kind.elements, sig, kind.shape, digest_ids(indices))
+    samples = _count_samples(tensors, batch)
+    ids = digest_content(tensors, samples) if indices is None else digest_ids((indices,))
+    return BatchDigest(samples, kind.elements, sig, kind.shape, ids)
 
 
 def combine(parts: Sequence[BatchDigest]) -> BatchDigest:
@@ -65,9 +79,13 @@ def combine(parts: Sequence[BatchDigest]) -> BatchDigest:
     )
 
 
-def digest_ids(indices: Any) -> int:
-    """Order-free digest of sample ids (one, or a sequence): the sum of their CRC-32s modulo 2**32."""
-    ids = indices if isinstance(indices, (list, tuple)) else [indices]
+def digest_ids(ids: Sequence[Any]) -> int:
+    """Order-free digest of sample ids: the sum of 32-bit hashes of each, so it does not depend on how batches are cut.
+
+    Numbers, which nearly all ids are, are hashed as tuples of one: in C, mixed well, and alike in every process.
+    """
+    if set(map(type, ids)) == {int}:
+        return sum(map(hash, zip(ids))) & 0xFFFFFFFF
     return sum(map(zlib.crc32, map(str.encode, map(str, ids)))) & 0xFFFFFFFF
 
 
@@ -90,18 +108,19 @@ def to_hex(number: int) -> str:
     return f"{number:08x}"
 
 
-def _tensors(batch: Any, depth: int = 0) -> Iterator[Any]:
+def _collect(batch: Any, tensors: List[Any], depth: int) -> None:
+    """Append the tensors in a batch, in order."""
     if hasattr(batch, "as_strided") and hasattr(batch, "is_contiguous"):
-        yield batch
+        tensors.append(batch)
     elif depth < MAX_DEPTH:
-        if isinstance(batch, Mapping):
-            inside: Any = list(batch.values())[:MAX_LEAVES]
-        elif isinstance(batch, (list, tuple)):
-            inside = batch[:MAX_LEAVES]
+        if isinstance(batch, (list, tuple)):
+            inside: Any = batch[:MAX_LEAVES]
+        elif isinstance(batch, Mapping):
+            inside = list(batch.values())[:MAX_LEAVES]
         else:
             inside = list(vars(batch).values())[:MAX_LEAVES] if hasattr(batch, "__dict__") else ()
         for item in inside:
-            yield from _tensors(item, depth + 1)
+            _collect(item, tensors, depth + 1)
 
 
 def _count_samples(tensors: List[Any], batch: Any) -> int:
@@ -112,19 +131,21 @@ def _count_samples(tensors: List[Any], batch: Any) -> int:
 
 
 def _is_readable(tensor: Any) -> bool:
-    kind = tensor.dtype
-    return bool(tensor.device.type == "cpu" and not tensor.is_sparse and not kind.is_complex and tensor.is_contiguous())
+    """Whether a few elements can be read as numbers without waiting for a device."""
+    return bool(tensor.is_cpu and not tensor.is_sparse and tensor.is_contiguous() and not tensor.is_complex())
 
 
-def _digest_kinds(tensors: List[Any]) -> Tuple[int, int]:
-    """Of shapes and dtypes, and of the same without the first dimension. Few kinds come again and again."""
+def _find_kind(tensors: List[Any]) -> Kind:
+    """Few kinds come again and again."""
     kinds = tuple([(t.shape, t.dtype) for t in tensors])
     known = _known_kinds.get(kinds)
     if known is None:
         if len(_known_kinds) >= MAX_KINDS:
             _known_kinds.clear()
-        known = (_crc(kinds), _crc([(shape[1:], dtype) for shape, dtype in kinds]))
-        _known_kinds[kinds] = known
+        shape = _crc([(shape[1:], dtype) for shape, dtype in kinds])
+        sizes = [t.numel() for t in tensors]
+        largest = sizes.index(max(sizes)) if sizes else -1
+        known = _known_kinds[kinds] = Kind(_crc(kinds), shape, sum(sizes), largest)
     return known
 
 

@@ -60,7 +60,7 @@ class StepRecord(NamedTuple):
 
 
 class Recorder:
-    """Writes the records of one rank. Without a directory it only keeps the metrics."""
+    """Writes the records of one rank, and keeps its metrics. Without a directory it does only the latter."""
 
     def __init__(
         self,
@@ -72,7 +72,7 @@ class Recorder:
     ) -> None:
         """Create `directory/rank-<rank>.jsonl` (emptied if it is there). Raises OSError if that cannot be done."""
         self.rank, self.world = rank, world
-        self.metrics = metrics if metrics is not None else Metrics()
+        self._metrics = metrics
         self.steps = 0
         self._clock = clock
         self._pid = os.getpid()
@@ -87,7 +87,8 @@ class Recorder:
     def start(self, device: str, live: bool, by: str, t0_ns: Optional[int] = None) -> None:
         """First record: who writes. `t0_ns` is when the process began (`process_start_ns()` if not given)."""
         begun_ns = process_start_ns() if t0_ns is None else t0_ns
-        self.metrics.info.update(rank=str(self.rank), world=str(self.world), device=device, by=by)
+        if self._metrics is not None:
+            self._metrics.info.update(rank=str(self.rank), world=str(self.world), device=device, by=by)
         self._write(
             "start",
             v=VERSION,
@@ -106,43 +107,39 @@ class Recorder:
         The wait for that batch is also `startup` time of step 0, whose wall begins when the batch was asked for;
         in the metrics it is counted once, here.
         """
-        self.metrics.add_phases({"startup": ns})
+        if self._metrics is not None:
+            self._metrics.add_phases({"startup": ns})
         self._write("startup", ns=ns, parts=dict(parts or {}))
 
     def step(self, step: StepRecord) -> None:
-        """One optimizer step."""
-        wall_ns = sum(step.phases.values())
-        loss = step.loss if step.loss is not None and math.isfinite(step.loss) else None
-        self.steps = step.step + 1
-        metrics = self.metrics
-        metrics.observe_step(wall_ns, step.samples)
-        metrics.add_phases({phase: ns for phase, ns in step.phases.items() if phase != "startup"})
-        metrics.loader_batches += step.loader.batches
-        metrics.loader_batch_ns += step.loader.sum_ns
-        metrics.loss = loss if loss is not None else metrics.loss
+        """One optimizer step. Its line is put together by hand: its names and texts are ours, and need no escapes."""
+        index, end_ns, phases, samples, elements, sig, shape, ids, loss, seq, loader, tags = step
+        wall_ns = sum(phases.values())
+        if loss is not None and not math.isfinite(loss):
+            loss = None
+        self.steps = index + 1
+        if self._metrics is not None:
+            self._metrics.observe_step(wall_ns, samples)
+            self._metrics.add_phases({phase: ns for phase, ns in phases.items() if phase != "startup"})
+            self._metrics.loader_batches += loader.batches
+            self._metrics.loader_batch_ns += loader.sum_ns
+            self._metrics.loss = self._metrics.loss if loss is None else loss
         if self._fd is None:
             return
-        self._write(
+        told = "null" if loss is None else repr(loss)
+        spent = ",".join([f'"{phase}":{ns}' for phase, ns in phases.items()])
+        self._append(
             "step",
-            step.end_ns,
-            i=step.step,
-            w=wall_ns,
-            ph=dict(step.phases),
-            n=step.samples,
-            el=step.elements,
-            sig=step.sig,
-            shape=step.shape,
-            ids=step.ids,
-            loss=loss,
-            seq=step.seq,
-            lb=list(step.loader),
-            tags=list(step.tags),
+            f'{{"k":"step","t":{end_ns},"i":{index},"w":{wall_ns},"ph":{{{spent}}},"n":{samples},"el":{elements},'
+            f'"sig":"{sig}","shape":"{shape}","ids":"{ids}","loss":{told},"seq":{seq},'
+            f'"lb":[{loader[0]},{loader[1]},{loader[2]}],"tags":{_encode(tags) if tags else "[]"}}}',
         )
 
     def save(self, block_ns: int, asynchronous: bool, step: int, at_ns: Optional[int] = None) -> None:
         """A checkpoint after `step` steps blocked the training thread for `block_ns`, until `at_ns` (else now)."""
-        self.metrics.checkpoints += 1
-        self.metrics.checkpoint_block_ns += block_ns
+        if self._metrics is not None:
+            self._metrics.checkpoints += 1
+            self._metrics.checkpoint_block_ns += block_ns
         fields = {"block_ns": block_ns, "async": asynchronous, "step": step}
         self._write("save", at_ns, **fields)
 
@@ -178,11 +175,14 @@ class Recorder:
                 os.close(fd)
 
     def _write(self, kind: str, at_ns: Optional[int] = None, **fields: object) -> None:
-        if self._fd is None or os.getpid() != self._pid:  # a forked child has the descriptor but no say
+        if self._fd is not None:
+            self._append(kind, _encode({"k": kind, "t": self._clock() if at_ns is None else at_ns, **fields}))
+
+    def _append(self, kind: str, text: str) -> None:
+        """Write one record, the whole line at once."""
+        if os.getpid() != self._pid:  # a forked child has the descriptor but no say
             return
-        record: Dict[str, object] = {"k": kind, "t": self._clock() if at_ns is None else at_ns}
-        record.update(fields)
-        line = _encode(record).encode() + b"\n"
+        line = text.encode() + b"\n"
         failure = f"a {kind} record has {len(line)} bytes, more than {MAX_LINE_BYTES}"
         with self._lock:
             if self._fd is None:

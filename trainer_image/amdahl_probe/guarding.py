@@ -20,6 +20,8 @@ class Switch:
 
     def __init__(self) -> None:
         self.on = True
+        #: Under the name by which all objects that are guarded know it.
+        self.probe = self
 
     def disable(self, why: str) -> None:
         """Turn the probe off, say so once, and never raise."""
@@ -37,17 +39,20 @@ class Switch:
 
 
 def guarded(method: Callable[..., Result]) -> Callable[..., Optional[Result]]:
-    """Run a method of the probe, or of an object that has one, only while it is on; a failure turns it off."""
+    """Run a method of the probe, or of an object that has one, only while it is on; a failure turns it off.
+
+    For the outermost calls alone: what they call needs no guard of its own. It runs at every hook of every step, so it
+    takes no named arguments and asks for nothing that may be missing: both cost more than the rest of it.
+    """
 
     @functools.wraps(method)
-    def run(self: Any, *args: Any, **kwargs: Any) -> Optional[Result]:
-        probe: Switch = getattr(self, "probe", self)
-        if not probe.on:
+    def run(self: Any, *args: Any) -> Optional[Result]:
+        if not self.probe.on:
             return None
         try:
-            return method(self, *args, **kwargs)
+            return method(self, *args)
         except Exception as error:
-            probe.disable(f"{method.__name__}: {type(error).__name__}: {error}")
+            self.probe.disable(f"{method.__name__}: {type(error).__name__}: {error}")
             return None
 
     return run

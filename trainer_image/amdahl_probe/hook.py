@@ -9,27 +9,27 @@ import os
 import sys
 from importlib.machinery import ModuleSpec
 from types import ModuleType
-from typing import Any, Callable, Dict, Optional, Sequence
+from typing import Any, Callable, Dict, List, Optional, Sequence
 
 Callback = Callable[[ModuleType], None]
 
 
 class ImportWatcher:
-    """A finder that finds nothing itself: it lets a callback run after a module has been executed.
+    """A finder that finds nothing itself: it lets callbacks run after a module has been executed.
 
     The module's own loader stays in place, since `inspect` and `importlib.resources` ask for it; only that one
     loader's `exec_module` is wrapped, and unwrapped when it runs.
     """
 
     def __init__(self) -> None:
-        self._callbacks: Dict[str, Callback] = {}
+        self._callbacks: Dict[str, List[Callback]] = {}
 
     def call_after(self, name: str, callback: Callback) -> None:
         """Call `callback(module)` once `name` is imported; at once if it already is. The callback must not raise."""
         if name in sys.modules:
             callback(sys.modules[name])
         else:
-            self._callbacks[name] = callback
+            self._callbacks.setdefault(name, []).append(callback)
 
     def find_spec(
         self, name: str, path: Optional[Sequence[str]] = None, target: Optional[ModuleType] = None
@@ -53,8 +53,7 @@ class ImportWatcher:
         def exec_module(module: ModuleType) -> None:
             vars(loader).pop("exec_module", None)
             execute(module)
-            callback = self._callbacks.pop(name, None)
-            if callback is not None:
+            for callback in self._callbacks.pop(name, []):
                 callback(module)
 
         loader.exec_module = exec_module

@@ -9,7 +9,7 @@ import os
 from types import ModuleType
 from typing import Any
 
-from amdahl_probe import checkpoint, comm, loader, optim, trial
+from amdahl_probe import checkpoint, comm, forwards, loader, optim, trial
 from amdahl_probe.hook import ImportWatcher
 from amdahl_probe.probe import Probe
 from amdahl_probe.settings import Settings
@@ -36,6 +36,7 @@ def _patch(probe: Probe, torch: Any, watcher: ImportWatcher) -> None:
     loaders = loader.install(probe, torch)
     if probe.settings.is_recording:
         optim.install(probe, torch, loaders)
+        forwards.install(probe.forwards, watcher)
         comm.install(probe, torch)
         checkpoint.install(probe, torch, watcher)
 

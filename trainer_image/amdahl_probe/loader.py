@@ -37,9 +37,9 @@ class Loaders:
         self._candidates: List[Source] = []
         self._knows_training = False
         self._reported: List[Tuple[Any, Any]] = []
-        self._is_discarded = False
+        #: Whether batches have to be thrown away before the first that counts.
+        self.must_discard = probe.settings.offset is not None
 
-    @guarded
     def note_backward(self) -> None:
         """Loaders that gave batches since the last backward pass feed the training."""
         self._knows_training = True
@@ -116,10 +116,17 @@ class Loaders:
         return self.probe.enter_input(self.is_training(self.find_source(loader)))
 
     @guarded
+    def finish_start(self, span: Optional[int]) -> None:
+        """It has been made."""
+        if span is not None:
+            self.probe.leave_input(span)
+            self.probe.end_request(is_over=False)
+
+    @guarded
     def ask(self, iterator: Any) -> Optional[Request]:
         """A batch is being asked for, in a training process, from an iterator whose making was seen."""
-        is_known = hasattr(iterator, "_amdahl_source")
-        return Request(self, iterator) if is_known and self.probe.is_rank() else None
+        source = getattr(iterator, "_amdahl_source", None)
+        return Request(self, iterator, source) if source is not None and self.probe.is_rank() else None
 
     @guarded
     def time_fetch(self, took_ns: int) -> None:
@@ -132,12 +139,11 @@ class Loaders:
 
     def discard(self, iterator: Any, ask: Callable[[Any], Any]) -> Optional[Any]:
         """Trial, iterable data: throw away the first batches. Returns the last of them if the data ended there."""
-        offset = self.probe.settings.offset
-        if offset is None or self._is_discarded or getattr(iterator, "_dataset_kind", 0) == 0:
+        if getattr(iterator, "_dataset_kind", 0) == 0:
             return None
-        self._is_discarded = True
+        self.must_discard = False
         batch = None
-        for _ in range(offset % trial.MAX_DISCARDED):
+        for _ in range((self.probe.settings.offset or 0) % trial.MAX_DISCARDED):
             try:
                 batch = ask(iterator)
             except StopIteration:
@@ -157,9 +163,11 @@ class Loaders:
 class Request:
     """One batch being asked for: the spans and events around the script's own `next`."""
 
-    def __init__(self, loaders: Loaders, iterator: Any) -> None:
+    __slots__ = ("_begun_ns", "_event", "_span", "is_training", "iterator", "loaders", "probe")
+
+    def __init__(self, loaders: Loaders, iterator: Any, source: Source) -> None:
         self.probe, self.loaders, self.iterator = loaders.probe, loaders, iterator
-        self.is_training = loaders.is_training(iterator._amdahl_source)
+        self.is_training = loaders.is_training(source)
         if self.is_training:
             self.probe.ask_first()
         self._event = device.record_event(loaders.torch) if device.is_used(loaders.torch) else None
@@ -171,10 +179,9 @@ class Request:
         """The batch is in hand."""
         wait_ns = time.monotonic_ns() - self._begun_ns
         self.probe.leave_input(self._span)
-        seen = getattr(self.iterator, "_amdahl_seen", None)
-        indices = seen.popleft() if seen else None
-        is_alone = getattr(self.iterator, "_num_workers", 0) == 0
-        took_ns = self.loaders.fetches.last_ns if is_alone else self.loaders.fetches.take(self.iterator._base_seed)
+        iterator, fetches = self.iterator, self.loaders.fetches
+        indices = iterator._amdahl_seen.popleft() if iterator._amdahl_seen else None
+        took_ns = fetches.take(iterator._base_seed) if iterator._num_workers else fetches.last_ns
         if not self.is_training:
             self.probe.count_provisional(batch, indices, wait_ns)
             return
@@ -186,7 +193,7 @@ class Request:
     def refuse(self) -> None:
         """There was no batch: the end of the epoch, or an error that is the script's."""
         self.probe.leave_input(self._span)
-        self.probe.end_epoch(self.is_training)
+        self.probe.end_request(is_over=not self.is_training)
 
 
 def install(probe: Probe, torch: Any) -> Loaders:
@@ -237,7 +244,7 @@ def _patch_iter(loaders: Loaders, loader_class: Any) -> None:
         try:
             return original(self)
         finally:
-            loaders.probe.leave_input(span)
+            loaders.finish_start(span)
 
     loader_class.__iter__ = __iter__
 
@@ -258,7 +265,7 @@ def _patch_iterators(loaders: Loaders, iterator_class: Any) -> None:
 
     @functools.wraps(ask)
     def __next__(self: Any) -> Any:
-        last = loaders.discard(self, ask) if loaders.probe.on else None
+        last = loaders.discard(self, ask) if loaders.must_discard and loaders.probe.on else None
         if last is not None:
             return last
         request = loaders.ask(self)

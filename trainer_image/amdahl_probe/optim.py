@@ -18,7 +18,7 @@ class Backwards:
 
     def __init__(self, probe: Probe, torch: Any, loaders: Loaders) -> None:
         self.probe = probe
-        self.torch = torch
+        self._plain = torch.Tensor
         self._loaders = loaders
         self._gradients = LastGradient(probe, torch)
         self._gradients.install()
@@ -28,7 +28,7 @@ class Backwards:
     @guarded
     def note_scaled(self, scaled: Any, loss: Any) -> None:
         """A scaler has multiplied the loss: the next backward pass will be given the product."""
-        if isinstance(loss, self.torch.Tensor):
+        if isinstance(loss, self._plain):
             self._scaled_id, self._unscaled = id(scaled), loss.detach()
 
     @guarded
@@ -36,15 +36,16 @@ class Backwards:
         """A backward pass begins from `tensors`."""
         self._loaders.note_backward()
         loss = self._unscaled if id(tensors) == self._scaled_id else tensors
-        self._scaled_id, self._unscaled = None, None
-        is_plain = type(loss) is self.torch.Tensor and loss.numel() == 1 and loss.device.type in ("cpu", "cuda")
-        self.probe.begin_backward(loss.detach() if is_plain else None)
+        self._scaled_id = self._unscaled = None
+        is_plain = type(loss) is self._plain and loss.numel() == 1 and (loss.is_cpu or loss.is_cuda)
+        self.probe.begin_backward(loss if is_plain else None)
         self._gradients.begin()
 
     @guarded
     def end(self) -> None:
-        """It has returned."""
+        """It has returned, or raised."""
         self._gradients.end()
+        self.probe.end_backward()
 
 
 def install(probe: Probe, torch: Any, loaders: Loaders) -> None:
@@ -63,6 +64,7 @@ def install(probe: Probe, torch: Any, loaders: Loaders) -> None:
 def _hook_steps(probe: Probe, optimizers: Any) -> None:
     register = getattr(optimizers, "register_optimizer_step_post_hook", None)
     if register is not None:
+        optimizers.register_optimizer_step_pre_hook(lambda *_: probe.begin_update())
         register(lambda optimizer, *_: probe.end_step(optimizer))
         return
     # Before torch 2.0: where the hooks run now, an empty method is called, which the profiler goes by.
@@ -82,9 +84,10 @@ def _patch_backward(backwards: Backwards, autograd: Any) -> None:
     @functools.wraps(original)
     def backward(tensors: Any, *args: Any, **kwargs: Any) -> Any:
         backwards.begin(tensors)
-        result = original(tensors, *args, **kwargs)
-        backwards.end()
-        return result
+        try:
+            return original(tensors, *args, **kwargs)
+        finally:
+            backwards.end()
 
     autograd.backward = backward
 

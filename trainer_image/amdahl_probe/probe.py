@@ -1,9 +1,10 @@
 """What happens in this training process? One `Probe` turns the events that the patches report into records.
 
-The patches (`loader`, `optim`, `checkpoint`, `comm`) know torch; this file knows which event means what for the time
-line; what a rank, a startup, a step, a save and an evaluation are, is said in the files of these names.
+The patches (`loader`, `optim`, `forwards`, `checkpoint`, `comm`) know torch; this file knows which event means what for
+the time line; what a rank, a startup, a step, a save and an evaluation are, is said in the files of these names.
 
-[P] Nothing here may break the training: each entry point is `guarded`, and the first failure turns the probe off.
+[P] Nothing here may break the training: what the patches call is `guarded`, here or where they call it from, and the
+first failure turns the probe off.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any, Callable, Dict, Mapping, Optional
 from amdahl_probe import device, digests, emit, trial
 from amdahl_probe.emit import Recorder
 from amdahl_probe.evaluation import Evaluation
+from amdahl_probe.forwards import Forwards
 from amdahl_probe.guarding import Switch, guarded
 from amdahl_probe.rank import Rank
 from amdahl_probe.saves import Saves
@@ -35,6 +37,7 @@ class Probe(Switch):
         super().__init__()
         self.torch = torch
         self.settings = settings
+        self.forwards = Forwards(self, torch, self.begin_forward)
         self._begin(emit.process_start_ns(), {})
         self._startup.add("import", time.monotonic_ns() - self._startup.begun_ns)
 
@@ -46,12 +49,22 @@ class Probe(Switch):
         self._startup = Startup(begun_ns, parts)
         self._steps = Steps()
         self._saves = Saves(self._rank)
-        self._evaluation = Evaluation(self.ledger)
-        self._is_adopted = self._is_seeded = False
+        self._evaluation = Evaluation(self.ledger, self._rest)
+        self._is_adopted = self._is_seeded = self._is_fed = False
+        self._is_in_backward = self._has_stepped_in_backward = False
+
+    def _rest(self, phase: str) -> None:
+        """Change what time counts as when no span is open; between steps, wait for a module's call to change it."""
+        if not self.ledger.is_mine():
+            return
+        self.ledger.rest(phase)
+        if phase == "compute":
+            self.forwards.ignore()
+        elif phase == "other":
+            self.forwards.watch()
 
     # -- the process -----------------------------------------------------------------------------------------------
 
-    @guarded
     def is_rank(self) -> bool:
         """Whether this process trains; the first question decides it."""
         if self._rank.trains is None and self._rank.decide():
@@ -60,11 +73,13 @@ class Probe(Switch):
         return bool(self._rank.trains)
 
     def _collected(self, moment: str, info: Mapping[str, int]) -> None:
-        self._steps.note_collection(moment, info)
+        if info["generation"] == 2 and moment == "start":
+            self._steps.note_collection()
 
     @guarded
     def forked(self) -> None:
         """In a forked child: forget the parent's run. It may be a loader worker, or become a rank of its own."""
+        self.forwards.ignore()
         self._rank.release()
         if self._rank.recorder is not None:
             atexit.unregister(self.finish)
@@ -75,7 +90,8 @@ class Probe(Switch):
         self._rank.write(write)
 
     def note_disabled(self, why: str) -> None:
-        """The last record, if there is anywhere to write it."""
+        """Take the hook away, and write the last record if there is anywhere to write it."""
+        self.forwards.ignore()
         if self._rank.recorder is not None:
             self._rank.recorder.disabled(why)
 
@@ -101,74 +117,56 @@ class Probe(Switch):
             self._is_seeded = True
             trial.seed_generators(self.torch, self.settings.seed)
 
-    @guarded
     def enter_input(self, is_training: bool) -> int:
         """A batch is asked for (or a loader started). Returns the span to be closed with `leave_input`."""
-        if not self._startup.is_over:
+        if not self._startup.is_over or not self.ledger.is_mine():
             return self.ledger.push("startup")
-        if not is_training:
+        if is_training:
+            self._evaluation.end()
+        else:
             self._evaluation.begin()
-            return self.ledger.push("eval")
-        self._evaluation.end()
-        return self.ledger.push("input")
+        self.forwards.ignore()  # a data set may call modules too
+        return self.ledger.push("input" if is_training else "eval")
 
-    @guarded
-    def leave_input(self, span: Optional[int]) -> None:
+    def leave_input(self, span: int) -> None:
         """The loader has answered."""
-        if span is not None:
-            self.ledger.pop(span)
+        self.ledger.pop(span)
 
-    @guarded
     def ask_first(self) -> None:
         """A training batch is being asked for; the first such moment matters."""
         self._startup.ask_first(self.ledger)
 
-    @guarded
     def count_batch(self, batch: Any, indices: Optional[Any], took_ns: Optional[int]) -> None:
         """A training batch is in hand, for which the loader took `took_ns` (None if it did not say)."""
-        draft = self._steps.draft
-        draft.batches.append(digests.digest(batch, indices))
-        if took_ns is not None:
-            draft.loader = draft.loader.plus(took_ns)
+        self._steps.draft.add_batch(digests.digest(batch, indices), took_ns)
+        self._is_fed = True
         self._startup.end(self._rank)
-        self.ledger.rest("compute")
+        self._rest("compute")
 
-    @guarded
     def count_provisional(self, batch: Any, indices: Optional[Any], wait_ns: int) -> None:
-        """A batch is in hand that looks like evaluation, unless a backward pass follows before a training batch."""
+        """A batch is in hand that looks like evaluation, unless a backward pass follows before a training batch.
+
+        Where a loader feeds the training, its next batch ends the evaluation; elsewhere, a module's call does.
+        """
         self._evaluation.add(batch, indices, wait_ns, in_startup=not self._startup.is_over)
+        if self._startup.is_over and not self._is_fed:
+            self.forwards.watch()
 
-    @guarded
-    def end_epoch(self, is_training: bool) -> None:
-        """A loader is exhausted."""
-        if not is_training and self._startup.is_over:
+    def end_request(self, is_over: bool) -> None:
+        """There was no batch: a loader has been started, or an evaluation `is_over` with its loader's last one."""
+        if is_over and self._startup.is_over:
             self._evaluation.end()
+        self._rest(self.ledger.bottom)
 
-    # -- time that is charged otherwise ----------------------------------------------------------------------------
+    # -- forward and backward passes, steps --------------------------------------------------------------------------
 
-    @guarded
-    def add_wait(self, phase: str, host_ns: int, begin: Any, end: Any) -> None:
-        """A host wait between two device events: the part the device computed is not `phase`."""
-        self._steps.draft.late.waits.append(device.Wait(phase, host_ns, begin, end))
+    def begin_forward(self, is_recording: bool, is_training: bool) -> None:
+        """Between steps, a model is called: with gradients recorded or not, in training mode or not."""
+        if is_recording and is_training:
+            self._evaluation.interrupt()
+        else:
+            self._evaluation.call(is_certain=not is_recording)
 
-    @guarded
-    def add_tail(self, phase: str, begin: Any, end: Any) -> None:
-        """Computing between two device events that was really `phase`."""
-        self._steps.draft.late.tails.append(device.Tail(phase, begin, end))
-
-    @guarded
-    def move(self, source: str, target: str, ns: int) -> None:
-        """Charge part of the present step's `source` time to `target` instead."""
-        self._steps.draft.moves.append((source, target, ns))
-
-    @guarded
-    def add_startup(self, part: str, ns: int) -> None:
-        """Part of the startup took `ns`; ignored afterwards."""
-        self._startup.add(part, ns)
-
-    # -- backward and steps ----------------------------------------------------------------------------------------
-
-    @guarded
     def begin_backward(self, loss: Optional[Any]) -> None:
         """A backward pass begins: this thread is the training thread, and what it was given is training data."""
         if not self.is_rank():
@@ -180,21 +178,61 @@ class Probe(Switch):
         draft = self._steps.draft
         if self._evaluation.is_provisional:
             self._evaluation.promote(draft)
-        self.ledger.rest("compute")
+        self._is_in_backward = True
+        self._rest("compute")
         if loss is not None:
-            draft.late.add_loss(self.torch, loss)
+            draft.add_loss(self.torch, loss)
+
+    def end_backward(self) -> None:
+        """It has returned. Optimizers that are stepped by its hooks end their steps here."""
+        self._is_in_backward = False
+        if self._has_stepped_in_backward:
+            self._has_stepped_in_backward = False
+            self._rest("other")
+
+    @guarded
+    def begin_update(self) -> None:
+        """An optimizer begins to step: one of several may do so when the step has ended with another."""
+        if self.ledger.bottom == "other":
+            self._rest("compute")
 
     @guarded
     def end_step(self, optimizer: Any) -> None:
         """An optimizer has stepped."""
-        if not self.is_rank() or not self._steps.are_marked_by(optimizer):
+        if not self.is_rank():
             return
         self._startup.end(self._rank)
-        self._saves.flush()
-        self._steps.end(self.ledger)
-        self._steps.write(self._rank.recorder)
-        if self._trace is not None and self._rank.recorder is not None:
-            self._trace.flush(self._rank.recorder.rank)
+        is_marking = self._steps.are_marked_by(optimizer)
+        if is_marking:
+            self._saves.flush()
+            self._steps.end(self.ledger)
+        if self._is_in_backward:
+            self._has_stepped_in_backward = True
+        else:
+            self._rest("other")
+        if is_marking:
+            self._steps.write(self._rank.recorder)
+            if self._trace is not None and self._rank.recorder is not None:
+                self._trace.flush(self._rank.recorder.rank)
+
+    # -- time that is charged otherwise ----------------------------------------------------------------------------
+
+    def add_wait(self, phase: str, host_ns: int, begin: Any, end: Any) -> None:
+        """A host wait between two device events: the part the device computed is not `phase`."""
+        self._steps.draft.late.waits.append(device.Wait(phase, host_ns, begin, end))
+
+    def add_tail(self, phase: str, begin: Any, end: Any) -> None:
+        """Computing between two device events that was really `phase`."""
+        self._steps.draft.late.tails.append(device.Tail(phase, begin, end))
+
+    def move(self, source: str, target: str, ns: int) -> None:
+        """Charge part of the present step's `source` time to `target` instead."""
+        self._steps.draft.moves.append((source, target, ns))
+
+    @guarded
+    def add_startup(self, part: str, ns: int) -> None:
+        """Part of the startup took `ns`; ignored afterwards."""
+        self._startup.add(part, ns)
 
     # -- checkpoints and collectives -------------------------------------------------------------------------------
 

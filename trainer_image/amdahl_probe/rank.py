@@ -46,14 +46,15 @@ class Rank:
                 self._lock = place.take_lock(Path(settings.directory), rank)
             except BlockingIOError:  # another process of this job is that rank
                 return False
-        counters = metrics.Metrics({"run": settings.run})
+        is_serving = settings.port is not None and is_first
+        counters = metrics.Metrics({"run": settings.run}) if is_serving else None
         self.recorder = recorder = Recorder(settings.directory, rank, world, counters)
         cuda = self._torch.cuda
         name = f"cuda:{cuda.get_device_name()}" if cuda.is_initialized() else "cpu"
         recorder.start(name, live=False, by="probe", t0_ns=self._begun_ns)
         for write in self._early:
             write(recorder)
-        if settings.port is not None and is_first:
+        if counters is not None and settings.port is not None:
             try:
                 metrics.serve(counters, settings.port, settings.host, settings.directory)
             except OSError as error:  # a taken port costs the port, not the records

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 import weakref
 from collections import deque
-from typing import Any, Deque, Mapping, Optional
+from typing import Any, Deque, Optional
 
 from amdahl_probe.draft import Draft
 from amdahl_probe.emit import Recorder
@@ -37,10 +37,9 @@ class Steps:
         return self._optimizer() is optimizer
 
     def end(self, ledger: Ledger) -> None:
-        """The optimizer has stepped: begin the next one."""
+        """The optimizer has stepped: the lap that ends here was its step's, and the next one begins."""
         draft, self.draft = self.draft, Draft()
         phases = ledger.take()
-        ledger.rest("other")
         if self._has_compiled() or self.count == 0:
             draft.tags.append("warmup")
         draft.close(self.count, ledger.mark_ns, phases)
@@ -49,18 +48,20 @@ class Steps:
 
     def write(self, recorder: Optional[Recorder], is_last: bool = False) -> None:
         """Write the steps that the device has said all about, have waited too long, or (`is_last`) are left."""
-        while self._late and (is_last or self._late[0].late.has_arrived() or len(self._late) > MAX_LATE_STEPS):
+        while self._late and (is_last or self._late[0].has_arrived() or len(self._late) > MAX_LATE_STEPS):
             assert recorder is not None
             recorder.step(self._late.popleft().to_record())
 
-    def note_collection(self, moment: str, info: Mapping[str, int]) -> None:
-        """Python's garbage collector is at work; a full collection is worth a tag."""
-        if moment == "start" and info.get("generation") == 2 and "gc" not in self.draft.tags:
+    def note_collection(self) -> None:
+        """Python has begun a full garbage collection, which is worth a tag."""
+        if "gc" not in self.draft.tags:
             self.draft.tags.append("gc")
 
     def _has_compiled(self) -> bool:
         """Whether torch's compiler has made new code since the last step."""
         dynamo: Any = sys.modules.get("torch._dynamo.utils")
-        compiled = dynamo.counters["frames"]["ok"] if hasattr(dynamo, "counters") else 0
-        before, self._compiled = self._compiled, compiled
-        return bool(compiled != before)
+        counters = getattr(dynamo, "counters", None)
+        if not counters:
+            return False
+        before, self._compiled = self._compiled, counters["frames"]["ok"]
+        return bool(self._compiled != before)

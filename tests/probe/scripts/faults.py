@@ -6,7 +6,6 @@ OUT_DIR/<function>.losses and .said; the child "none" has no fault, and is the o
 
 # ruff: noqa: PTH105, PTH108 (as scripts write it)
 import atexit
-import importlib
 import os
 import sys
 from pathlib import Path
@@ -44,6 +43,31 @@ def kept(out):
     return losses
 
 
+def unaided(out):
+    """No loader: an evaluation by hand, compiled code, two optimizers."""
+    model, first = new_model()
+    second, losses = torch.optim.SGD(model.parameters(), lr=1e-3), []
+    make_fast(model)  # and never called: compiling a model in each child would take minutes
+    for at in range(3):
+        rows, labels = torch.ones(2, 12) * at, torch.tensor([0, 1])
+        with torch.no_grad():
+            losses.append(loss_of(model, (rows, labels)).item())
+        loss = loss_of(model, (bend(rows), labels))
+        loss.backward()
+        first.step()
+        second.step()
+        losses.append(loss.item())
+    return losses
+
+
+def make_fast(code):
+    """Compiled where torch can."""
+    return torch.compile(code, backend="eager") if torch_has.find()["torch.compile"] else code
+
+
+bend = make_fast(lambda rows: torch.sin(rows) + rows)
+
+
 def find_guarded():
     """(class and name, function) of all guarded functions of the probe."""
     guarding = sys.modules.get("amdahl_probe.guarding")
@@ -73,17 +97,15 @@ def plant(function):
 
 def train(out, name):
     losses = []
-    for loop in (plain, accumulated, kept):
+    for loop in (plain, accumulated, kept, unaided):
         (out / f"{name}-{loop.__name__}").mkdir()
         losses += loop(out / f"{name}-{loop.__name__}")
     (out / f"{name}.losses").write_text(" ".join(loss.hex() for loss in losses))
 
 
 def main(out):
-    if torch_has.find()["torch.compile"]:
-        importlib.import_module("torch._dynamo")  # which the first optimizer would import, in each child anew
-
     torch.set_num_threads(1)
+    bend(torch.ones(2, 12))  # imports the compiler, which the first optimizer would, in each child anew
     for rank, (name, function) in enumerate([("none", None), *find_guarded()]):
         undo = plant(function) if function else None
         os.dup2(os.open(out / f"{name}.said", os.O_WRONLY | os.O_CREAT), 2)

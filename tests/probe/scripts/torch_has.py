@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import sys
 
 import torch
 
@@ -21,6 +22,7 @@ def find():
     return {
         "torch.distributed.run": can_launch(),
         "torch.compile": hasattr(torch, "compile"),
+        "optimizer pre-hooks": hasattr(sys.modules["torch.optim.optimizer"], "register_optimizer_step_pre_hook"),
         "torch.amp.GradScaler": hasattr(torch.amp, "GradScaler"),
         "torch.distributed.checkpoint.save": hasattr(checkpoint, "save"),
         "torch.distributed.checkpoint.async_save": hasattr(checkpoint, "async_save"),

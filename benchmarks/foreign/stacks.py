@@ -18,6 +18,7 @@ PROBE = "/amdahl_probe/"
 #: Functions of the probe that stand around one of torch's and call it: what runs below them is not the probe's.
 WRAPPERS = frozenset(
     {
+        "__call__",
         "__init__",
         "__iter__",
         "__next__",

@@ -105,3 +105,11 @@ def test_a_huge_tree_does_not_delay_the_loop(folder: Path, monkeypatch: pytest.M
     (folder / "zzz.py").write_text("beyond")
 
     assert digest_program(JOB, folder) == before
+
+
+def test_packages_are_part_of_the_program(folder: Path) -> None:
+    """Another version is another program; the same list is the same one."""
+    digests = [digest_program(JOB, folder, [package]) for package in ("torch-2.9.0", "torch-2.9.1", "torch-2.9.0")]
+
+    assert digests[0] == digests[2]
+    assert len({digest_program(JOB, folder), *digests}) == 3

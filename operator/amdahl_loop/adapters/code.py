@@ -1,13 +1,13 @@
 """Which program is this, where no image holds it?
 
 A verdict holds for the code it was reached on. The digest covers what may change under the same command: the files that
-the command names, and every Python file below the working directory. It is bounded, so that a job beside a large tree
-starts at once; what lies beyond the bounds counts with its name and size.
+the command names, every Python file below the working directory, and the installed packages that the caller names. It
+is bounded, so that a job beside a large tree starts at once; what lies beyond the bounds counts with its name and size.
 """
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from amdahl_loop.domain.resources import TrainingJob
@@ -21,14 +21,19 @@ MAX_BYTES = 1 << 20
 _NOT_OURS = frozenset({"__pycache__", "node_modules", "site-packages", "venv"})
 
 
-def digest_program(job: TrainingJob, folder: Path) -> str:
-    """16 hex digits over the job's program; `folder` is the process's working directory."""
+def digest_program(job: TrainingJob, folder: Path, packages: Iterable[str] = ()) -> str:
+    """16 hex digits over the job's program; `folder` is the process's working directory.
+
+    `packages` are names and versions of what it may import, in a fixed order.
+    """
     trainer = job.spec.template.trainer
     named = [word for word in (*trainer.command, *trainer.args) if _is_file(folder / word)]
     found = [str(path.relative_to(folder)) for path in _python_files(folder)]
     digest = hashlib.sha256()
     for name in (*named, *found):
         digest.update(name.encode(errors="surrogateescape") + b"\0" + _content(folder / name) + b"\0")
+    for package in packages:
+        digest.update(package.encode(errors="surrogateescape") + b"\0")
     return digest.hexdigest()[:16]
 
 

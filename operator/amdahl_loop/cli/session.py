@@ -17,9 +17,11 @@ from rich.console import Console
 
 from amdahl_loop.adapters.code import digest_program
 from amdahl_loop.adapters.local.machine import read_machine
+from amdahl_loop.adapters.local.programs import inherit
 from amdahl_loop.adapters.local.requests import working_dir
 from amdahl_loop.adapters.local.runner import LocalRunner, default_state_dir
 from amdahl_loop.adapters.manifests import Manifest, read_manifest
+from amdahl_loop.adapters.packages import list_packages
 from amdahl_loop.adapters.sqlite import SqliteLedger
 from amdahl_loop.cli.drive import Sleep, sleep_until
 from amdahl_loop.cli.train import Launch, become
@@ -124,16 +126,18 @@ def open_session(path: Path, profile: ProfileName | None, ledger_path: Path, wor
         yield Session(
             manifest=manifest,
             job=job,
-            identity=identify(manifest, world.device_type()),
+            identity=identify(manifest, world.device_type(), world.environment),
             ledger=ledger,
             ports=Ports(runner=runner, ledger=ledger, clock=world.clock),
         )
 
 
-def identify(manifest: Manifest, device_type: str) -> Identity:
+def identify(manifest: Manifest, device_type: str, environ: Mapping[str, str]) -> Identity:
     """The job's uid, the fingerprint of its work on this machine, and its family."""
-    job = manifest.job
-    code = digest_program(job, working_dir(job.spec.template.trainer, manifest.path.parent))
+    job, trainer = manifest.job, manifest.job.spec.template.trainer
+    folder = working_dir(trainer, manifest.path.parent)
+    environment = inherit(environ) | {variable.name: variable.value for variable in trainer.env}
+    code = digest_program(job, folder, list_packages(trainer.command[0], folder, environment))
     return Identity(
         job_uid=job.metadata.uid,
         fingerprint=fingerprint_job(job, device_type, code),

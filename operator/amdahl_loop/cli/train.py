@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
-from amdahl_loop.adapters.local.programs import bundle_probe, has_torch
-from amdahl_loop.adapters.local.requests import base_environment, working_dir
+from amdahl_loop.adapters.local.programs import bundle_probe, inherit
+from amdahl_loop.adapters.local.requests import working_dir
 from amdahl_loop.adapters.local.runner import default_state_dir
 from amdahl_loop.cli.exits import Exit, Stop
 from amdahl_loop.domain.commands import expand, expand_environment
@@ -53,8 +53,7 @@ def become(launch: Launch) -> NoReturn:
 
 def _inherit(environ: Mapping[str, str]) -> dict[str, str]:
     """What a trial inherits, with the user's trackers as they were."""
-    is_activated = bool({"VIRTUAL_ENV", "CONDA_PREFIX"} & set(environ))
-    inherited = base_environment(environ, Path(sys.executable), beside=not is_activated and has_torch())
+    inherited = inherit(environ)
     trackers = {name: environ[name] for name in TRACKERS_OFF if name in environ}
     return {name: value for name, value in inherited.items() if name not in TRACKERS_OFF} | trackers
 

@@ -1,9 +1,12 @@
-"""How are our own helper programs started, so that nothing of the user's Python can get in their way?"""
+"""Which Python runs what: our own helper programs without anything of the user's, and the user's job with all of it?"""
 
 import importlib.util
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+
+from amdahl_loop.adapters.local.requests import base_environment
 
 _CODE = (
     "import runpy, sys; sys.path.insert(0, sys.argv[1]); name = sys.argv[2]; sys.argv[:] = sys.argv[2:]; "
@@ -24,7 +27,13 @@ def run_module(module: str) -> list[str]:
     return [sys.executable, "-I", "-S", "-c", _CODE, str(root), module]
 
 
-def has_torch() -> bool:
+def inherit(environ: Mapping[str, str]) -> dict[str, str]:
+    """What the processes of a job inherit: where no environment is activated, the loop's own that could train is."""
+    is_activated = bool({"VIRTUAL_ENV", "CONDA_PREFIX"} & set(environ))
+    return base_environment(environ, Path(sys.executable), beside=not is_activated and _has_torch())
+
+
+def _has_torch() -> bool:
     """Whether the loop's own interpreter is one that could train."""
     return importlib.util.find_spec("torch") is not None
 

@@ -12,7 +12,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -27,10 +26,9 @@ from amdahl_loop.adapters.local.processes import (
     kill_all,
     remove_tree,
 )
-from amdahl_loop.adapters.local.programs import bundle_probe, has_torch, run_module
+from amdahl_loop.adapters.local.programs import bundle_probe, inherit, run_module
 from amdahl_loop.adapters.local.requests import (
     GRACE_S,
-    base_environment,
     build_plan,
     find_obstacles,
     memory_ceiling,
@@ -215,15 +213,13 @@ class LocalRunner:
     def _start(self, run: str) -> None:
         """Start the keeper, from the loop's own thread: the kernel tells the keeper when that thread is gone."""
         run_dir = self._traces(run).run_dir
-        activated = {"VIRTUAL_ENV", "CONDA_PREFIX"} & set(self._environ)
-        environment = base_environment(self._environ, Path(sys.executable), beside=not activated and has_torch())
         with (run_dir / "keeper.log").open("wb") as log:
             self._keepers[run] = subprocess.Popen(
                 [*run_module("amdahl_loop.adapters.local.keeper"), str(run_dir / "charge.json")],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env=environment | {RUN_DIR_VARIABLE: str(run_dir)},
+                env=inherit(self._environ) | {RUN_DIR_VARIABLE: str(run_dir)},
                 start_new_session=True,
             )
 

@@ -176,6 +176,33 @@ class TestRemembering:
         assert asyncio.run(ledger.recall(UID, FINGERPRINT, FAMILY)) == JobMemory()
         assert asyncio.run(ledger.experiments()) == ()
 
+    def test_a_pass_that_finds_nothing_new_gets_the_same_memory(self, ledger: SqliteLedger) -> None:
+        """The very same value, not an equal one, until something is recorded; another job's question is another one."""
+
+        async def look(uid: str = UID) -> JobMemory:
+            return await ledger.recall(uid, FINGERPRINT, FAMILY)
+
+        plan = make_plan()
+        asyncio.run(ledger.add_plan(plan))
+        first = asyncio.run(look())
+        assert asyncio.run(look()) is first
+        assert asyncio.run(look("another")) is not first
+        asyncio.run(ledger.add_block(plan.name, make_block(plan, 0)))
+        assert [len(experiment.blocks) for experiment in asyncio.run(look()).experiments] == [1]
+        assert [len(experiment.blocks) for experiment in first.experiments] == [0]
+
+    def test_a_reader_sees_what_a_loop_adds_meanwhile(self, path: Path, ledger: SqliteLedger) -> None:
+        """Both read on from where they were, whoever wrote; a record that was refused is not remembered by either."""
+        plan = make_plan()
+        with SqliteLedger.open(path, exclusive=False) as reader:
+            assert asyncio.run(reader.experiments()) == ()
+            asyncio.run(ledger.add_plan(plan))
+            asyncio.run(ledger.add_block(plan.name, make_block(plan, 0)))
+            with pytest.raises(LedgerConflictError):
+                asyncio.run(ledger.add_block(plan.name, make_block(plan, 0, at_s=7)))
+            assert asyncio.run(reader.experiments()) == asyncio.run(ledger.experiments())
+            assert [e.blocks for e in asyncio.run(reader.experiments())] == [(make_block(plan, 0),)]
+
 
 class TestExactlyOnce:
     def test_repeats_are_told_from_contradictions(self, ledger: SqliteLedger) -> None:

@@ -4,10 +4,14 @@ from typing import Any
 
 import pytest
 
+from amdahl_loop.domain.experiments import Experiment, Loss
+from amdahl_loop.domain.knob_values import KnobName
 from amdahl_loop.domain.ledger import (
     Application,
     ApplicationKind,
+    History,
     JobMemory,
+    count_attempts,
     effective_knobs,
     family_of,
     fingerprint_job,
@@ -16,7 +20,11 @@ from amdahl_loop.domain.ledger import (
 from amdahl_loop.domain.parsing import parse_training_job
 from amdahl_loop.domain.resources import TrainingJob
 from amdahl_loop.domain.telemetry import WindowOutcome
+from amdahl_loop.domain.verdicts import Verdict, VerdictWord
 from builders import FINGERPRINT, UID, make_job, make_manifest, make_observation, make_window, with_knobs
+from judge_builders import make_plan
+
+WON = VerdictWord.WON
 
 
 def job_with(**container: Any) -> TrainingJob:
@@ -128,3 +136,50 @@ def test_an_observation_of_other_work_or_values_is_not_this_one() -> None:
 
     assert newest_observation(memory, "0" * 16, job.spec.knobs) is None
     assert newest_observation(memory, FINGERPRINT, with_knobs(job, dataloader_workers=3)) is None
+
+
+def make_experiment(
+    name: str, uid: str = UID, after: int = 2, word: VerdictWord | None = VerdictWord.NO_GAIN
+) -> Experiment:
+    """An experiment that held half a device-hour; without a word it is open."""
+    plan = make_plan(name=name, job_uid=uid, fingerprint=FINGERPRINT, after=after)
+    verdict = None if word is None else Verdict(word=word, sentence="said")
+    return Experiment(
+        plan=plan, losses=(Loss(run=f"{name}-d0", started_at_s=1.0, held_device_s=1800),), verdict=verdict
+    )
+
+
+def test_a_job_s_history_is_its_own() -> None:
+    """What is open, what won and what was spent is counted over the job's own experiments; others' are told apart."""
+    lost, won, running = make_experiment("lost"), make_experiment("won", word=WON), make_experiment("open", word=None)
+    other, theirs = make_experiment("other", uid="another", word=WON), make_experiment("theirs", uid="third", word=None)
+    memory = JobMemory(experiments=(other, lost, won, theirs, running))
+    own = memory.of_job(UID)
+
+    assert (own.experiments, own.wins, own.running, own.spent_h) == ((lost, won, running), (won,), running, 1.5)
+    assert memory.of_others(UID) == (other, theirs)
+    assert JobMemory(experiments=(lost, won)).of_others(UID) == ()
+    assert memory.of_job("a stranger") == History()
+    assert memory.of_job("a stranger").spent_h == 0
+
+
+def test_a_question_is_the_work_and_the_change() -> None:
+    """Experiments that asked the same are counted as attempts, whoever asked and however they ended."""
+    two, again = make_experiment("two", after=2), make_experiment("again", uid="another", after=2, word=None)
+    memory = JobMemory(experiments=(two, make_experiment("four", after=4), again))
+    question = two.plan.hypothesis
+
+    assert list(memory.that_asked(two.question)) == [two, again]
+    assert count_attempts(question, FINGERPRINT, memory) == 2
+    assert count_attempts(question, "0" * 16, memory) == 0
+
+
+def test_outcomes_count_wins_and_others_of_each_knob() -> None:
+    """Open experiments say nothing; those of the family speak as the job's own do."""
+    memory = JobMemory(
+        experiments=(make_experiment("a", word=WON), make_experiment("b"), make_experiment("c", word=None)),
+        family=(make_experiment("d", uid="kin"),),
+    )
+
+    workers = KnobName.DATALOADER_WORKERS
+    assert memory.outcomes == {(workers, True): 1, (workers, False): 2}

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from amdahl_loop.domain.diagnosis import Bottleneck, diagnose, weigh_cadence
 from amdahl_loop.domain.hypotheses import Change, Hypothesis, Source
 from amdahl_loop.domain.knob_values import KnobName
+from amdahl_loop.domain.ledger import JobMemory
 from amdahl_loop.domain.profiles import PROFILES
 from amdahl_loop.domain.proposals import predict_step_s, propose
 from amdahl_loop.domain.resources import TrainingJob
@@ -200,7 +201,7 @@ def test_the_spend_gate_asks_what_lies_ahead(hours: str, is_worth: bool) -> None
     job = make_job({"dataloaderWorkers": 0}, {"expectedDeviceHours": hours})
     breakdown = see(job, make_window(shares={"input": 0.5}))
 
-    (worth,) = weigh([change()], breakdown, job, PROFILES["quick"], [])
+    (worth,) = weigh([change()], breakdown, job, PROFILES["quick"], JobMemory())
 
     assert (worth.expected_bank_h > 0) == is_worth
     assert "tuning.expectedDeviceHours" in worth.sentence
@@ -210,11 +211,11 @@ def test_assumed_hours_are_called_assumed() -> None:
     """Where nobody said what lies ahead, the sentence says that it was assumed."""
     job = make_job()
 
-    (worth,) = weigh([change()], see(job, make_window(shares={"input": 0.5})), job, PROFILES["quick"], [])
+    (worth,) = weigh([change()], see(job, make_window(shares={"input": 0.5})), job, PROFILES["quick"], JobMemory())
 
     assert "assumed; set tuning.expectedDeviceHours" in worth.sentence
 
 
 def test_a_hit_rate_starts_at_one_in_two() -> None:
     """No history, no opinion."""
-    assert hit_rate(KnobName.DATALOADER_WORKERS, []) == 0.5
+    assert hit_rate(KnobName.DATALOADER_WORKERS, {}) == 0.5

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from heapq import merge
 from math import inf
 
-from amdahl_loop.adapters.sqlite.entries import Body, Closed, Lost, Measured, Observed, fold_experiments
+from amdahl_loop.adapters.sqlite.entries import Body, Closed, Lost, Measured, Observed
+from amdahl_loop.adapters.sqlite.fold import Fold
 from amdahl_loop.domain.api.records import StoredExperiment
 from amdahl_loop.domain.api.training_job import ObservationReport, read_observation, report_observation
 from amdahl_loop.domain.blocks import Stage
@@ -112,7 +113,9 @@ def _list_losses(stored: StoredExperiment, is_after: bool) -> list[Loss]:
 
 def gather_experiments(bodies: Sequence[Body]) -> tuple[StoredExperiment, ...]:
     """The experiments that entries tell of, in the order of their plans, each with what its plan was made from."""
-    experiments, closed_at_s = fold_experiments(bodies)
+    fold = Fold()
+    for number, body in enumerate(bodies, start=1):
+        fold.add(number, body)
     applications: dict[str, list[Application]] = {}
     reports: dict[str, ObservationReport | None] = {}
     newest: dict[str, list[Observation]] = {}
@@ -129,11 +132,11 @@ def gather_experiments(bodies: Sequence[Body]) -> tuple[StoredExperiment, ...]:
     return tuple(
         StoredExperiment(
             experiment=experiment,
-            closed_at_s=closed_at_s.get(experiment.name),
+            closed_at_s=fold.closed_at_s.get(experiment.name),
             applications=tuple(applications.get(experiment.name, ())),
             observation=reports[experiment.name],
         )
-        for experiment in experiments
+        for experiment in fold.experiments()
     )
 
 

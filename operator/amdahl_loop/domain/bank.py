@@ -15,7 +15,6 @@ from amdahl_loop.domain.experiments import Experiment
 from amdahl_loop.domain.knob_values import Knobs
 from amdahl_loop.domain.ledger import Application, ApplicationKind
 from amdahl_loop.domain.values import Frozen
-from amdahl_loop.domain.verdicts import VerdictWord
 
 HEADLINE_ERRORS = 1.64
 """Standard errors that the headline "at least" subtracts: a one-sided 95 % bound."""
@@ -70,7 +69,7 @@ def balance(
     runs on as an overlay, and counts as any other.
     """
     faded = {a.experiment for a in applications if a.kind is ApplicationKind.ROLLED_BACK}
-    wins = [e for e in experiments if e.verdict is not None and e.verdict.word is VerdictWord.WON]
+    wins = [experiment for experiment in experiments if experiment.is_won]
     hours = run_h or {}
     return Balance(
         accrued=_sum(saved_by_running(win, hours.get(win.name, 0.0)) for win in wins),

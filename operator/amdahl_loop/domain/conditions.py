@@ -16,7 +16,7 @@ from amdahl_loop.domain.bank import Balance
 from amdahl_loop.domain.experiments import Experiment
 from amdahl_loop.domain.isolation import Obstacle, say_obstacles
 from amdahl_loop.domain.knob_values import Knobs
-from amdahl_loop.domain.ledger import ApplicationKind, open_experiment
+from amdahl_loop.domain.ledger import ApplicationKind
 from amdahl_loop.domain.phases import Unobservable
 from amdahl_loop.domain.plan import (
     Action,
@@ -36,7 +36,6 @@ from amdahl_loop.domain.reasons import Reason
 from amdahl_loop.domain.stewards import Ignore
 from amdahl_loop.domain.tuning import Mode
 from amdahl_loop.domain.values import Frozen
-from amdahl_loop.domain.verdicts import VerdictWord
 
 TRUE, FALSE, UNKNOWN = ConditionStatus.TRUE, ConditionStatus.FALSE, ConditionStatus.UNKNOWN
 
@@ -184,7 +183,7 @@ def _find_observed(facts: Facts) -> Finding:
 
 def _find_experimenting(facts: Facts, snapshot: Snapshot) -> Finding:
     """True while an experiment is open, also while it waits."""
-    running, action = open_experiment(snapshot.experiments), facts.action
+    running, action = snapshot.history.running, facts.action
     if running is None:
         reason, sentence = _why_idle(facts, snapshot)
         return Finding(JobConditionType.EXPERIMENTING, FALSE, reason, sentence)
@@ -234,7 +233,7 @@ def _find_tuned(facts: Facts, snapshot: Snapshot) -> Finding:
     """True while a proven value is in force, wherever it is written."""
     applications = snapshot.memory.applications
     newest = applications[-1] if applications else None
-    wins = [e for e in snapshot.experiments if e.verdict is not None and e.verdict.word is VerdictWord.WON]
+    wins = snapshot.history.wins
     if isinstance(facts.decision, Conflict):
         return Finding(JobConditionType.TUNED, FALSE, Reason.WON_UNAPPLIED, facts.decision.sentence)
     if newest is not None and newest.knobs == snapshot.knobs:
@@ -338,7 +337,7 @@ def _is_out_of_budget(facts: Facts, snapshot: Snapshot) -> bool:
     budget_h, _ = snapshot.job.budget_device_hours
     if snapshot.spent_h >= budget_h:
         return True
-    if open_experiment(snapshot.experiments) is not None or not isinstance(facts.review, Review):
+    if snapshot.history.running is not None or not isinstance(facts.review, Review):
         return False
     best = facts.review.best
     return best is not None and snapshot.spent_h + best.trial_h > budget_h

@@ -5,7 +5,8 @@ A plan is complete before the first block runs, and nothing in it changes afterw
 
 import hashlib
 from collections.abc import Iterable
-from typing import Annotated
+from functools import cached_property
+from typing import Annotated, NamedTuple
 
 from pydantic import Field
 
@@ -17,7 +18,7 @@ from amdahl_loop.domain.knob_values import Knobs
 from amdahl_loop.domain.telemetry import Arm, BlockReport, Seconds
 from amdahl_loop.domain.tuning import Objective
 from amdahl_loop.domain.values import Frozen
-from amdahl_loop.domain.verdicts import Verdict
+from amdahl_loop.domain.verdicts import Verdict, VerdictWord
 
 
 class Plan(Frozen):
@@ -90,6 +91,14 @@ class Loss(Frozen):
     """Why it found no place to run; empty where it was stopped for another reason."""
 
 
+class Question(NamedTuple):
+    """What verdicts are keyed by."""
+
+    fingerprint: str
+    change: str
+    """Key of the hypothesis."""
+
+
 class Experiment(Frozen):
     """A plan, the blocks that have finished, what was stopped in between, and the verdict once there is one."""
 
@@ -103,7 +112,17 @@ class Experiment(Frozen):
         """The experiment's name."""
         return self.plan.name
 
-    @property
+    @cached_property
+    def question(self) -> Question:
+        """What it asks, of which work: a verdict is never paid for twice."""
+        return Question(self.plan.fingerprint, self.plan.hypothesis.key)
+
+    @cached_property
+    def is_won(self) -> bool:
+        """Whether it ended with a win."""
+        return self.verdict is not None and self.verdict.word is VerdictWord.WON
+
+    @cached_property
     def held_device_s(self) -> float:
         """Device-seconds that the experiment has held: what the budget and the bank are charged."""
         recorded_s = sum(block.held_device_s for block in self.blocks)

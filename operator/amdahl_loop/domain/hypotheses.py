@@ -1,6 +1,7 @@
 """What does an experiment test: which knobs change from what to what, why, and by whose idea?"""
 
 from enum import StrEnum
+from functools import cached_property
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -44,7 +45,7 @@ class Hypothesis(Frozen):
         """The knob that names the hypothesis: the first one changed."""
         return self.changes[0].knob
 
-    @property
+    @cached_property
     def key(self) -> str:
         """The verdict key's part that is the hypothesis's own: every change, in order."""
         return ";".join(f"{change.knob}:{change.before}>{change.after}" for change in self.changes)

@@ -20,7 +20,7 @@ from amdahl_loop.domain.knob_values import Knobs
 from amdahl_loop.domain.ledger import Application, ApplicationKind
 from amdahl_loop.domain.stats import Estimate, estimate, mean, pooled_sd
 from amdahl_loop.domain.telemetry import Arm
-from amdahl_loop.domain.verdicts import Verdict, VerdictWord, Veto
+from amdahl_loop.domain.verdicts import Verdict, Veto
 
 BLOCKS_TO_FADE = 3
 """Bad blocks in a row that it takes at least: a neighbour's visit may spoil one or two, and goes away again."""
@@ -96,7 +96,7 @@ def find_kept(experiments: Iterable[Experiment], applications: Sequence[Applicat
     return tuple(
         Kept(experiment, newest[experiment.name])
         for experiment in experiments
-        if _is_won(experiment)
+        if experiment.is_won
         and experiment.name in newest
         and newest[experiment.name].kind is not ApplicationKind.ROLLED_BACK
         and all(knobs.get(knob) == value for knob, value in experiment.plan.hypothesis.values().items())
@@ -192,10 +192,6 @@ def _block_sd(case: Case) -> float:
 
 def _devices(plan: Plan) -> int:
     return max(1, plan.variant.gpus_per_replica or 1) * plan.replicas
-
-
-def _is_won(experiment: Experiment) -> bool:
-    return experiment.verdict is not None and experiment.verdict.word is VerdictWord.WON
 
 
 def _verdict(win: Experiment) -> Verdict:

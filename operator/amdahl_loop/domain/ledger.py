@@ -4,16 +4,19 @@ Observations, experiments and applications are facts; everything else here is de
 cold restart and a replay see the same truth. Verdicts are keyed by (fingerprint, change): never paid for twice.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from enum import StrEnum
+from functools import cached_property
 from typing import Annotated
 
 from pydantic import Field
 
 from amdahl_loop.domain.digests import hash_text
-from amdahl_loop.domain.experiments import Experiment
+from amdahl_loop.domain.experiments import Experiment, Question
 from amdahl_loop.domain.hypotheses import Hypothesis
-from amdahl_loop.domain.knob_values import Knobs
+from amdahl_loop.domain.knob_values import KnobName, Knobs
 from amdahl_loop.domain.resources import TrainingJob
 from amdahl_loop.domain.telemetry import BlockReport, Seconds
 from amdahl_loop.domain.values import Frozen
@@ -23,6 +26,9 @@ INCONCLUSIVE_RETRY_S = 14 * 86400.0
 """An inconclusive question may be asked again after this long (research 1.4)."""
 
 MAX_FAILING = 500
+
+Outcomes = Mapping[tuple[KnobName, bool], int]
+"""How many closed experiments on a knob won (True), and how many did not."""
 
 
 class Observation(Frozen):
@@ -67,6 +73,28 @@ class Application(Frozen):
     """What was reported of the job itself, where that is why the values were taken back."""
 
 
+@dataclass(frozen=True)
+class History:
+    """One job's own experiments, oldest first, and what every decision asks of them: found out once."""
+
+    experiments: tuple[Experiment, ...] = ()
+
+    @cached_property
+    def running(self) -> Experiment | None:
+        """The experiment without a verdict; there is at most one."""
+        return next((experiment for experiment in self.experiments if experiment.verdict is None), None)
+
+    @cached_property
+    def wins(self) -> tuple[Experiment, ...]:
+        """Those that won, applied or not."""
+        return tuple(experiment for experiment in self.experiments if experiment.is_won)
+
+    @cached_property
+    def spent_h(self) -> float:
+        """Device-hours that they have held."""
+        return sum(experiment.held_device_s for experiment in self.experiments) / 3600
+
+
 class JobMemory(Frozen):
     """Everything that the ledger knows and that may matter to one job."""
 
@@ -77,6 +105,44 @@ class JobMemory(Frozen):
     applications: tuple[Application, ...] = ()
     family: tuple[Experiment, ...] = ()
     """Closed experiments of the same family under other fingerprints: past wins and failed transfers."""
+
+    def of_job(self, job_uid: str) -> History:
+        """A job's own experiments."""
+        return self._by_job.get(job_uid, History())
+
+    def of_others(self, job_uid: str) -> tuple[Experiment, ...]:
+        """Other jobs' experiments on the same work, oldest first."""
+        if self._by_job.keys() <= {job_uid}:
+            return ()
+        return tuple(experiment for experiment in self.experiments if experiment.plan.job_uid != job_uid)
+
+    def that_asked(self, question: Question) -> Sequence[Experiment]:
+        """Experiments on this very question about this very work, oldest first."""
+        return self._by_question.get(question, ())
+
+    @cached_property
+    def outcomes(self) -> Outcomes:
+        """How experiments on each knob ended, on this work and in its family."""
+        found = Counter((e.plan.hypothesis.knob, e.is_won) for e in self.family)
+        for asked in self._by_question.values():
+            knob, closed = asked[0].plan.hypothesis.knob, [e.is_won for e in asked if e.verdict is not None]
+            found[knob, True] += sum(closed)
+            found[knob, False] += len(closed) - sum(closed)
+        return found
+
+    @cached_property
+    def _by_job(self) -> Mapping[str, History]:
+        jobs = defaultdict[str, list[Experiment]](list)
+        for experiment in self.experiments:
+            jobs[experiment.plan.job_uid].append(experiment)
+        return {job_uid: History(tuple(own)) for job_uid, own in jobs.items()}
+
+    @cached_property
+    def _by_question(self) -> Mapping[Question, Sequence[Experiment]]:
+        questions = defaultdict[Question, list[Experiment]](list)
+        for experiment in self.experiments:
+            questions[experiment.question].append(experiment)
+        return questions
 
 
 def fingerprint_job(job: TrainingJob, device_type: str, code: str = "") -> str:
@@ -101,11 +167,6 @@ def family_of(job: TrainingJob) -> str:
     return hash_text(repository, *program, *sorted(words))[:16]
 
 
-def open_experiment(experiments: Iterable[Experiment]) -> Experiment | None:
-    """The experiment without a verdict; there is at most one per job."""
-    return next((experiment for experiment in experiments if experiment.verdict is None), None)
-
-
 def is_settled(
     hypothesis: Hypothesis, job_uid: str, fingerprint: str, memory: JobMemory, now_s: float
 ) -> Experiment | None:
@@ -113,12 +174,9 @@ def is_settled(
 
     Another job's win does not settle it: it is a past win, which has to be proven here before it is applied here.
     """
-    for experiment in reversed(memory.experiments):
-        verdict, plan = experiment.verdict, experiment.plan
-        asked = plan.fingerprint == fingerprint and plan.hypothesis.key == hypothesis.key
-        if not asked or verdict is None:
-            continue
-        if verdict.word is VerdictWord.WON and plan.job_uid != job_uid:
+    for experiment in reversed(memory.that_asked(Question(fingerprint, hypothesis.key))):
+        verdict = experiment.verdict
+        if verdict is None or (verdict.word is VerdictWord.WON and experiment.plan.job_uid != job_uid):
             continue
         age_s = now_s - memory.closed_at_s.get(experiment.name, now_s)
         if verdict.word is VerdictWord.INCONCLUSIVE and age_s >= INCONCLUSIVE_RETRY_S:
@@ -129,11 +187,7 @@ def is_settled(
 
 def count_attempts(hypothesis: Hypothesis, fingerprint: str, memory: JobMemory) -> int:
     """How often this very question was asked before: the next experiment's attempt number."""
-    return sum(
-        1
-        for experiment in memory.experiments
-        if experiment.plan.fingerprint == fingerprint and experiment.plan.hypothesis.key == hypothesis.key
-    )
+    return len(memory.that_asked(Question(fingerprint, hypothesis.key)))
 
 
 def effective_knobs(declared: Knobs, applications: Sequence[Application]) -> Knobs:

@@ -26,13 +26,13 @@ from amdahl_loop.domain.experiments import Experiment
 from amdahl_loop.domain.knob_values import Knobs
 from amdahl_loop.domain.ledger import (
     ApplicationKind,
+    History,
     JobMemory,
     Observation,
     count_attempts,
     effective_knobs,
     is_settled,
     newest_observation,
-    open_experiment,
 )
 from amdahl_loop.domain.phases import Breakdown, Unobservable, account
 from amdahl_loop.domain.profiles import PROFILES
@@ -103,9 +103,9 @@ class Snapshot(Frozen):
         return self.job.with_knobs(self.knobs)
 
     @property
-    def experiments(self) -> tuple[Experiment, ...]:
-        """This job's own experiments."""
-        return tuple(e for e in self.memory.experiments if e.plan.job_uid == self.job_uid)
+    def history(self) -> History:
+        """This job's own experiments, and what follows from them."""
+        return self.memory.of_job(self.job_uid)
 
     @property
     def observation(self) -> Observation | None:
@@ -113,9 +113,14 @@ class Snapshot(Frozen):
         return newest_observation(self.memory, self.fingerprint, self.knobs, self.since_s)
 
     @property
+    def experiments(self) -> tuple[Experiment, ...]:
+        """This job's own experiments, oldest first."""
+        return self.history.experiments
+
+    @property
     def spent_h(self) -> float:
         """Device-hours that this job's experiments have held."""
-        return sum(experiment.held_device_s for experiment in self.experiments) / 3600
+        return self.history.spent_h
 
     @property
     def left_device_s(self) -> float:
@@ -144,7 +149,7 @@ def next_action(snapshot: Snapshot) -> Action:
         return Halt(sentence="Paused: the job is suspended." if snapshot.job.spec.suspend else "Paused.")
     if snapshot.failing:
         return _roll_back_or_halt(snapshot, snapshot.failing)
-    running = open_experiment(snapshot.experiments)
+    running = snapshot.history.running
     if running is not None:
         return _continue(running, snapshot)
     won = _unapplied_win(snapshot)
@@ -249,11 +254,9 @@ def _unapplied_win(snapshot: Snapshot) -> Experiment | None:
     if snapshot.job.spec.tuning.mode not in APPLYING:
         return None
     done = {application.experiment for application in snapshot.memory.applications}
-    for experiment in reversed(snapshot.experiments):
-        verdict = experiment.verdict
-        is_win = verdict is not None and verdict.word is VerdictWord.WON
-        if is_win and experiment.name not in done and experiment.plan.baseline == snapshot.knobs:
-            return experiment
+    for win in reversed(snapshot.history.wins):
+        if win.name not in done and win.plan.baseline == snapshot.knobs:
+            return win
     return None
 
 
@@ -272,7 +275,7 @@ def _keep_wins(snapshot: Snapshot) -> Action | None:
     """Take back a win in force that has faded, or run the block that tests one on, once it is due."""
     if snapshot.job.spec.tuning.mode not in APPLYING:
         return None
-    kept = keep.find_kept(snapshot.experiments, snapshot.memory.applications, snapshot.knobs)
+    kept = keep.find_kept(snapshot.history.wins, snapshot.memory.applications, snapshot.knobs)
     standings = [(one, keep.assess(one.win)) for one in kept]
     for one, standing in standings:
         if standing.has_faded:
@@ -300,7 +303,7 @@ def look(snapshot: Snapshot, observation: Observation) -> Review | Unobservable:
         return breakdown
     cadence = weigh_cadence(breakdown, job)
     diagnosis = diagnose(breakdown, job, cadence)
-    kin = (*snapshot.memory.family, *(e for e in snapshot.memory.experiments if e.plan.job_uid != snapshot.job_uid))
+    kin = (*snapshot.memory.family, *snapshot.memory.of_others(snapshot.job_uid))
     proposals = (*transfer_wins(kin, job), *propose(breakdown, diagnosis, job, cadence))
     screened = screen(proposals, job, breakdown.cpus)
     fresh, settled = [], []
@@ -310,8 +313,7 @@ def look(snapshot: Snapshot, observation: Observation) -> Review | Unobservable:
             fresh.append(hypothesis)
         else:
             settled.append(f"{hypothesis.key}: {answered.verdict.sentence}")
-    past = (*snapshot.memory.experiments, *snapshot.memory.family)
-    worths = weigh(fresh, breakdown, job, PROFILES[job.spec.tuning.profile], past)
+    worths = weigh(fresh, breakdown, job, PROFILES[job.spec.tuning.profile], snapshot.memory)
     return Review(
         breakdown=breakdown, diagnosis=diagnosis, worths=worths, rejected=screened.rejected, settled=tuple(settled)
     )

@@ -4,19 +4,18 @@ The spend gate: device-hours ahead x expected gain x hit rate, less what the tri
 starts only if that is positive, and the sentence says where every number came from (design, section 7).
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from amdahl_loop.domain.constants import Constants
-from amdahl_loop.domain.experiments import Experiment
 from amdahl_loop.domain.hypotheses import Hypothesis, Source
 from amdahl_loop.domain.knob_values import KnobName
 from amdahl_loop.domain.knobs import CATALOGUE
+from amdahl_loop.domain.ledger import JobMemory, Outcomes
 from amdahl_loop.domain.phases import Breakdown
 from amdahl_loop.domain.resources import TrainingJob
 from amdahl_loop.domain.tuning import Placement
 from amdahl_loop.domain.units import percent
 from amdahl_loop.domain.values import Frozen
-from amdahl_loop.domain.verdicts import VerdictWord
 
 DEFAULT_HIT_RATE = 0.5
 """Prior chance that a rule's hypothesis wins: one imagined win in two, corrected by the ledger."""
@@ -40,19 +39,20 @@ def weigh(
     breakdown: Breakdown,
     job: TrainingJob,
     constants: Constants,
-    past: Iterable[Experiment],
+    memory: JobMemory,
 ) -> tuple[Worth, ...]:
     """The spend gate's arithmetic for each hypothesis, most expected bank first, past wins before all others."""
-    history = tuple(past)
-    worths = [_weigh_one(hypothesis, breakdown, job, constants, history) for hypothesis in hypotheses]
+    worths = [
+        _weigh_one(hypothesis, breakdown, job, constants, hit_rate(hypothesis.knob, memory.outcomes))
+        for hypothesis in hypotheses
+    ]
     return tuple(sorted(worths, key=lambda w: (w.hypothesis.source is not Source.PRIOR, -w.expected_bank_h)))
 
 
 def _weigh_one(
-    hypothesis: Hypothesis, breakdown: Breakdown, job: TrainingJob, constants: Constants, past: Sequence[Experiment]
+    hypothesis: Hypothesis, breakdown: Breakdown, job: TrainingJob, constants: Constants, rate: float
 ) -> Worth:
     ahead_h, origin = job.expected_device_hours
-    rate = hit_rate(hypothesis.knob, past)
     is_in_turn = job.spec.tuning.trial.placement is Placement.IN_TURN
     won_h, null_h = trial_device_hours(hypothesis, breakdown, constants, is_in_turn)
     trial_h = rate * won_h + (1 - rate) * null_h
@@ -69,10 +69,10 @@ def _weigh_one(
     )
 
 
-def hit_rate(knob: KnobName, past: Iterable[Experiment]) -> float:
+def hit_rate(knob: KnobName, outcomes: Outcomes) -> float:
     """Share of closed experiments on this knob that won, with one imagined win in two trials as prior."""
-    closed = [e.verdict.word for e in past if e.verdict is not None and e.plan.hypothesis.knob is knob]
-    return (2 * DEFAULT_HIT_RATE + closed.count(VerdictWord.WON)) / (2 + len(closed))
+    won, lost = outcomes.get((knob, True), 0), outcomes.get((knob, False), 0)
+    return (2 * DEFAULT_HIT_RATE + won) / (2 + won + lost)
 
 
 def trial_device_hours(

@@ -20,7 +20,7 @@ from amdahl_loop.domain.applying import chain_of
 from amdahl_loop.domain.bank import Balance
 from amdahl_loop.domain.conditions import Facts, find, update_conditions
 from amdahl_loop.domain.knob_values import KnobName, KnobValue
-from amdahl_loop.domain.ledger import ApplicationKind, open_experiment
+from amdahl_loop.domain.ledger import ApplicationKind
 from amdahl_loop.domain.plan import (
     Apply,
     Challenge,
@@ -54,7 +54,7 @@ def describe(facts: Facts, before: TrainingJobStatus, generation: int, now_s: fl
     snapshot = facts.snapshot
     if snapshot is None:
         return TrainingJobStatus.model_validate(dict(status))
-    running = open_experiment(snapshot.experiments)
+    running = snapshot.history.running
     update: dict[str, object] = {
         "effective_knobs": report_knobs(snapshot),
         "active_experiment": None if running is None else running.name,

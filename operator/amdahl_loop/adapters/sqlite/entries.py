@@ -1,4 +1,4 @@
-"""What is one entry of the ledger, and how do entries fold back into experiments?
+"""What is one entry of the ledger?
 
 Pure: the columns of an entry follow from its body, its link from the entry before it, and an export is a list of both.
 """
@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from amdahl_loop.adapters.sqlite.errors import LedgerCorruptError
 from amdahl_loop.domain.digests import hash_text
-from amdahl_loop.domain.experiments import BlockRecord, Experiment, Loss, Plan
+from amdahl_loop.domain.experiments import BlockRecord, Loss, Plan
 from amdahl_loop.domain.ledger import Application, Observation
 from amdahl_loop.domain.values import Frozen
 from amdahl_loop.domain.verdicts import Verdict
@@ -94,26 +94,6 @@ def entry_of(body: Body) -> Entry:
         case Application():
             key = f"{body.job_uid}/{body.at_s!r}/{body.kind}/{body.experiment}"
             return Entry("application", key, "", body.job_uid, body.fingerprint, "", text)
-
-
-def fold_experiments(bodies: Iterable[Body]) -> tuple[tuple[Experiment, ...], dict[str, float]]:
-    """Experiments in the order of their plans, and when the closed ones were closed (seconds since the epoch)."""
-    experiments: dict[str, Experiment] = {}
-    closed_at_s: dict[str, float] = {}
-    for body in bodies:
-        match body:
-            case Plan():
-                experiments[body.name] = Experiment(plan=body)
-            case Measured():
-                experiments[body.experiment] = experiments[body.experiment].with_block(body.record)
-            case Lost():
-                experiments[body.experiment] = experiments[body.experiment].with_loss(body.loss)
-            case Closed():
-                experiments[body.experiment] = experiments[body.experiment].with_verdict(body.verdict)
-                closed_at_s[body.experiment] = body.at_s
-            case _:
-                continue
-    return tuple(experiments.values()), closed_at_s
 
 
 def parse_body(entry: Entry) -> Body:

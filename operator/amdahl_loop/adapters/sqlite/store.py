@@ -24,7 +24,6 @@ from amdahl_loop.adapters.sqlite.entries import (
     Measured,
     Observed,
     entry_of,
-    fold_experiments,
     parse_body,
     parse_export,
 )
@@ -40,6 +39,7 @@ from amdahl_loop.adapters.sqlite.file import (
     schema_of,
     translate_errors,
 )
+from amdahl_loop.adapters.sqlite.fold import Fold
 from amdahl_loop.domain.blocks import Stage
 from amdahl_loop.domain.experiments import BlockRecord, Experiment, Loss, Plan
 from amdahl_loop.domain.ledger import Application, JobMemory, Observation
@@ -57,6 +57,7 @@ class SqliteLedger:
         self.path = path
         self._connection = connection
         self._lock = lock
+        self._fold = Fold()
 
     @classmethod
     def open(cls, path: Path, exclusive: bool = True) -> Self:
@@ -102,27 +103,11 @@ class SqliteLedger:
 
     async def recall(self, job_uid: str, fingerprint: str, family: str) -> JobMemory:
         """All that is known of a job, of its fingerprint and of its family."""
-        kin = "SELECT key FROM entries WHERE kind = 'plan' AND (job_uid = ? OR fingerprint = ? OR family = ?)"
-        bodies = self._select(f"experiment IN ({kin})", job_uid, fingerprint, family)
-        experiments, closed_at_s = fold_experiments(bodies)
-        own = [e for e in experiments if e.plan.job_uid == job_uid or e.plan.fingerprint == fingerprint]
-        observed = self._select("kind = 'observation' AND job_uid = ?", job_uid)
-        applied = self._select("kind = 'application' AND job_uid = ?", job_uid)
-        return JobMemory(
-            observations=tuple(body.observation for body in observed if isinstance(body, Observed)),
-            experiments=tuple(own),
-            closed_at_s=closed_at_s,
-            applications=tuple(body for body in applied if isinstance(body, Application)),
-            family=tuple(
-                e
-                for e in experiments
-                if e.verdict is not None and e.plan.family == family and e.plan.fingerprint != fingerprint
-            ),
-        )
+        return self._catch_up().recall(job_uid, fingerprint, family)
 
     async def experiments(self) -> tuple[Experiment, ...]:
         """Every experiment, oldest first."""
-        return fold_experiments(self._select("experiment != ''"))[0]
+        return self._catch_up().experiments()
 
     async def add_observation(self, job_uid: str, observation: Observation) -> None:
         """Record one observation; the same one twice is no error."""
@@ -237,9 +222,12 @@ class SqliteLedger:
 
     # --- reading --------------------------------------------------------------------------------------------------
 
-    def _select(self, where: str, *values: str) -> list[Body]:
+    def _catch_up(self) -> Fold:
+        """Everything recorded so far: entries that were added since the last look are read, by whomever they are."""
         with translate_errors(self.path):
-            return [parse_body(row.entry) for row in read_rows(self._connection, where, *values)]
+            for row in read_rows(self._connection, "seq > ?", self._fold.seq):
+                self._fold.add(row.seq, parse_body(row.entry))
+        return self._fold
 
     def _verify(self) -> None:
         """Every page, the schema, every link, every body; and that nothing is missing at the end."""
@@ -253,8 +241,10 @@ class SqliteLedger:
         for row in read_rows(self._connection, "1"):
             if row.seq != len(links) or row.previous != head or row.hash != row.entry.hash_after(head):
                 raise LedgerCorruptError(describe_damage(self.path, f"entry {row.seq} breaks the chain of hashes"))
-            if entry_of(parse_body(row.entry))[:-1] != row.entry[:-1]:  # an older version wrote fewer fields
+            body = parse_body(row.entry)
+            if entry_of(body)[:-1] != row.entry[:-1]:  # an older version wrote fewer fields
                 raise LedgerCorruptError(describe_damage(self.path, f"entry {row.seq} is not what its body says"))
+            self._fold.add(row.seq, body)
             head = row.hash
             links[row.seq] = head
         if noted is not None and links.get(noted[0]) != noted[1]:
@@ -274,7 +264,7 @@ class Row(NamedTuple):
     hash: str
 
 
-def read_rows(connection: sqlite3.Connection, where: str, *values: str) -> list[Row]:
+def read_rows(connection: sqlite3.Connection, where: str, *values: int) -> list[Row]:
     """Rows in order; `where` is text of this module, never of a caller's."""
     rows = connection.execute(f"SELECT * FROM entries WHERE {where} ORDER BY seq", values)  # noqa: S608 - see docstring
     return [Row(row[0], Entry(*row[1:8]), row[8], row[9]) for row in rows]

@@ -12,13 +12,16 @@ by the coins of its own plan, whose seed is fixed by its number. Exit code 0 whe
 import argparse
 import sys
 from collections import Counter
+from itertools import cycle
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 
 from record import make_plan, read_breakdown, read_job, read_lines, read_report, record
 from scipy.stats import beta  # type: ignore[import-untyped]  # scipy ships no types
 
 from amdahl_loop.domain.blocks import BlockSpec, Stage
+from amdahl_loop.domain.evidence import read_block
 from amdahl_loop.domain.experiments import BlockRecord, Experiment, Plan
 from amdahl_loop.domain.judge import Closed, assess
 from amdahl_loop.domain.telemetry import Arm
@@ -37,6 +40,7 @@ def main() -> int:
             sys.exit(f"{options.data} is there already; give --resume to go on with it, --judge-only, or move it away")
         record(options.data, options.blocks)
     verdicts, used, left = judge_sets(read_lines(options.data))
+    print(describe_blocks(read_lines(options.data)))
     print(report(verdicts, used, left))
     wins = sum(verdict.word is VerdictWord.WON for verdict in verdicts)
     return 0 if wins == 0 and len(verdicts) >= ENOUGH_SETS else 1
@@ -70,6 +74,21 @@ def judge_sets(lines: list[dict[str, Any]]) -> tuple[list[Verdict], int, int]:
             raise ValueError(f"closed before a single block: {verdict.sentence}")
         verdicts.append(verdict)
         at += used
+
+
+def describe_blocks(lines: list[dict[str, Any]]) -> str:
+    """How far equal arms were apart, block by block, under the coins of one plan."""
+    _, job = read_job()
+    plan = make_plan(job, read_breakdown(lines[0], job), "recording", 0)
+    blocks = [line for line in lines if line["kind"] == "block"]
+    coins = cycle(plan.stage_blocks(Stage.DISCOVERY))
+    seen = [read_block(plan, relabel(line, plan, spec)) for line, spec in zip(blocks, coins, strict=False)]
+    effects = [block.effect for block in seen if block.is_measured]
+    hours = (blocks[-1]["started_at_s"] - blocks[0]["started_at_s"]) / 3600
+    return (
+        f"{len(blocks)} blocks in {hours:.1f} h, {len(effects)} of them measured whole: "
+        f"mean difference {100 * mean(effects):+.2f} %, standard deviation {100 * stdev(effects):.2f} % a block."
+    )
 
 
 def judge_set(plan: Plan, proof: dict[str, Any], blocks: list[dict[str, Any]]) -> tuple[Verdict, int] | None:

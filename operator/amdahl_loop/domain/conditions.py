@@ -7,7 +7,7 @@ with the numbers. Pure: the same facts always give the same findings, so that no
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from amdahl_loop.domain.api.conditions import ConditionStatus, JobCondition, JobConditionType, report
+from amdahl_loop.domain.api.conditions import ConditionStatus, JobCondition, JobConditionType
 from amdahl_loop.domain.api.parts import MAX_SENTENCE, clip
 from amdahl_loop.domain.api.timestamps import to_timestamp
 from amdahl_loop.domain.applying import Conflict, Decision, KeepOverlay, Nothing, RecordRelease, RecordRevert, WriteSpec
@@ -130,18 +130,19 @@ def update_conditions(
 
     `generation` is that of the spec which the findings are about.
     """
-    updated = tuple(conditions)
+    now, updated = to_timestamp(float(int(now_s))), {condition.type: condition for condition in conditions}
     for finding in findings:
-        found = JobCondition(
+        before = updated.get(finding.type)
+        updated[finding.type] = JobCondition(
             type=finding.type,
             status=finding.status,
             reason=finding.reason.value,
             message=finding.sentence,
-            last_transition_time=to_timestamp(float(int(now_s))),
+            last_transition_time=before.last_transition_time if before and before.status is finding.status else now,
             observed_generation=generation,
         )
-        updated = report(updated, found)
-    return updated
+    order = list(JobConditionType)
+    return tuple(sorted(updated.values(), key=lambda condition: order.index(condition.type)))
 
 
 def _say(is_so: bool) -> ConditionStatus:

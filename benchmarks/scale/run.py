@@ -127,7 +127,7 @@ class Scene:
 
     @contextlib.contextmanager
     def subject(self) -> Iterator[Subject]:
-        """The operator's process; trials are off, since nodes on paper run none."""
+        """The operator's process. Its jobs only compute, so that it finds nothing to try."""
         port = free_port()
         log = self.logs / f"operator-{len(self.members)}.log"
         with operator(self.cluster.admin.kubeconfig, log, METRICS_PORT=str(port)) as process:

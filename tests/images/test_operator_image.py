@@ -2,7 +2,7 @@
 
 import urllib.request
 from collections.abc import Iterator
-from pathlib import Path
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -25,6 +25,7 @@ VALUES = {
     "crds": {"enabled": False},  # the cluster has them, and other tests need them
     "trials": {"priorityClass": {"create": False}},
 }
+WORDS = (("describe", "pods"), ("logs", "deployment/amdahl-loop", "--tail=40"))
 # Computes and nothing else, and counts with the probe's own code, which only the operator can have brought.
 PROGRAM = """
 import os, time
@@ -75,12 +76,21 @@ def installed(cluster: Cluster) -> Iterator[Cluster]:
 @pytest.fixture(scope="module")
 def pod(installed: Cluster) -> dict[str, Any]:
     """The operator's pod, once the chart's probes find it ready."""
-    installed.admin.kubectl(
-        "rollout", "status", "deployment/amdahl-loop", "--namespace", NAMESPACE, f"--timeout={LIMIT_S:.0f}s"
-    )
-    (pod,) = read(installed, NAMESPACE, "pods")["items"]
-    found: dict[str, Any] = pod
-    return found
+    path = f"/apis/apps/v1/namespaces/{NAMESPACE}/deployments/amdahl-loop/status"
+    with explained(installed):
+        wait_for(lambda: installed.admin.get(path).body["status"].get("availableReplicas") == 1, LIMIT_S, "it is ready")
+    (found,) = read(installed, NAMESPACE, "pods")["items"]
+    return dict(found)
+
+
+@contextmanager
+def explained(cluster: Cluster) -> Iterator[None]:
+    """What does not come about is told with the operator's own words."""
+    try:
+        yield
+    except TimeoutError as error:
+        told = [cluster.admin.try_kubectl(*words, "--namespace", NAMESPACE).stdout[-4000:] for words in WORDS]
+        raise AssertionError("\n".join([str(error), *told])) from error
 
 
 def fetch(pod: dict[str, Any], port: int, path: str) -> str:
@@ -107,7 +117,7 @@ def test_nothing_is_in_the_image_that_could_build_or_train(installed: Cluster, p
     assert said.split("\n")[:3] == ["[]", "[]", "65532 []"]
 
 
-def test_the_operator_runs_a_job_and_observes_it(installed: Cluster, pod: dict[str, Any], tmp_path: Path) -> None:
+def test_the_operator_runs_a_job_and_observes_it(installed: Cluster, pod: dict[str, Any]) -> None:
     """With its service account's rights and the policies in force: Ready, then Observed, by counters of the job's pod."""
     cluster = installed
     cluster.load_image(python_image(USER_IMAGE))
@@ -118,12 +128,8 @@ def test_the_operator_runs_a_job_and_observes_it(installed: Cluster, pod: dict[s
     def has(type_name: str) -> bool:
         return condition(read(cluster, namespace, "trainingjob", "steady"), type_name).get("status") == "True"
 
-    try:
+    with explained(cluster):
         wait_for(lambda: has("Observed"), LIMIT_S, "the job has been observed")
-    except TimeoutError as error:
-        log = cluster.admin.kubectl("logs", "--namespace", NAMESPACE, pod["metadata"]["name"], "--tail=40")
-        job = read(cluster, namespace, "trainingjob", "steady").get("status")
-        raise AssertionError(f"{error}: {job}\n{log}") from error
     assert has("Ready")
     assert 'amdahl_loop_jobs{condition="Observed"' in fetch(pod, 8080, "/metrics")
     cluster.delete_namespace(namespace)

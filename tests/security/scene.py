@@ -70,6 +70,8 @@ def people(cluster: Cluster, namespace: str, role: str, user: str) -> Access:
     )
     access = cluster.user(user)
     wait_for(
-        lambda: access.get(training_path(namespace)).status == 200, 60, f"{user} holds the role {role} in {namespace}"
+        lambda: access.get(training_path(namespace)).status == 200,
+        TIMEOUT_S,
+        f"{user} holds the role {role} in {namespace}",
     )
     return access

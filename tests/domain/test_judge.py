@@ -6,8 +6,10 @@ import pytest
 
 from amdahl_loop.domain import judge
 from amdahl_loop.domain.blocks import BlockSpec, Stage
+from amdahl_loop.domain.constants import Constants
 from amdahl_loop.domain.experiments import BlockRecord, Experiment, Plan
 from amdahl_loop.domain.knob_values import KnobName
+from amdahl_loop.domain.profiles import PROFILES
 from amdahl_loop.domain.telemetry import Arm, Window, WindowOutcome
 from amdahl_loop.domain.tuning import Objective, ProfileName
 from amdahl_loop.domain.verdicts import VetoName
@@ -103,6 +105,30 @@ def test_too_noisy_to_experiment() -> None:
     verdict = Bench(make_plan(), gain=0.1, noise=0.3).carry_through()
     assert (verdict.word, verdict.reason) == ("Inconclusive", "too_noisy")
     assert "block sd" in verdict.sentence
+
+
+@pytest.mark.parametrize(
+    ("gain", "margin", "word", "reason"),
+    [
+        pytest.param(0.55, 1.0, "Won", "won", id="what stands out by a floor"),
+        pytest.param(0.55, 0.0, "Inconclusive", "too_noisy", id="nothing stands out to a plan of an older judge"),
+        pytest.param(0.2, 1.0, "Inconclusive", "too_noisy", id="a gain that the noise could make"),
+        pytest.param(0.0, 1.0, "Inconclusive", "too_noisy", id="no gain"),
+        pytest.param(-0.8, 1.0, "Inconclusive", "too_noisy", id="a loss does not stand out"),
+    ],
+)
+def test_noise_hides_no_gain_that_stands_out(gain: float, margin: float, word: str, reason: str) -> None:
+    """Blocks that spread by 17 %: only a gain whose bound clears the floor, itself 1.5 spreads, goes on to its checks."""
+    plan = make_plan(make_constants(noisy_margin=margin))
+    verdict = Bench(plan, gain=gain, noise=0.17).carry_through()
+    assert (verdict.word, verdict.reason) == (word, reason)
+
+
+def test_plans_of_an_older_judge_keep_their_rule() -> None:
+    """A plan that says nothing of a margin was made without one; new plans have one in every profile."""
+    older = make_plan().constants.model_dump(exclude={"noisy_margin"})
+    assert Constants.model_validate(older).noisy_margin == 0
+    assert {profile.noisy_margin for profile in PROFILES.values()} == {1.0}
 
 
 def test_a_win_that_fades_is_vetoed_by_the_soak() -> None:

@@ -142,7 +142,7 @@ def _settle_transfer(case: Case, claim: Claim, checks: Sequence[Check]) -> Claim
     """What discovery would have asked, asked of the checks: the pooled bound above 0, and the mean above the floor."""
     constants = case.plan.constants
     used = _used_blocks(checks)
-    ended = stop_for_setting(case, used)
+    ended = stop_for_setting(case, used, constants.transfer_alpha)
     if ended:
         return ended
     found, floor = estimate([block.effect for block in used]), effective_floor(constants, used)

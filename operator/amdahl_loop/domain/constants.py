@@ -11,7 +11,7 @@ from amdahl_loop.domain.telemetry import Seconds
 from amdahl_loop.domain.tuning import ProfileName
 from amdahl_loop.domain.values import Frozen
 
-JUDGE_VERSION = "2"
+JUDGE_VERSION = "3"
 
 
 class Constants(Frozen):
@@ -44,7 +44,9 @@ class Constants(Frozen):
     noise_floor_factor: float = 1.5
     """The floor is at least this many times the standard deviation of blocks."""
     max_block_sd: float = 0.10
-    """Standard deviation of blocks above which no experiment is worth its cost."""
+    """Standard deviation of blocks above which no experiment is worth its cost, but for one whose gain stands out."""
+    noisy_margin: float = 0.0
+    """A gain stands out above that where the lower bound of a look is so many floors above 0; 0: none ever does."""
     void_gate: float = 0.04
     """Disagreement of an arm with itself that voids a block, as a difference of log cost, at least."""
     void_factor: float = 3.0

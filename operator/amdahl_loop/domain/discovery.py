@@ -61,10 +61,10 @@ def discover(case: Case, proof: tuple[Veto, ...]) -> Claim | Assessment:
     return NeedBlocks(specs, Stage.DISCOVERY, f"{wanted} more valid blocks to the look at {constants.looks[look]}")
 
 
-def stop_for_setting(case: Case, used: Sequence[Evidence]) -> Closed | None:
+def stop_for_setting(case: Case, used: Sequence[Evidence], alpha: float) -> Closed | None:
     """Reasons not to judge here at all: too noisy, unlike the job, or always the same data."""
     spread, limit = pair_spread(used), case.plan.constants.max_block_sd
-    if spread > limit:
+    if spread > limit and not _stands_out(case.plan.constants, used, alpha):
         sentence = f"too noisy to experiment: block sd {percent(spread)}, above {percent(limit)}"
         return close(case, VerdictWord.INCONCLUSIVE, "too_noisy", sentence)
     shifted = _find_shifted_phase(case.plan, used)
@@ -115,6 +115,16 @@ def pair_spread(used: Sequence[Evidence]) -> float:
     return pair_sd([block.gap(arm) for block in used for arm in Arm])
 
 
+def _stands_out(constants: Constants, used: Sequence[Evidence], alpha: float) -> bool:
+    """Whether a gain is so large that noise which would hide most others does not matter to it.
+
+    The floor grows with the noise, so a bound that clears it asks the same of a loud machine as of a quiet one, and far
+    more than of a gain that is to be found where blocks hardly spread.
+    """
+    bar = constants.noisy_margin * effective_floor(constants, used)
+    return bar > 0 and estimate([block.effect for block in used]).lower(alpha) >= bar
+
+
 def _stop_for_voids(case: Case, sifted: Sifted) -> Closed | None:
     constants = case.plan.constants
     cap = math.ceil(constants.looks[-1] * constants.spare_share)
@@ -138,7 +148,7 @@ def _take_look(case: Case, sifted: Sifted, look: int, proof: tuple[Veto, ...]) -
     """
     constants = case.plan.constants
     used = sifted.valid[: constants.looks[look]]
-    ended = stop_for_setting(case, used)
+    ended = stop_for_setting(case, used, constants.alphas[look])
     if ended:
         # One neighbour's visit can spoil a first look; a noisy machine is still noisy at the second.
         is_passing = look == 0 and ended.verdict.reason == "too_noisy"

@@ -35,6 +35,7 @@ PROFILES: dict[ProfileName, Constants] = {
         soak_blocks=2,
         soak_warmup_s=6.0,
         soak_window_s=3.0,
+        noisy_margin=1.0,
     ),
     ProfileName.STANDARD: Constants(
         profile=ProfileName.STANDARD,
@@ -51,6 +52,7 @@ PROFILES: dict[ProfileName, Constants] = {
         soak_blocks=6,
         soak_warmup_s=600.0,
         soak_window_s=120.0,
+        noisy_margin=1.0,
         holdout_interval_s=DAY_S,
         holdout_blocks=30,
     ),
@@ -69,6 +71,7 @@ PROFILES: dict[ProfileName, Constants] = {
         soak_blocks=4,
         soak_warmup_s=900.0,
         soak_window_s=480.0,
+        noisy_margin=1.0,
         holdout_interval_s=DAY_S,
         holdout_blocks=30,
     ),

@@ -410,6 +410,7 @@ EPHEMERAL: Object = {
         ),
         pytest.param(of_container(securityContext={"seccompProfile": {"type": "RuntimeDefault"}}), id="confined"),
         pytest.param(of_container(ports=[{"containerPort": 80}]), id="a port of its own"),
+        pytest.param(of_container(livenessProbe={"httpGet": {"port": 80}}), id="a probe of its own pod"),
         pytest.param(
             {"securityContext": {"sysctls": [{"name": "net.ipv4.tcp_syncookies", "value": "1"}]}}, id="a safe sysctl"
         ),
@@ -421,6 +422,8 @@ def test_a_harmless_trial_is_created(operator: Access, enabled: str, pod: Object
     assert reply.status == 201, reply.message
 
 
+CALL: Object = {"httpGet": {"host": "10.0.0.1", "port": 80}}
+KNOCK: Object = {"tcpSocket": {"host": "10.0.0.1", "port": 80}}
 HOST = "no access to its host"
 PRIVILEGED = "not privileged"
 CONFINED = "stays confined"
@@ -449,6 +452,12 @@ OUR_CLASS = "priorityClassName: amdahl-loop-trial"
         pytest.param(trial({"nodeName": "node-1"}), HOST, id="nodeName"),
         pytest.param(trial(of_container(ports=[{"containerPort": 80, "hostPort": 80}])), HOST, id="hostPort"),
         pytest.param(trial(of_volume({"hostPath": {"path": "/"}}, read_only=True)), HOST, id="hostPath"),
+        pytest.param(trial(of_container(livenessProbe=CALL)), HOST, id="a liveness probe that calls out"),
+        pytest.param(trial(of_container(readinessProbe=KNOCK)), HOST, id="a readiness probe that calls out"),
+        pytest.param(trial(of_container(startupProbe=CALL)), HOST, id="a start-up probe that calls out"),
+        pytest.param(trial(of_container(lifecycle={"postStart": CALL})), HOST, id="a hook at the start that calls out"),
+        pytest.param(trial(of_container(lifecycle={"preStop": KNOCK})), HOST, id="a hook at the end that calls out"),
+        pytest.param(trial({"initContainers": [of_container(name="init", restartPolicy="Always", livenessProbe=CALL)["containers"][0]]}), HOST, id="a native sidecar's probe that calls out"),
         pytest.param(trial(of_container(volumeDevices=[{"name": "v", "devicePath": "/dev/v"}]) | {"volumes": [{"name": "v"} | CLAIM]}), HOST, id="block device"),
         pytest.param(trial(of_volume(CLAIM)), READ_ONLY, id="a claim, writable by default"),
         pytest.param(trial(of_volume(CLAIM, read_only=False)), READ_ONLY, id="a claim, writable"),

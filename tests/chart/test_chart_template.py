@@ -245,7 +245,8 @@ OPERATOR_RIGHTS = {
     ("", "pods"): {"list", "watch"},
     ("", "services"): {"get", "create"},
     ("", "configmaps"): {"get", "list", "create", "update", "patch", "delete"},
-    ("events.k8s.io", "events"): {"create"},
+    ("events.k8s.io", "events"): {"create", "list"},
+    ("kueue.x-k8s.io", "workloads"): {"list"},
     ("", "persistentvolumeclaims"): {"get"},
 }
 

@@ -5,6 +5,7 @@ left out of the comparison. Moments are left out. Everything else counts.
 """
 
 import json
+import re
 from collections import Counter
 from typing import Any
 
@@ -20,6 +21,9 @@ from reliability.scenes import JOB, Scene, conditions_of
 from reliability.wire import Object
 
 State = dict[str, Any]
+
+_COUNT = re.compile(r"\d+ times")
+"""How often a program had crashed hangs on when somebody looked."""
 
 
 async def read_state(scene: Scene, job: str = JOB) -> State:
@@ -93,7 +97,8 @@ def _read_experiment(stored: StoredExperiment) -> State:
         "losses": [(_block_of(loss.run), loss.held_device_s) for loss in experiment.losses],
         "verdict": experiment.verdict.model_dump(mode="json") if experiment.verdict else None,
         "applications": [
-            (a.kind.value, a.declared.declared(), a.knobs.declared(), a.failing) for a in stored.applications
+            (a.kind.value, a.declared.declared(), a.knobs.declared(), _COUNT.sub("often", a.failing))
+            for a in stored.applications
         ],
         "reserved": stored.status.reserved,
     }

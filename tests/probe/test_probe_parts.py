@@ -1,5 +1,6 @@
 """The smaller parts, each on the real thing: scratch folders, logs, metrics over HTTP, traces, digests, the bundle."""
 
+import importlib
 import re
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import torch
 from amdahl_probe import bundle, digests, metrics, supervise
 from amdahl_probe.emit import Batches, Recorder, StepRecord
 from amdahl_probe.guard import BoundedLog
+from amdahl_probe.hook import ImportWatcher
 from amdahl_probe.scratch import Scratch, ScratchError
 
 
@@ -90,6 +92,22 @@ def test_a_mounted_file_is_rewritten_in_place(old: bytes, tmp_path: Path) -> Non
     supervise.write_in_place(str(path), b'{"a":1}')
 
     assert (path.read_bytes(), path.stat().st_ino) == (b'{"a":1}', inode)
+
+
+def test_all_that_wait_for_a_module_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each callback once, in order, with the module; one that comes late is told at once."""
+    (tmp_path / "awaited_module.py").write_text("VALUE = 7\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    watcher, told = ImportWatcher(), []
+    monkeypatch.setattr(sys, "meta_path", [watcher, *sys.meta_path])
+    for name in ("first", "second"):
+        watcher.call_after("awaited_module", lambda module, name=name: told.append((name, module.VALUE)))
+
+    importlib.import_module("awaited_module")
+    watcher.call_after("awaited_module", lambda module: told.append(("late", module.VALUE)))
+    monkeypatch.delitem(sys.modules, "awaited_module")
+
+    assert told == [("first", 7), ("second", 7), ("late", 7)]
 
 
 class TestMetrics:

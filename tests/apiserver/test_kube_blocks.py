@@ -244,7 +244,7 @@ def test_a_squatter_is_named_never_stopped(api_server: Cluster, api_namespace: s
         ),
         pytest.param(
             {"template": make_template({"volumes": [{"name": "v", "vsphereVolume": {"volumePath": "x"}}]})},
-            "rejected: spec.volumes[v]", id="a volume that cannot be closed",
+            "rejected: No trial is started: spec.template.spec.volumes[v]", id="a volume that cannot be closed",
         ),
         pytest.param(
             {"template": make_template({"restartPolicyy": "x"})}, "rejected:", id="a field that the server does not know"

@@ -69,6 +69,8 @@ class Village:
     """Every block whose pod was started, by run, in order: what must not hold anything twice."""
     pods: dict[str, dict[str, str]] = field(default_factory=dict)
     """By UID of the Job: addresses of its pods by name; empty where it has none of its own."""
+    counted: set[str] = field(default_factory=set)
+    """UIDs of the pods of these blocks."""
     failures: dict[str, int] = field(default_factory=dict)
     broken: str = ""
     """What went wrong with the hands themselves."""
@@ -190,6 +192,9 @@ class Hands:
             try:
                 await self._take(namespace, village, event)
             except (aiohttp.ClientError, OSError, TimeoutError):
+                village.pods.pop(
+                    event["object"]["metadata"]["uid"], None
+                )  # a Job whose pod may be half made: once more
                 self._later(village, event, 0.5)
             except Exception:  # noqa: BLE001  # told by whoever waits for what will never come
                 village.broken = traceback.format_exc()
@@ -331,7 +336,8 @@ class Hands:
         plan = json.loads(text.replace("$$", "$"))
         block = read_run(plan["run"])
         assert block is not None, plan["run"]
-        if index == 0:
+        if index == 0 and pod["metadata"]["uid"] not in village.counted:
+            village.counted.add(pod["metadata"]["uid"])
             village.started.append(plan["run"])
         status = village.behaviour.end(self, plan["run"].removeprefix(f"{block.experiment}-"), plan)
         if status is not None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from amdahl_loop.domain.children import EXPERIMENT_LABEL
+from amdahl_loop.domain.children import EXPERIMENT_LABEL, JOB_LABEL
 from fakes import Truth, loader_bound
 from reliability.hands import Behaviour, Hands, pod_status
 from reliability.operators import Nursery
@@ -317,7 +317,9 @@ def test_a_block_whose_labels_are_gone_is_no_evidence_and_runs_no_second_time(
         async with in_flight(server, nursery, tmp_path) as scene:
             job = await held_job(scene)
             scene.village.behaviour.end = lambda hands, block, plan: hands.succeed(block, plan)
-            labels = dict.fromkeys(job["metadata"]["labels"])
+            labels = dict.fromkeys(
+                (EXPERIMENT_LABEL, JOB_LABEL)
+            )  # without any, the server gives a Job its pods' labels
             path = scene.path("jobs", job["metadata"]["name"])
             done = await scene.wire.merge(path, {"metadata": {"labels": labels}})
             assert done.status == 200, done.content

@@ -290,6 +290,7 @@ def main() -> None:
         sys.exit(str(error))
     if settings.kubeconfig is not None:
         os.environ["KUBECONFIG"] = str(settings.kubeconfig)  # kopf's own connection reads nothing else
+    os.environ.setdefault("POD_ID", "amdahl-loop")  # or kopf asks for the user's name, and a numbered user has none
     configure_logging(settings.log_format)
     try:
         asyncio.run(serve(settings))

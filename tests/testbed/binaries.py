@@ -37,6 +37,7 @@ class Binary:
 
 
 KUBERNETES = "k8s.io/kubernetes"
+FLUX = "github.com/fluxcd/kustomize-controller"
 BINARIES = {
     binary.name: binary
     for binary in (
@@ -58,6 +59,7 @@ BINARIES = {
             "1",
         ),
         Binary("kwok", "kwok", "sigs.k8s.io/kwok/cmd/kwok", "sigs.k8s.io/kwok", "2"),
+        Binary("kustomize-controller", "flux", FLUX, FLUX, "6"),
     )
 }
 API_SERVER_BINARIES = ("etcd", "kube-apiserver", "kubectl")

@@ -27,7 +27,8 @@ from amdahl_loop.adapters.kube.transport import USER_AGENT, Answer, Request, Tra
 from amdahl_loop.adapters.metrics import Metrics
 from amdahl_loop.domain.api.kinds import GROUP, VERSION
 from amdahl_loop.domain.children import JOB_LABEL
-from amdahl_loop.operate import JobKey, Operator, Recollection
+from amdahl_loop.operate import Operator
+from amdahl_loop.recollection import JobKey, Recollection
 from amdahl_loop.settings import LogFormat, Settings, SettingsError, read_settings
 from amdahl_loop.workqueue import WorkQueue
 

@@ -6,15 +6,13 @@ The loop itself is `reconcile.tick`, the same as on one machine; here it gets a 
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
 
 from amdahl_loop import reconcile
 from amdahl_loop.adapters.kube.apply import sync_spec
-from amdahl_loop.adapters.kube.claims import AccessModes, read_access_modes
+from amdahl_loop.adapters.kube.claims import read_access_modes
 from amdahl_loop.adapters.kube.client import ApiUnavailable, KubeClient, Refused
-from amdahl_loop.adapters.kube.index import ExperimentIndex
 from amdahl_loop.adapters.kube.jobs import SeenJob, look_up
 from amdahl_loop.adapters.kube.ledger import (
     KubeLedger,
@@ -23,11 +21,10 @@ from amdahl_loop.adapters.kube.ledger import (
     LedgerUnreadableError,
 )
 from amdahl_loop.adapters.kube.orphans import let_go
-from amdahl_loop.adapters.kube.pressure import Waiting, find_waiting
+from amdahl_loop.adapters.kube.pressure import find_waiting
 from amdahl_loop.adapters.kube.probe import Probe
-from amdahl_loop.adapters.kube.runner import KubeRunner, Memory
+from amdahl_loop.adapters.kube.runner import KubeRunner
 from amdahl_loop.adapters.kube.running import RunningJob, RunningState
-from amdahl_loop.adapters.kube.saves import SaveCounts
 from amdahl_loop.adapters.kube.scrape import Fetch, fetch_metrics
 from amdahl_loop.adapters.kube.status import write_status
 from amdahl_loop.adapters.metrics import Metrics
@@ -35,7 +32,7 @@ from amdahl_loop.domain.api.training_job import TrainingJobStatus
 from amdahl_loop.domain.applying import Decision, RecordRelease, RecordRevert
 from amdahl_loop.domain.bank import Balance, balance, hours_in_force
 from amdahl_loop.domain.conditions import STANDINGS, Facts, Note
-from amdahl_loop.domain.fleet import Limits, Member, admit
+from amdahl_loop.domain.fleet import Limits, admit
 from amdahl_loop.domain.fleet import describe as describe_member
 from amdahl_loop.domain.isolation import Obstacle, find_obstacles, say_obstacles
 from amdahl_loop.domain.knob_values import Knobs
@@ -57,7 +54,7 @@ from amdahl_loop.domain.plan import (
     Wait,
     look,
 )
-from amdahl_loop.domain.policy import Constrained, TuningPolicySpec, cap_parallel_trials, constrain
+from amdahl_loop.domain.policy import Constrained, cap_parallel_trials, constrain
 from amdahl_loop.domain.reasons import Reason
 from amdahl_loop.domain.resources import TrainingJob
 from amdahl_loop.domain.runs import Finished, Running, Unplaced
@@ -65,6 +62,7 @@ from amdahl_loop.domain.status import describe
 from amdahl_loop.domain.tuning import Mode
 from amdahl_loop.domain.verdicts import VerdictWord
 from amdahl_loop.ports import Clock
+from amdahl_loop.recollection import NOTHING_SEEN, JobKey, Recollection
 from amdahl_loop.reconcile import Identity, Ports, Tick
 from amdahl_loop.settings import Settings
 
@@ -73,57 +71,12 @@ POLL_S = 2.0
 """While a block runs or pods are on their way; their events wake the job earlier."""
 LOOK_AROUND_S = 10.0
 """Trials make way within 30 s: seen within ten, decided at the next pass, over within a pod's grace."""
-NOTHING_SEEN = (float("-inf"), Waiting())
 RESYNC_ACTIVE_S = 15.0
 RESYNC_IDLE_S = 300.0
 OVER = (Reason.FINISHED, Reason.SUSPENDED, Reason.QUEUED)
 """Ways of standing in which nothing is measured and nothing tried."""
 
 _log = logging.getLogger(__name__)
-
-
-class JobKey(NamedTuple):
-    """Which TrainingJob."""
-
-    namespace: str
-    name: str
-
-    def __str__(self) -> str:
-        return f"{self.namespace}/{self.name}"
-
-
-@dataclass
-class Recollection:
-    """What the operator remembers between passes; a restart loses it and changes nothing but the time things take."""
-
-    since_s: float
-    index: ExperimentIndex
-    policies: dict[str, dict[str, TuningPolicySpec]] = field(default_factory=dict)
-    """TuningPolicies by namespace and name, kept by their events."""
-    runs: Memory = field(default_factory=Memory)
-    saves: SaveCounts = field(default_factory=SaveCounts)
-    fleet: dict[JobKey, Member] = field(default_factory=dict)
-    """Every job as its last pass saw it: whom a trial has to be shared with."""
-    statuses: dict[JobKey, TrainingJobStatus] = field(default_factory=dict)
-    """What each job reports: what the operator's own metrics add up."""
-    told_s: dict[JobKey, float] = field(default_factory=dict)
-    """When a job was last described."""
-    in_flight: dict[JobKey, str] = field(default_factory=dict)
-    """The block that runs for a job, as its last pass saw it."""
-    waiting: dict[tuple[str, bool], tuple[float, Waiting]] = field(default_factory=dict)
-    """What waited in a namespace, its queues too or not, and when that was seen."""
-    access_modes: dict[JobKey, tuple[int, AccessModes]] = field(default_factory=dict)
-    """How the storage of a job may be shared, and the generation of the spec that this was asked for."""
-    swept: dict[JobKey, str] = field(default_factory=dict)
-    """UIDs of jobs that have no block but the present one."""
-
-    def forget(self, key: JobKey) -> None:
-        """A job is gone: nothing of it stays, or an operator would grow with every job that it has ever seen."""
-        uid = self.swept.pop(key, "")
-        self.runs.forget(uid)
-        self.saves.forget(uid)
-        for known in (self.fleet, self.statuses, self.told_s, self.in_flight, self.access_modes):
-            known.pop(key, None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -369,9 +322,9 @@ def stand(running: RunningState, action: Action) -> Note:
     """How the job stands. One that ends again and again, with no value of ours to take back, needs its owner."""
     is_stuck = bool(running.failing) and isinstance(action, Halt) and action.failed
     is_known = STANDINGS[running.note.reason].is_stalled or running.note.reason in OVER
-    return (
-        Note(reason=Reason.CRASH_LOOPING, sentence=f"{running.failing}.") if is_stuck and not is_known else running.note
-    )
+    if is_stuck and not is_known:
+        return Note(reason=Reason.CRASH_LOOPING, sentence=f"{running.failing}.")
+    return running.note
 
 
 def has_acted(ticked: Tick) -> bool:

@@ -16,7 +16,8 @@ from amdahl_loop.domain.ledger import Application, ApplicationKind
 from amdahl_loop.domain.policy import TuningPolicySpec
 from amdahl_loop.domain.tuning import Mode
 from amdahl_loop.domain.verdicts import Verdict, VerdictWord
-from amdahl_loop.operate import JobKey, Operator, Recollection
+from amdahl_loop.operate import Operator
+from amdahl_loop.recollection import JobKey, Recollection
 from amdahl_loop.settings import Settings
 from cluster_builders import Scene, play
 from judge_builders import make_plan

@@ -152,6 +152,6 @@ def test_a_container_that_is_killed_for_memory_says_which_arm_it_ran(
     async def go() -> None:
         async with setting(server, nursery, tmp_path) as theatre:
             _, experiment = await _live(theatre, Behaviour(WELL, end=killed), "Vetoed")
-            assert "memory" in experiment["status"]["verdict"]["sentence"]
+            assert "the variant ended in oom" in experiment["status"]["verdict"]["sentence"]
 
     asyncio.run(go())

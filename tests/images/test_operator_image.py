@@ -26,27 +26,32 @@ VALUES = {
     "trials": {"priorityClass": {"create": False}},
 }
 WORDS = (("describe", "pods"), ("logs", "deployment/amdahl-loop", "--tail=40"))
-# Computes and nothing else, and counts with the probe's own code, which only the operator can have brought.
+# Computes and nothing else, and serves its counters itself, by docs/telemetry.md.
 PROGRAM = """
-import os, time
-from amdahl_probe import metrics
-from amdahl_probe.emit import Batches, Recorder, StepRecord
-from amdahl_probe.spans import Ledger
+import http.server, os, time
 
-recorder = Recorder(None)
-recorder.start("cpu", live=False, by="probe")
-metrics.serve(recorder.metrics, int(os.environ["AMDAHL_METRICS_PORT"]), os.environ["AMDAHL_METRICS_HOST"])
-recorder.startup(5)
-ledger, done = Ledger(), 0
-while True:
-    with ledger.span("input"):
-        time.sleep(0.0002)
-    ledger.rest("compute")
-    time.sleep(0.05)
-    phases, digest = ledger.take(), f"{done:08x}"
-    batches = Batches(1, 200_000, 40_000)
-    recorder.step(StepRecord(done, ledger.mark_ns, phases, 8, 64, digest, "0000abcd", digest, 1.0, 0, batches))
-    done += 1
+began_s = time.monotonic()
+
+class Counters(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        steps = int((time.monotonic() - began_s) / 0.05)
+        lines = [
+            'amdahl_info{rank="0",world="1",device="cpu",by="probe"} 1',
+            f"amdahl_steps_total {steps}",
+            f"amdahl_samples_total {8 * steps}",
+            f"amdahl_step_seconds_sum {0.05 * steps}",
+            "amdahl_checkpoints_total 0",
+            "amdahl_checkpoint_block_seconds_total 0",
+            f"amdahl_loader_batches_total {steps}",
+            f"amdahl_loader_batch_seconds_total {0.0002 * steps}",
+            f'amdahl_phase_seconds_total{{phase="compute"}} {0.05 * steps}',
+        ]
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write("\\n".join([*lines, ""]).encode())
+
+address = os.environ["AMDAHL_METRICS_HOST"], int(os.environ["AMDAHL_METRICS_PORT"])
+http.server.ThreadingHTTPServer(address, Counters).serve_forever()
 """
 # What must not be found in the image, whoever looks.
 LOOK = """

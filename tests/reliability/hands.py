@@ -37,9 +37,9 @@ BLOCK_S = 30
 """What every block is said to have held: charges can be counted."""
 HEAD_START_S = 20.0
 HASTE = 1.6
-MOST_HASTE_S = 4.5
+MOST_HASTE_S = 3.0
 HASTE_FOR_S = 15.0
-"""A program's clock runs ahead by so much, but never by more than 4.5 s in 15 s: the operator grants clocks 5 s, and an observation of
+"""A program's clock runs ahead by so much, but never by more than 3 s in 15 s: the operator grants clocks 5 s, and an observation of
 5 s of steps is over in two."""
 BACK_OFF_S = 1.0
 """Pause of the Job controller after a pod that failed."""

@@ -81,7 +81,5 @@ def test_killed_at_every_write_the_end_is_the_same(
     print(f"{len(expected.writes)} writes, {len(runs)} runs, {len(struck)} kills")
     check(expected, runs)
     for after in (False, True):
-        numbers = {point.at for point, _ in struck if point.after is after}
-        assert numbers >= set(range(len(expected.writes))), "a number was never reached"
         names = {name for point, name in struck if point.after is after}
         assert names >= set(expected.writes), f"never struck: {set(expected.writes) - names}"

@@ -6,6 +6,7 @@ OUT_DIR/<function>.losses and .said; the child "none" has no fault, and is the o
 
 # ruff: noqa: PTH105, PTH108 (as scripts write it)
 import atexit
+import importlib
 import os
 import sys
 from pathlib import Path
@@ -43,11 +44,10 @@ def kept(out):
     return losses
 
 
-def unaided(out):
-    """No loader: an evaluation by hand, compiled code, two optimizers."""
+def unaided(out, bend=lambda rows: torch.sin(rows) + rows):
+    """No loader: an evaluation by hand, a function called before the model, two optimizers."""
     model, first = new_model()
     second, losses = torch.optim.SGD(model.parameters(), lr=1e-3), []
-    make_fast(model)  # and never called: compiling a model in each child would take minutes
     for at in range(3):
         rows, labels = torch.ones(2, 12) * at, torch.tensor([0, 1])
         with torch.no_grad():
@@ -60,12 +60,11 @@ def unaided(out):
     return losses
 
 
-def make_fast(code):
-    """Compiled where torch can."""
-    return torch.compile(code, backend="eager") if torch_has.find()["torch.compile"] else code
-
-
-bend = make_fast(lambda rows: torch.sin(rows) + rows)
+def compiled(out):
+    """The same with that function compiled, where torch can: the same losses."""
+    if not torch_has.find()["torch.compile"]:
+        return unaided(out)
+    return unaided(out, torch.compile(lambda rows: torch.sin(rows) + rows, backend="eager"))
 
 
 def find_guarded():
@@ -97,15 +96,18 @@ def plant(function):
 
 def train(out, name):
     losses = []
-    for loop in (plain, accumulated, kept, unaided):
+    last = compiled if name.startswith("Forwards.") else unaided  # nothing else is called for it, and it takes a second
+    for loop in (plain, accumulated, kept, last):
         (out / f"{name}-{loop.__name__}").mkdir()
         losses += loop(out / f"{name}-{loop.__name__}")
     (out / f"{name}.losses").write_text(" ".join(loss.hex() for loss in losses))
 
 
 def main(out):
+    if torch_has.find()["torch.compile"]:
+        importlib.import_module("torch._dynamo")  # which the first optimizer would import, in each child anew
+
     torch.set_num_threads(1)
-    bend(torch.ones(2, 12))  # imports the compiler, which the first optimizer would, in each child anew
     for rank, (name, function) in enumerate([("none", None), *find_guarded()]):
         undo = plant(function) if function else None
         os.dup2(os.open(out / f"{name}.said", os.O_WRONLY | os.O_CREAT), 2)

@@ -7,7 +7,7 @@ STAMP := .venv/.installed
 OLDEST := .venv-oldest-torch/bin/python
 TESTBED := PYTHONPATH=tests $(PY) -m testbed
 
-.PHONY: help venv demo demo-verify test test-oldest-torch e2e cluster-demo cluster-up cluster-down check crds bench lock clean
+.PHONY: help venv demo demo-verify test test-oldest-torch e2e cluster-demo cluster-up cluster-down check crds images bench lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -57,6 +57,9 @@ cluster-down: $(STAMP) ## take it down again
 crds: $(STAMP) ## write the definitions, the chart's copies and docs/api.md from the models
 	@$(PY) -m amdahl_loop.cli.crds
 
+images: $(STAMP) ## build the operator's and the trainer's image without an engine (needs root)
+	@PYTHONPATH=tests $(PY) -m testbed.dockerfiles operator trainer
+
 check: $(STAMP) ## the fast inner loop: format, lint, types, layers, unit tests (under a minute)
 	@echo "==> ruff format, ruff check"; .venv/bin/ruff format --check -q . && .venv/bin/ruff check -q .
 	@echo "==> mypy"; .venv/bin/mypy
@@ -70,7 +73,7 @@ bench: $(STAMP) ## scenarios and traps, truth against found (about two hours)
 lock: ## renew requirements.lock (needs uv on PATH)
 	uv pip compile pyproject.toml --all-extras --generate-hashes --python-version 3.11 --python-platform x86_64-manylinux_2_28 --no-header --no-emit-index-url --no-emit-find-links --upgrade -q -o requirements.lock
 	printf 'torch==1.13.0\nnumpy<2\n' | uv pip compile - --generate-hashes --python-version 3.11 --python-platform x86_64-manylinux_2_28 --no-header --no-emit-index-url --no-emit-find-links -q -o requirements-oldest-torch.lock
-	PYTHONPATH=tests $(PY) -m chart.image_lock
+	PYTHONPATH=tests $(PY) -m images.image_lock
 
 clean: ## remove what make created, the virtual environment included
 	rm -rf .venv .venv-oldest-torch build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

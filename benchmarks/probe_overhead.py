@@ -125,10 +125,12 @@ def calibrate(batch: int) -> int:
     steps = train(batch, None)
     for _ in range(WARM_UP):
         next(steps)
-    begun = time.perf_counter()
+    took = []
     for _ in range(50):
+        begun = time.perf_counter()
         next(steps)
-    return max(1, round(STEP_S / ((time.perf_counter() - begun) / 50)))
+        took.append(time.perf_counter() - begun)
+    return max(1, round(STEP_S / statistics.median(took)))
 
 
 def bound(ordered: list[float]) -> tuple[float, float, float]:

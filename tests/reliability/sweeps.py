@@ -24,8 +24,9 @@ from amdahl_loop.domain.telemetry import Phase
 from amdahl_loop.operate import identify
 from amdahl_loop.reconcile import Ports, tick
 from fakes import COMPUTE_S, SimulatedRunner, Truth, loader_bound
-from reliability.hands import BLOCK_S, NODE, Behaviour, measure
+from reliability.hands import BLOCK_S, NODE, Behaviour
 from reliability.kills import Killer, Point
+from reliability.programs import measure
 from reliability.relay import name_write
 from reliability.scenes import JOB, QUIET_S, TIMEOUT_S, Scene, Theatre, conditions_of, training_job
 from reliability.states import State, check_names, read_state

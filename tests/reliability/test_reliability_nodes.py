@@ -14,8 +14,9 @@ from amdahl_loop.domain.knob_values import Knobs
 from amdahl_loop.domain.summaries import render_block_summary
 from amdahl_loop.domain.telemetry import Arm, WindowOutcome
 from fakes import Truth, loader_bound
-from reliability.hands import Behaviour, Hands, measure, pod_status, read_windows, stamp
+from reliability.hands import Behaviour, Hands
 from reliability.operators import Nursery
+from reliability.programs import measure, pod_status, read_windows, stamp
 from reliability.scenes import Scene, Theatre, conditions_of, setting, training_job
 from reliability.wire import Object
 from testbed.cluster import Cluster

@@ -13,9 +13,17 @@ class Point(NamedTuple):
 
     at: int
     after: bool
+    name: str = ""
+    """Where it is given, the first write of this name (`relay.name_write`), whatever its number."""
 
     def __str__(self) -> str:
-        return f"{'after' if self.after else 'before'} write {self.at}"
+        return f"{'after' if self.after else 'before'} write {self.name or self.at}"
+
+    def is_at(self, call: Call) -> bool:
+        """Whether this is the write."""
+        if not call.is_write:
+            return False
+        return name_write(call) == self.name if self.name else call.number == self.at
 
 
 @dataclass
@@ -31,7 +39,7 @@ class Killer:
     async def __call__(self, call: Call, send: Send) -> Reply:
         """The fault."""
         point = self.points[len(self.victims)] if len(self.victims) < len(self.points) else None
-        if point is None or not call.is_write or call.number != point.at:
+        if point is None or not point.is_at(call):
             return await send(call)
         self.is_striking = True
         if point.after:

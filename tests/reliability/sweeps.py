@@ -226,7 +226,7 @@ def find_faults(expected: Run, runs: Iterable[Run]) -> list[str]:
             if run.state and run.state[part] != wanted
         ]
         missed = run.points[len(run.victims) :]
-        if missed and missed[0].at < len(run.writes):
+        if missed and (missed[0].name or missed[0].at < len(run.writes)):
             faults.append(f"{struck}: {missed[0]} was not struck")
     return faults
 

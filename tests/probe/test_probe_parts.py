@@ -182,6 +182,14 @@ class TestDigests:
 
         assert digests.digest([change(rows)]).sig != digests.digest([rows]).sig
 
+    @pytest.mark.parametrize("width", [2, 12, 64, 100])
+    def test_rows_that_begin_alike_are_told_apart(self, width: int) -> None:
+        """As texts do, whose first token is the same: the elements that are read are not one a row."""
+        first, second = torch.arange(8.0 * width).reshape(8, width), torch.arange(8.0 * width).reshape(8, width) + 1
+        first[:, 0] = second[:, 0] = 7
+
+        assert digests.digest([first]).sig != digests.digest([second]).sig
+
     def test_shape_leaves_the_number_of_samples_out(self) -> None:
         """A shorter last batch has the same shape; another width has not."""
         digest = digests.digest([torch.zeros(8, 3)])

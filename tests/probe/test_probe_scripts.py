@@ -82,7 +82,7 @@ class TestUnchanged:
         said, rest = broken.errors.split("\n", 1)
 
         assert (broken.code, broken.out, rest) == bare
-        assert said.startswith("amdahl_probe: off, the script goes on: is_rank: NotADirectoryError")
+        assert said.startswith("amdahl_probe: off, the script goes on: start: NotADirectoryError")
 
     def test_ddp_ranks_end_with_the_same_losses(self, scripts: Scripts) -> None:
         """All-reduced losses on both ranks, with and without."""

@@ -154,7 +154,8 @@ def _strided(tensor: Any) -> bytes:
     if not count or not _is_readable(tensor):
         return b""
     kept = min(STRIDED, count)
-    return array("d", tensor.as_strided((kept,), (count // kept,)).tolist()).tobytes()
+    step = max(1, count // kept - 1)  # not whole rows: the first element of each may be the same in every batch
+    return array("d", tensor.as_strided((kept,), (step,)).tolist()).tobytes()
 
 
 def _strided_rows(tensor: Any) -> List[List[float]]:

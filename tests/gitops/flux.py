@@ -86,15 +86,13 @@ class Flux:
 
         def is_done() -> bool:
             seen.update(self.access.get(path).body)
-            status = seen.get("status", {})
-            has_tried = revision in (status.get("lastAttemptedRevision"), status.get("lastAppliedRevision"))
-            return status.get("lastHandledReconcileAt") == asked and has_tried
+            status, ready = seen.get("status", {}), _find_ready(seen)
+            is_asked = status.get("lastHandledReconcileAt") == asked and status.get("lastAttemptedRevision") == revision
+            return is_asked and ready.get("status") in ("True", "False")
 
         wait_for(is_done, TIMEOUT_S, "Flux has reconciled")
-        status = seen["status"]
-        if status.get("lastAppliedRevision") == revision:
-            return ""
-        return next(str(c["message"]) for c in status.get("conditions", ()) if c["type"] == "Ready")
+        ready = _find_ready(seen)
+        return "" if ready["status"] == "True" else str(ready["message"])
 
     def _apply(self, version: str, kind: str, body: Object) -> None:
         metadata = {"name": "jobs", "namespace": self.namespace} | body.get("metadata", {})
@@ -186,6 +184,12 @@ def flux_running(access: Access, folder: Path) -> Iterator[Shop]:
                 process.kill()
                 process.wait()
             shop.close()
+
+
+def _find_ready(document: Object) -> Object:
+    """Flux's word on a Kustomization; empty, or unknown, while it works on it."""
+    conditions: list[Object] = document.get("status", {}).get("conditions", [])
+    return next((condition for condition in conditions if condition["type"] == "Ready"), {})
 
 
 def define(access: Access) -> None:

@@ -41,5 +41,6 @@ def _say(row: Row, phase: Phase) -> str:
     """`3 (amdahl-loop), runs with 3: InSpec`."""
     job = row.seen[phase]
     owners = " + ".join(job.owners) or "nobody"
-    refused = f"; refused {len(row.refused[phase])} times" if phase in row.refused else ""
+    count = len(row.refused.get(phase, ()))
+    refused = {0: "", 1: "; refused once"}.get(count, f"; refused {count} times")
     return f"{job.workers} ({owners}), runs with {job.runs_with}: {job.conflict.partition('/')[2]}{refused}"

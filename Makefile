@@ -7,7 +7,7 @@ STAMP := .venv/.installed
 OLDEST := .venv-oldest-torch/bin/python
 TESTBED := PYTHONPATH=tests $(PY) -m testbed
 
-.PHONY: help venv demo demo-verify test test-oldest-torch e2e cluster-demo cluster-up cluster-down check crds images bench lock clean
+.PHONY: help venv demo demo-verify test test-oldest-torch e2e sweep gitops cluster-demo cluster-up cluster-down check crds images bench lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -44,6 +44,12 @@ test-oldest-torch: $(STAMP) .venv-oldest-torch/.installed ## the probe's tests w
 
 e2e: $(STAMP) ## every test on a real Kubernetes, built here from Go modules (needs Go, and root for nodes)
 	@$(PY) -m pytest -q -m "cluster and not quiet"
+
+sweep: $(STAMP) ## kill the operator before and after every write of whole scenarios (up to an hour; docs/reliability.md)
+	@$(PY) -m pytest -q -s tests/reliability -m "cluster and slow"
+
+gitops: $(STAMP) ## Flux, Helm, Argo CD's apply and kubectl against the operator in every mode (twelve minutes; builds Flux once, six more)
+	@$(PY) -m pytest -q -m quiet tests/gitops
 
 cluster-demo: $(STAMP) ## tune a real PyTorch job on two real nodes, from kubectl apply to a patched spec (wants a quiet machine)
 	@$(PY) -m pytest -q -m quiet tests/e2e

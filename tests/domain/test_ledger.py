@@ -15,16 +15,17 @@ from amdahl_loop.domain.ledger import (
     effective_knobs,
     family_of,
     fingerprint_job,
+    is_settled,
     newest_observation,
 )
 from amdahl_loop.domain.parsing import parse_training_job
 from amdahl_loop.domain.resources import TrainingJob
 from amdahl_loop.domain.telemetry import WindowOutcome
-from amdahl_loop.domain.verdicts import Verdict, VerdictWord
+from amdahl_loop.domain.verdicts import CANCELLED, Verdict, VerdictWord
 from builders import FINGERPRINT, UID, make_job, make_manifest, make_observation, make_window, with_knobs
 from judge_builders import make_plan
 
-WON = VerdictWord.WON
+INCONCLUSIVE, WON = VerdictWord.INCONCLUSIVE, VerdictWord.WON
 
 
 def job_with(**container: Any) -> TrainingJob:
@@ -139,11 +140,16 @@ def test_an_observation_of_other_work_or_values_is_not_this_one() -> None:
 
 
 def make_experiment(
-    name: str, uid: str = UID, after: int = 2, word: VerdictWord | None = VerdictWord.NO_GAIN
+    name: str,
+    uid: str = UID,
+    after: int = 2,
+    word: VerdictWord | None = VerdictWord.NO_GAIN,
+    reason: str = "",
+    fingerprint: str = FINGERPRINT,
 ) -> Experiment:
     """An experiment that held half a device-hour; without a word it is open."""
-    plan = make_plan(name=name, job_uid=uid, fingerprint=FINGERPRINT, after=after)
-    verdict = None if word is None else Verdict(word=word, sentence="said")
+    plan = make_plan(name=name, job_uid=uid, fingerprint=fingerprint, after=after)
+    verdict = None if word is None else Verdict(word=word, sentence="said", reason=reason)
     return Experiment(
         plan=plan, losses=(Loss(run=f"{name}-d0", started_at_s=1.0, held_device_s=1800),), verdict=verdict
     )
@@ -172,6 +178,33 @@ def test_a_question_is_the_work_and_the_change() -> None:
     assert list(memory.that_asked(two.question)) == [two, again]
     assert count_attempts(question, FINGERPRINT, memory) == 2
     assert count_attempts(question, "0" * 16, memory) == 0
+
+
+@pytest.mark.parametrize(
+    ("experiment", "age_days", "is_answer"),
+    [
+        pytest.param(make_experiment("e"), 400, True, id="no gain, for as long as the work is the same"),
+        pytest.param(make_experiment("e", word=WON), 1, True, id="won"),
+        pytest.param(
+            make_experiment("e", word=WON, uid="another"), 1, False, id="another job's win has to be proven here"
+        ),
+        pytest.param(make_experiment("e", uid="another"), 1, True, id="another job's loss is not paid for again"),
+        pytest.param(make_experiment("e", word=INCONCLUSIVE), 13, True, id="undecided of late"),
+        pytest.param(make_experiment("e", word=INCONCLUSIVE), 14, False, id="undecided two weeks ago"),
+        pytest.param(
+            make_experiment("e", word=INCONCLUSIVE, reason=CANCELLED), 0, False, id="cancelled by its owner's change"
+        ),
+        pytest.param(make_experiment("e", word=None), 0, False, id="open"),
+        pytest.param(make_experiment("e", after=4), 1, False, id="another question"),
+        pytest.param(make_experiment("e", fingerprint="0" * 16), 1, False, id="other work"),
+    ],
+)
+def test_an_answered_question_is_not_asked_again(experiment: Experiment, age_days: int, is_answer: bool) -> None:
+    """Nothing is paid for twice; what was never answered, or may have changed, may be asked again."""
+    memory = JobMemory(experiments=(experiment,), closed_at_s={"e": 1000.0})
+    question = make_experiment("q").plan.hypothesis
+    answer = is_settled(question, UID, FINGERPRINT, memory, 1000.0 + 86400 * age_days)
+    assert answer == (experiment if is_answer else None)
 
 
 def test_outcomes_count_wins_and_others_of_each_knob() -> None:

@@ -63,6 +63,9 @@ IDLE = {"active": 0, "ready": 0}
         pytest.param(
             wanted(), present(revision(**FAILED), changed_s=150), Advance(1), Reason.REPLACING, id="failed, and values are others now"
         ),
+        pytest.param(
+            wanted(), present(revision(**FAILED), changed_s=100), Advance(1), Reason.REPLACING, id="failed in the second of the change"
+        ),
         pytest.param(wanted(declared="new"), present(revision(**FAILED)), Advance(1), Reason.REPLACING, id="failed, and mended"),
         # its owner's changes
         pytest.param(wanted(declared="new"), present(revision()), Advance(1), Reason.REPLACING, id="template changed: at once"),

@@ -15,6 +15,7 @@ from amdahl_loop.domain.experiments import Plan
 from amdahl_loop.domain.ledger import Application, Observation, family_of
 from amdahl_loop.domain.resources import TrainingJob
 from amdahl_loop.domain.tuning import Mode
+from amdahl_loop.domain.verdicts import CANCELLED
 from amdahl_loop.reconcile import Identity
 
 
@@ -81,7 +82,7 @@ def _observation_for(bodies: Sequence[Body], position: int, job_uid: str, facts:
     body = bodies[position]
     if isinstance(body, Observed):
         return body.observation
-    if isinstance(body, Closed) and body.verdict.reason == "Cancelled":
+    if isinstance(body, Closed) and body.verdict.reason == CANCELLED:
         later = (b.observation for b in bodies[position:] if isinstance(b, Observed) and b.job_uid == job_uid)
         return next(later, None)
     past = [observation for uid, observation in facts.observations if uid == job_uid]

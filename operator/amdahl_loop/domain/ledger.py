@@ -20,7 +20,7 @@ from amdahl_loop.domain.knob_values import KnobName, Knobs
 from amdahl_loop.domain.resources import TrainingJob
 from amdahl_loop.domain.telemetry import BlockReport, Seconds
 from amdahl_loop.domain.values import Frozen
-from amdahl_loop.domain.verdicts import VerdictWord
+from amdahl_loop.domain.verdicts import CANCELLED, VerdictWord
 
 INCONCLUSIVE_RETRY_S = 14 * 86400.0
 """An inconclusive question may be asked again after this long (research 1.4)."""
@@ -172,11 +172,14 @@ def is_settled(
 ) -> Experiment | None:
     """The experiment that has answered this question already; an inconclusive answer expires after 14 days.
 
-    Another job's win does not settle it: it is a past win, which has to be proven here before it is applied here.
+    One that was cancelled has answered nothing. Another job's win does not settle it: it is a past win, which has to be
+    proven here before it is applied here.
     """
     for experiment in reversed(memory.that_asked(Question(fingerprint, hypothesis.key))):
         verdict = experiment.verdict
-        if verdict is None or (verdict.word is VerdictWord.WON and experiment.plan.job_uid != job_uid):
+        if verdict is None or verdict.reason == CANCELLED:
+            continue
+        if verdict.word is VerdictWord.WON and experiment.plan.job_uid != job_uid:
             continue
         age_s = now_s - memory.closed_at_s.get(experiment.name, now_s)
         if verdict.word is VerdictWord.INCONCLUSIVE and age_s >= INCONCLUSIVE_RETRY_S:

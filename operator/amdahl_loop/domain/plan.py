@@ -43,7 +43,7 @@ from amdahl_loop.domain.screening import Rejected, screen
 from amdahl_loop.domain.spending import Worth, weigh
 from amdahl_loop.domain.tuning import Mode
 from amdahl_loop.domain.values import Frozen
-from amdahl_loop.domain.verdicts import Verdict, VerdictWord
+from amdahl_loop.domain.verdicts import CANCELLED, Verdict, VerdictWord
 
 __all__ = [
     "Action",
@@ -178,7 +178,7 @@ def _continue(experiment: Experiment, snapshot: Snapshot) -> Action:
     """The open experiment's next block or its verdict; an owner's change or an empty budget ends it."""
     if experiment.plan.baseline != snapshot.knobs or experiment.plan.fingerprint != snapshot.fingerprint:
         return Judge(
-            experiment=experiment, verdict=_cancelled("the job was changed by its owner meanwhile", "Cancelled")
+            experiment=experiment, verdict=_cancelled("the job was changed by its owner meanwhile", CANCELLED)
         )
     assessment = judge.assess(experiment)
     if isinstance(assessment, judge.Closed):

@@ -59,6 +59,10 @@ class Vote(Frozen):
     """Nodes that the check ran on, separated by commas."""
 
 
+CANCELLED = "Cancelled"
+"""Reason of an experiment that its job's owner ended by a change: its question was never answered."""
+
+
 class Verdict(Frozen):
     """How an experiment ended, with one sentence that holds the numbers. Effects are differences of log cost."""
 

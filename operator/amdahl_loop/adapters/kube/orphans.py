@@ -11,10 +11,10 @@ from amdahl_loop.adapters.kube.kinds import Kind
 from amdahl_loop.adapters.kube.objects import controller_uid
 from amdahl_loop.domain.api.records import StoredExperiment, close, read_experiment
 from amdahl_loop.domain.children import CLOSED_LABEL, EXPERIMENT_LABEL, JOB_LABEL
-from amdahl_loop.domain.verdicts import Verdict, VerdictWord
+from amdahl_loop.domain.verdicts import CANCELLED, Verdict, VerdictWord
 from amdahl_loop.ports import Clock
 
-GONE = Verdict(word=VerdictWord.INCONCLUSIVE, sentence="Inconclusive: the job was deleted.", reason="Cancelled")
+GONE = Verdict(word=VerdictWord.INCONCLUSIVE, sentence="Inconclusive: the job was deleted.", reason=CANCELLED)
 
 
 async def let_go(

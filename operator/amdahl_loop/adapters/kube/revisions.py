@@ -168,7 +168,7 @@ def _must_restart(wanted: Wanted, newest: Revision, present: Present) -> bool:
     if newest.declared != wanted.declared or newest.devices != wanted.devices:
         return True
     if facts.failure_reason:  # failed with values that were changed since: the new ones deserve a start
-        return facts.failed_at_s is not None and present.changed_s > facts.failed_at_s
+        return facts.failed_at_s is not None and present.changed_s >= facts.failed_at_s  # both in whole seconds
     return present.is_outdated and not wanted.is_live and wanted.when is not ApplyWhen.NEXT_RESTART
 
 

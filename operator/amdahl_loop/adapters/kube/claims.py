@@ -12,11 +12,10 @@ AccessModes = Mapping[str, tuple[str, ...]]
 
 
 async def read_access_modes(client: KubeClient, job: TrainingJob) -> AccessModes:
-    """Access modes of the claims that the job's template mounts; those that are not there are left out."""
-    found = {}
+    """Access modes of the claims that the job's template mounts; one that is not there has none yet."""
+    found: dict[str, tuple[str, ...]] = {}
     pod = job.spec.template.spec.model_dump(mode="json", by_alias=True)
     for name in claims_of(pod):
         claim = await client.get(Kind.CLAIM, job.metadata.namespace, name)
-        if claim is not None:
-            found[name] = tuple(claim["spec"].get("accessModes") or ())
+        found[name] = () if claim is None else tuple(claim["spec"].get("accessModes") or ())
     return found

@@ -24,6 +24,14 @@ PRIORITY = {
     "preemptionPolicy": "Never",
 }
 
+CONFINED = {
+    "allowPrivilegeEscalation": False,
+    "capabilities": {"drop": ["ALL"]},
+    "runAsNonRoot": True,
+    "seccompProfile": {"type": "RuntimeDefault"},
+}
+"""A container's security context, as the restricted standard asks for it."""
+
 Object = dict[str, Any]
 
 

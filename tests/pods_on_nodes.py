@@ -15,6 +15,7 @@ from amdahl_loop.domain.resources import TrainingJob
 from amdahl_loop.domain.runs import Finished, block_request
 from amdahl_loop.domain.telemetry import BlockReport, parse_block_summary
 from cluster_builders import Scene
+from cluster_operator import CONFINED
 from judge_builders import make_constants, make_plan
 
 IMAGE = "amdahl-testbed/python:1"
@@ -65,19 +66,13 @@ while True:
 
 def template(pod: dict[str, Any] | None = None, **trainer: Any) -> dict[str, Any]:
     """The user's own pods: restricted, with a program that reads a knob and a variable that depends on it."""
-    security = {
-        "allowPrivilegeEscalation": False,
-        "capabilities": {"drop": ["ALL"]},
-        "runAsNonRoot": True,
-        "seccompProfile": {"type": "RuntimeDefault"},
-    }
     container = {
         "name": "trainer",
         "image": IMAGE,
         "imagePullPolicy": "Never",
         "command": ["python3", "/job/train.py", "$(AMDAHL_REPLICAS)"],
         "env": [{"name": "MINE", "value": "$(AMDAHL_DATALOADER_WORKERS) of $(AMDAHL_REPLICAS)"}],
-        "securityContext": security,
+        "securityContext": CONFINED,
         "resources": {"limits": {"cpu": "1", "memory": "256Mi"}},
         "volumeMounts": [{"name": "script", "mountPath": "/job"}],
     }

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from cluster_operator import Object, condition, operator, read, wait_for_condition
+from cluster_operator import CONFINED, Object, condition, operator, read, wait_for_condition
 from testbed.cluster import Cluster, wait_for
 from testbed.python_images import python_image
 
@@ -108,12 +108,6 @@ def store(cluster: Cluster) -> Iterator[Store]:
 
 def uploading_job(store: Store) -> Object:
     """The owner's job: its key comes from a Secret."""
-    security = {
-        "allowPrivilegeEscalation": False,
-        "capabilities": {"drop": ["ALL"]},
-        "runAsNonRoot": True,
-        "seccompProfile": {"type": "RuntimeDefault"},
-    }
     container = {
         "name": "trainer",
         "image": IMAGE,
@@ -123,7 +117,7 @@ def uploading_job(store: Store) -> Object:
             {"name": "STORE", "value": store.url},
             {"name": "STORE_KEY", "valueFrom": {"secretKeyRef": {"name": "store", "key": "key"}}},
         ],
-        "securityContext": security,
+        "securityContext": CONFINED,
         "volumeMounts": [{"name": "script", "mountPath": "/job"}],
     }
     pod = {"containers": [container], "volumes": [{"name": "script", "configMap": {"name": "script"}}]}

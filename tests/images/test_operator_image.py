@@ -9,7 +9,7 @@ import pytest
 
 from chart.helm import NAMESPACE, RELEASE, run_helm
 from chart.release import helm
-from cluster_operator import condition, define, read
+from cluster_operator import CONFINED, condition, define, read
 from testbed.cluster import Cluster, wait_for
 from testbed.dockerfiles import build
 from testbed.python_images import python_image
@@ -142,18 +142,12 @@ def test_the_operator_runs_a_job_and_observes_it(installed: Cluster, pod: dict[s
 
 def make_job() -> dict[str, Any]:
     """A TrainingJob whose pods the restricted standard lets in; nobody may change it."""
-    security = {
-        "allowPrivilegeEscalation": False,
-        "capabilities": {"drop": ["ALL"]},
-        "runAsNonRoot": True,
-        "seccompProfile": {"type": "RuntimeDefault"},
-    }
     container = {
         "name": "trainer",
         "image": USER_IMAGE,
         "imagePullPolicy": "Never",
         "command": ["python3", "/job/train.py"],
-        "securityContext": security,
+        "securityContext": CONFINED,
         "resources": {"limits": {"cpu": "1", "memory": "256Mi"}},
         "volumeMounts": [{"name": "script", "mountPath": "/job"}],
     }

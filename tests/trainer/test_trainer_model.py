@@ -12,10 +12,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from amdahl_trainer import flops, optim
-from amdahl_trainer.attention import document_mask, needs_mask
 from amdahl_trainer.config import Model, Optim
+from amdahl_trainer.documents import find_documents
 from amdahl_trainer.loss import IGNORED, loss_sum
-from amdahl_trainer.model import Llama, masked_segments
+from amdahl_trainer.model import Llama
 
 SMALL = Model(n_layers=2, d_model=32, n_heads=4, n_kv_heads=2, d_ff=48, vocab_size=320)
 CPU = torch.device("cpu")
@@ -33,23 +33,23 @@ def make_tokens(rows, seq, seed=0):
 def test_changing_document_a_leaves_the_logits_of_b_untouched():
     """With document masks no bit of B moves; without them it does, so the test can fail."""
     model = make_model()
-    segments = torch.tensor([[1] * 10 + [2] * 12 + [0] * 2])
+    documents = find_documents(torch.tensor([[1] * 10 + [2] * 12 + [0] * 2]), CPU)
     tokens = make_tokens(1, 24)
     changed = tokens.clone()
     changed[0, :10] = (changed[0, :10] + 1) % 256
     document_b = slice(10, 22)
     with torch.no_grad():
-        assert torch.equal(model(tokens, segments)[0, document_b], model(changed, segments)[0, document_b])
+        assert torch.equal(model(tokens, documents)[0, document_b], model(changed, documents)[0, document_b])
         assert not torch.allclose(model(tokens)[0, document_b], model(changed)[0, document_b])
 
 
 def test_a_packed_document_has_the_logits_it_has_alone():
     """Rotary positions are relative, so a document's place in its row does not matter (to float32 rounding)."""
     model = make_model()
-    segments = torch.tensor([[1] * 10 + [2] * 14])
+    documents = find_documents(torch.tensor([[1] * 10 + [2] * 14]), CPU)
     tokens = make_tokens(1, 24)
     with torch.no_grad():
-        packed, alone = model(tokens, segments)[0, 10:], model(tokens[:, 10:])[0]
+        packed, alone = model(tokens, documents)[0, 10:], model(tokens[:, 10:])[0]
     assert torch.allclose(packed, alone, atol=1e-5)
 
 
@@ -59,31 +59,9 @@ def test_the_future_is_not_seen():
     tokens = make_tokens(1, 24)
     changed = tokens.clone()
     changed[0, 15] = (changed[0, 15] + 1) % 256
-    for segments in (None, torch.tensor([[1] * 4 + [2] * 20])):
+    for documents in (None, find_documents(torch.tensor([[1] * 4 + [2] * 20]), CPU)):
         with torch.no_grad():
-            assert torch.equal(model(tokens, segments)[0, :15], model(changed, segments)[0, :15])
-
-
-@pytest.mark.parametrize(
-    ("segments", "is_needed"), [([[1, 1, 1], [1, 1, 0]], False), ([[1, 1, 1], [1, 2, 2]], True), ([[1, 2, 0]], True)]
-)
-def test_rows_of_one_document_need_no_mask_and_give_the_same_without(segments, is_needed):
-    """The causal flag and the mask agree where there is one document a row; padding changes nothing valid."""
-    found = torch.tensor(segments)
-    assert needs_mask(found) == is_needed
-    assert (masked_segments(found, True, CPU) is not None) == is_needed
-    assert masked_segments(found, False, CPU) is None
-    if not is_needed:
-        model, tokens = make_model(), make_tokens(2, 3)
-        with torch.no_grad():
-            apart = (model(tokens, found) - model(tokens)).abs()[found > 0]
-        assert apart.max() < 1e-6
-
-
-def test_a_mask_is_causal_within_documents():
-    """Two documents and padding: blocks of lower triangles."""
-    mask = document_mask(torch.tensor([[1, 1, 2, 0]]))[0, 0]
-    assert mask.int().tolist() == [[1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]
+            assert torch.equal(model(tokens, documents)[0, :15], model(changed, documents)[0, :15])
 
 
 def test_tied_embeddings_are_one_tensor():

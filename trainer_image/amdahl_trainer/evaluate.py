@@ -9,9 +9,10 @@ import torch
 
 from amdahl_trainer.config import Config, check_batch
 from amdahl_trainer.data.rows import Corpora
+from amdahl_trainer.documents import find_documents
 from amdahl_trainer.dp import Peers, Place
 from amdahl_trainer.loss import IGNORED, loss_sum
-from amdahl_trainer.model import Llama, masked_segments
+from amdahl_trainer.model import Llama
 
 
 @torch.no_grad()
@@ -25,7 +26,8 @@ def bits_per_byte(model: Llama, corpora: Corpora, place: Place, peers: Peers, co
     for first in range(0, len(mine), at_once):
         made = [rows.row(index) for index in mine[first : first + at_once]]
         inputs, targets, segments = (torch.from_numpy(np.stack(part)) for part in zip(*made, strict=True))
-        logits = model(inputs.to(device), masked_segments(segments, config.data.doc_mask, device))
+        documents = find_documents(segments, device) if config.data.doc_mask else None
+        logits = model(inputs.to(device), documents)
         sums[0] += loss_sum(logits, targets.to(device))
         sums[1] += int(sum(corpora.token_bytes[row.targets[row.targets != IGNORED]].sum() for row in made))
     nats, size = peers.total(sums).tolist()

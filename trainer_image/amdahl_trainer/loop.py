@@ -25,11 +25,11 @@ from amdahl_trainer.config import Config
 from amdahl_trainer.data.loader import Batch, Loader
 from amdahl_trainer.data.order import Order
 from amdahl_trainer.device import Clock
+from amdahl_trainer.documents import find_documents
 from amdahl_trainer.dp import Agreement, Peers, Place, Replica
 from amdahl_trainer.errors import NonFiniteError
 from amdahl_trainer.knobs import KnobFile, Knobs, Update, Window
 from amdahl_trainer.loss import loss_sum
-from amdahl_trainer.model import masked_segments
 from amdahl_trainer.report import Reporter, Step, describe
 
 
@@ -260,10 +260,10 @@ def accumulate(replica: Replica, batch: Batch, valid: int, micro_batch: int, con
         last = first + micro_batch >= len(batch.samples)
         rows = slice(first, first + micro_batch)
         inputs, targets = (part[rows].to(device, non_blocking=True) for part in (batch.inputs, batch.targets))
-        segments = masked_segments(batch.segments[rows], config.data.doc_mask, device)
+        documents = find_documents(batch.segments[rows], device) if config.data.doc_mask else None
         with replica.sync(last):
             with _precision(config.precision.compute, device):
-                logits = replica.forward(inputs, segments)
+                logits = replica.forward(inputs, documents)
             share = loss_sum(logits, targets) / valid
             torch.autograd.backward(share * replica.world)  # DDP divides the sum over ranks by their number
         total += share.detach()

@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F  # noqa: N812 (the name every torch reader knows)
 from torch import Tensor, nn
 
-from amdahl_trainer.attention import attend, document_mask, needs_mask
+from amdahl_trainer.attention import attend
 from amdahl_trainer.config import Model
+from amdahl_trainer.documents import Documents
 
 
 @lru_cache(maxsize=8)
@@ -27,17 +28,11 @@ def rope_tables(seq: int, head: int, theta: float, device: torch.device) -> tupl
     return angles.cos().float().to(device), angles.sin().float().to(device)
 
 
-def rotate(x_bhsd: Tensor, cos_sd: Tensor, sin_sd: Tensor) -> Tensor:
+def rotate(x_bshd: Tensor, cos_sd: Tensor, sin_sd: Tensor) -> Tensor:
     """Turn each (first half, second half) pair of a head by its position's angle."""
-    first, second = x_bhsd.chunk(2, dim=-1)
-    return torch.cat((first * cos_sd - second * sin_sd, second * cos_sd + first * sin_sd), dim=-1).type_as(x_bhsd)
-
-
-def masked_segments(segments_bs: Tensor, doc_mask: bool, device: torch.device) -> Tensor | None:
-    """What `Llama` takes as segments: None where documents need no mask, else a copy on the device."""
-    if not doc_mask or not needs_mask(segments_bs):
-        return None
-    return segments_bs.to(device, non_blocking=True)
+    first, second = x_bshd.chunk(2, dim=-1)
+    cos, sin = cos_sd.unsqueeze(1), sin_sd.unsqueeze(1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).type_as(x_bshd)
 
 
 class Attention(nn.Module):
@@ -51,12 +46,12 @@ class Attention(nn.Module):
         self.v = nn.Linear(config.d_model, config.n_kv_heads * self.head, bias=False)
         self.out = nn.Linear(config.n_heads * self.head, config.d_model, bias=False)
 
-    def forward(self, x_bsd: Tensor, cos_sd: Tensor, sin_sd: Tensor, mask: Tensor | None) -> Tensor:
+    def forward(self, x_bsd: Tensor, cos_sd: Tensor, sin_sd: Tensor, documents: Documents | None) -> Tensor:
         """(B, S, D) -> (B, S, D)."""
         split = (*x_bsd.shape[:2], -1, self.head)
-        q, k, v = (part(x_bsd).view(split).transpose(1, 2) for part in (self.q, self.k, self.v))
-        mixed = attend(rotate(q, cos_sd, sin_sd), rotate(k, cos_sd, sin_sd), v, mask)
-        return self.out(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]  # Module.__call__ is untyped
+        q, k, v = (part(x_bsd).view(split) for part in (self.q, self.k, self.v))
+        mixed = attend(rotate(q, cos_sd, sin_sd), rotate(k, cos_sd, sin_sd), v, documents)
+        return self.out(mixed.flatten(2))  # type: ignore[no-any-return]  # Module.__call__ is untyped
 
 
 class SwiGLU(nn.Module):
@@ -83,14 +78,14 @@ class Block(nn.Module):
         self.norm_feed = nn.RMSNorm(config.d_model, eps=config.norm_eps)
         self.feed = SwiGLU(config)
 
-    def forward(self, x_bsd: Tensor, cos_sd: Tensor, sin_sd: Tensor, mask: Tensor | None) -> Tensor:
+    def forward(self, x_bsd: Tensor, cos_sd: Tensor, sin_sd: Tensor, documents: Documents | None) -> Tensor:
         """(B, S, D) -> (B, S, D)."""
-        x_bsd = x_bsd + self.attention(self.norm_attention(x_bsd), cos_sd, sin_sd, mask)
+        x_bsd = x_bsd + self.attention(self.norm_attention(x_bsd), cos_sd, sin_sd, documents)
         return x_bsd + self.feed(self.norm_feed(x_bsd))  # type: ignore[no-any-return]  # as above
 
 
 class Llama(nn.Module):
-    """Tokens and their segments to logits."""
+    """Tokens and their documents to logits."""
 
     def __init__(self, config: Model) -> None:
         """Parameters are float32 and drawn from torch's default generator."""
@@ -104,18 +99,17 @@ class Llama(nn.Module):
         self._rope = (config.d_model // config.n_heads, config.rope_theta)
         self._initialise(config.n_layers)
 
-    def forward(self, tokens_bs: Tensor, segments_bs: Tensor | None = None) -> Tensor:
+    def forward(self, tokens_bs: Tensor, documents: Documents | None = None) -> Tensor:
         """Logits (B, S, V) for the token after each position.
 
         Args:
             tokens_bs: (B, S) token ids.
-            segments_bs: (B, S) segment numbers for document masks, see `attention.document_mask`; None is plain causal.
+            documents: from `documents.find_documents`; None is plain causal.
         """
-        mask = None if segments_bs is None else document_mask(segments_bs)
         cos, sin = rope_tables(tokens_bs.shape[1], *self._rope, tokens_bs.device)
         x = self.embedding(tokens_bs)
         for block in self.blocks:
-            x = block(x, cos, sin, mask)
+            x = block(x, cos, sin, documents)
         return self.head(self.norm(x))  # type: ignore[no-any-return]  # as above
 
     def _initialise(self, n_layers: int) -> None:

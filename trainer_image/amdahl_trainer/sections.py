@@ -143,7 +143,12 @@ class Checkpoint:
     """When and how state is saved."""
 
     every_steps: int = key(0, "steps between checkpoints; 0 saves only at the end and on SIGTERM", low=0)
-    async_save: bool = key(False, "write in a thread; training goes on once the state is copied")
+    async_save: bool = key(False, "write behind the training, which goes on once the state is copied")
+    async_mode: str = key(
+        "thread",
+        "what writes an asynchronous save: a thread, or a process (first save about 9 s late)",
+        choices=("thread", "process"),
+    )
     keep: int = key(3, "newest checkpoints kept", low=1)
     resume: str = key("auto", "auto (newest in out_dir), none, or the directory of one checkpoint")
     allow_semantics_change: bool = key(False, "continue a checkpoint although what is trained has changed")

@@ -51,8 +51,9 @@ sweep: $(STAMP) ## kill the operator before and after every write of whole scena
 gitops: $(STAMP) ## Flux, Helm, Argo CD's apply and kubectl against the operator in every mode (twelve minutes; builds Flux once, six more)
 	@$(PY) -m pytest -q -m quiet tests/gitops
 
-cluster-demo: $(STAMP) ## tune a real PyTorch job on two real nodes, from kubectl apply to a patched spec (wants a quiet machine)
-	@$(PY) -m pytest -q -m quiet tests/e2e
+cluster-demo: $(STAMP) ## tune a real PyTorch job on two real nodes, from kubectl apply to a patched spec (a quarter of an hour; wants a quiet machine)
+	@echo "==> a job and its trials side by side, then in turn on a full cluster; what follows is kubectl get --watch"
+	@$(PY) -m pytest -v -s -m quiet tests/e2e
 
 cluster-up: $(STAMP) ## bring up a Kubernetes with two nodes and print how to use it (docs/testbed.md)
 	@$(TESTBED) up

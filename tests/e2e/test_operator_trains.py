@@ -1,7 +1,10 @@
 """Real pods, real PyTorch, an image that holds nothing of ours: an input-bound job is tuned on a cluster."""
 
 import json
+import subprocess
 import sysconfig
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +63,18 @@ def in_turn(job: Object) -> Object:
     return job | {"spec": job["spec"] | {"tuning": tuning | {"pin": ["checkpointEverySteps"]}}}
 
 
+@contextmanager
+def tell(cluster: Cluster, namespace: str) -> Iterator[None]:
+    """What a user sees meanwhile: `kubectl get trainingjobs,experiments --watch`, a watch a kind."""
+    kubectl = [str(cluster.admin.kubectl_binary), "--kubeconfig", str(cluster.admin.kubeconfig), "get"]
+    with ExitStack() as watches:
+        for kind in ("trainingjobs", "experiments"):
+            command = [*kubectl, kind, "--namespace", namespace, "--watch", "--output-watch-events"]
+            watch = watches.enter_context(subprocess.Popen(command))
+            watches.callback(watch.terminate)
+        yield
+
+
 def apply_and_tune(cluster: Cluster, namespace: str, job: Object, log: Path) -> Object:
     """Kubectl apply, then Tuned=True: the spec patched by our manager, and the job running on with the new value."""
     cluster.share_folder(namespace, "packages", Path(sysconfig.get_path("purelib")))
@@ -67,7 +82,7 @@ def apply_and_tune(cluster: Cluster, namespace: str, job: Object, log: Path) -> 
     config = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "remote-data-script"}}
     config |= {"data": {"train.py": script}}
     cluster.admin.kubectl("apply", "--namespace", namespace, "-f", "-", stdin=[config, job])
-    with operator(cluster.admin.kubeconfig, log, NAMESPACES=namespace):
+    with tell(cluster, namespace), operator(cluster.admin.kubeconfig, log, NAMESPACES=namespace):
         wait_for_condition(cluster, namespace, "remote-data", "Tuned", "True", log, TIMEOUT_S)
         tuned = wait_for_condition(cluster, namespace, "remote-data", "Ready", "True", log, TIMEOUT_S)
     experiments = read(cluster, namespace, "experiments")["items"]

@@ -55,7 +55,7 @@ def train_on_injected_clock(make_engine, config, tmp_path, **delays):
     changes = {"knob_file": delayed(KnobFile, "poll", hands, delays.get("between", 0))(None)}
     changes["peers"] = delayed(Alone, "agree", hands, delays.get("agree", 0))()
     if "save" in delays:
-        changes["checkpoints"] = delayed(Checkpoints, "save", hands, delays["save"])(config, 1)
+        changes["checkpoints"] = delayed(Checkpoints, "save", hands, delays["save"])(config)
     changes["evaluate"] = lambda: hands.pass_ms(delays.get("evaluate", 0)) or 1.0
     if "forward" in delays:
         forward = delayed(type(parts.replica.model), "forward", hands, delays["forward"])

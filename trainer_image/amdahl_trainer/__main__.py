@@ -9,7 +9,6 @@ from typing import NoReturn
 
 def main() -> NoReturn:
     """Train, and leave with one of the exit codes of `errors.Exit`."""
-    _leave_probe()
     from amdahl_trainer import entry  # imports torch
 
     entry.run(sys.argv[1:], os.environ)
@@ -25,5 +24,6 @@ def _leave_probe() -> None:
         sys.meta_path[:] = [finder for finder in sys.meta_path if not isinstance(finder, hook.ImportWatcher)]
 
 
+_leave_probe()  # in the process that writes checkpoints as well, which imports this file under another name
 if __name__ == "__main__":
     main()

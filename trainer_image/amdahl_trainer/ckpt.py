@@ -1,36 +1,36 @@
-"""How does a run survive its end? Atomic checkpoints: a directory is either complete under its name or not there.
+"""How does a run survive its end? It saves, knows which step is durable, and goes on from there on any layout.
 
-`out_dir/checkpoints/step-00000050/` holds `state.pt` (tensors) and `meta.json` (step, data position, semantics, size
-and CRC-32 of the state). It is written under another name, forced to disk and renamed, so a kill at any instant leaves
-the previous checkpoint as the newest. State is replicated: rank 0 writes, every rank reads, on any number of ranks.
+One object a rank; all ranks call it alike. What is kept is in `ckpt_state`, how it is written in `ckpt_dcp`, what lies
+on the disk in `ckpt_folder`. Only one save is under way at a time: one that comes before the last has ended waits for
+it, so that the cadence stays what was asked for and the memory for one copy is enough. The wait is part of the time
+that training is blocked, and is counted.
 """
 
 from __future__ import annotations
 
-import json
-import os
+import secrets
 import shutil
-import threading
 import time
-import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.checkpoint import CheckpointException
 
+from amdahl_trainer import ckpt_dcp, ckpt_folder, ckpt_state
 from amdahl_trainer import config as configs
+from amdahl_trainer.ckpt_dcp import Behind, Reader, Writer
+from amdahl_trainer.ckpt_folder import CheckpointError, Meta
+from amdahl_trainer.ckpt_state import State
 from amdahl_trainer.config import Config
-from amdahl_trainer.errors import ConfigError, TrainerError
+from amdahl_trainer.errors import TrainerError
 
-FORMAT = "amdahl.ckpt/1"
-PREFIX = "step-"
-DRAFT = ".draft-"
-
-#: What is saved: names to tensors and plain values, nested.
-State = dict[str, Any]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -50,99 +50,182 @@ class Written:
     total_ns: int
 
 
-class CheckpointError(ConfigError):
-    """A checkpoint cannot be read, or belongs to another run."""
+@dataclass
+class _Flight:
+    """A save under way."""
 
+    step: int
+    begun_ns: int
+    block_ns: int
+    needed_bytes: int
+    draft: Path
+    future: Future[Any]
+    ended_ns: int = 0
 
-def collect(model: nn.Module, optimizer: torch.optim.Optimizer) -> State:
-    """The tensors of a run, not copied. The generators' state is rank 0's; other ranks are seeded at start."""
-    generators = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        generators["cuda"] = torch.cuda.get_rng_state()
-    return {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "rng": generators}
+    def __post_init__(self) -> None:
+        self.future.add_done_callback(self._note_end)
 
-
-def restore(state: State, model: nn.Module, optimizer: torch.optim.Optimizer, rank: int) -> None:
-    """Put a loaded state into place."""
-    try:
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-    except (RuntimeError, KeyError, ValueError) as error:
-        raise CheckpointError(f"checkpoint does not fit this model: {str(error).splitlines()[0]}") from error
-    if rank == 0:
-        torch.set_rng_state(state["rng"]["cpu"])
-        if torch.cuda.is_available() and "cuda" in state["rng"]:
-            torch.cuda.set_rng_state(state["rng"]["cuda"])
+    def _note_end(self, _: object) -> None:
+        self.ended_ns = time.monotonic_ns()
 
 
 class Checkpoints:
-    """The checkpoints of one output directory, written by the one rank that owns this object."""
+    """The checkpoints of one output directory, as one rank sees them."""
 
-    def __init__(self, config: Config, world: int) -> None:
-        """Sweep drafts that a killed process left behind."""
-        self._home = directory(config)
+    def __init__(self, config: Config, rank: int = 0, world: int = 1) -> None:
+        """Join the other ranks, and sweep drafts that a killed process left behind."""
+        self.home = directory(config)
+        self.durable: int | None = None  #: the newest step known to be wholly on the disk
+        self.waits = 0  #: saves that had to wait for the one before
         self._config = config
-        self._world = world
-        self._writing: threading.Thread | None = None
-        self._written: Written | None = None
-        self._failure: OSError | None = None
-        for draft in self._home.glob(f"{DRAFT}*"):
-            shutil.rmtree(draft, ignore_errors=True)
+        self._rank, self._world = rank, world
+        self._group = ckpt_dcp.open_group(_mode(config), world)
+        self._behind: Behind | None = None
+        self._flight: _Flight | None = None
+        self._written: list[Written] = []
+        if rank == 0:
+            ckpt_folder.sweep(self.home)
+        self._writer = self._from_first(lambda: secrets.token_hex(4))  # so that no two runs share a draft
 
-    def save(self, state: State, progress: Progress, asynchronous: bool) -> None:
-        """Save; on return the caller may change the tensors.
+    def resume(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[Path, Progress] | None:
+        """Load the checkpoint that `checkpoint.resume` asks for, whatever ranks and layout wrote it.
 
-        Asynchronously, the state is copied, and a thread writes it. There is one such thread: a save that comes before
-        it has finished waits for it. `finished` says when the checkpoint is durable.
+        Returns:
+            Where it was and how far it is; None where there is none.
 
         Raises:
-            TrainerError: writing failed, this time or in the thread before.
+            CheckpointError: on all ranks alike, with what is wrong and what to do.
+        """
+        path = self._from_first(lambda: ckpt_folder.find(self.home, self._config.checkpoint.resume))
+        if path is None:
+            return None
+        meta = self._everyone(lambda: self._check(path))[0]
+        reader = Reader(path)
+        state = self._fitting(meta, reader, model, optimizer)
+        try:
+            ckpt_dcp.load(state, reader, self._group)
+        except CheckpointException as error:
+            raise CheckpointError(f"{path} cannot be read: {_cause(error)}; {ckpt_folder.REMEDY}") from error
+        ckpt_state.restore(state, model, optimizer, self._rank)
+        self.durable = meta.step
+        return path, Progress(meta.step, meta.position)
+
+    def save(self, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress, asynchronous: bool) -> None:
+        """Save; on return training may go on. `finished` says when an asynchronous save is durable.
+
+        Raises:
+            TrainerError: writing failed, this time or the time before.
         """
         begun_ns = time.monotonic_ns()
-        self._join()
-        if not asynchronous:
-            self._write(state, progress)
-            self._raise_failure()
+        if self._flight is not None and not self._flight.future.done():
+            self.waits += 1
+        self._land(waiting=True)
+        state = ckpt_state.collect(model, optimizer, self._rank)
+        draft = ckpt_folder.draft(self.home, progress.step, self._writer)
+        meta = describe(self._config, progress, self._world)
+        writer = Writer(draft, meta, self._config.checkpoint.keep, staged=asynchronous)
+        if asynchronous:
+            future = self._behind_for(state).save(state, writer)
+            block_ns = time.monotonic_ns() - begun_ns
+            size = ckpt_state.size_bytes(state)
+            self._flight = _Flight(progress.step, begun_ns, block_ns, size, draft, future)
             return
-        copied = _copy(state)
-        block_ns = time.monotonic_ns() - begun_ns
+        try:
+            ckpt_dcp.save(state, writer, self._group)
+        except CheckpointException as error:
+            raise self._failure(progress.step, draft, ckpt_state.size_bytes(state), error) from error
+        self.durable = progress.step
 
-        def write_behind() -> None:
-            self._write(copied, progress)
-            self._written = Written(progress.step, block_ns, time.monotonic_ns() - begun_ns)
-
-        self._writing = threading.Thread(target=write_behind, name="amdahl-checkpoint")
-        self._writing.start()
-
-    def finished(self, wait: bool = False) -> Written | None:
-        """The checkpoint written in the background that became durable since the last call, if any.
+    def finished(self, waiting: bool = False) -> list[Written]:
+        """The checkpoints written in the background that became durable since the last call, in order.
 
         Raises:
             TrainerError: writing failed.
         """
-        if self._writing is not None and (wait or not self._writing.is_alive()):
-            self._join()
-        self._raise_failure()
-        written = None
-        if self._writing is None:
-            written, self._written = self._written, None
+        self._land(waiting)
+        written, self._written = self._written, []
         return written
 
-    def _join(self) -> None:
-        if self._writing is not None:
-            self._writing.join()
-            self._writing = None
+    def _land(self, waiting: bool) -> None:
+        """Take note of a save that has ended."""
+        flight = self._flight
+        if flight is None or not (waiting or flight.future.done()):
+            return
+        wait([flight.future])
+        self._flight = None
+        error = flight.future.exception()
+        if error is not None:
+            raise self._failure(flight.step, flight.draft, flight.needed_bytes, error) from error
+        self.durable = flight.step
+        self._written.append(Written(flight.step, flight.block_ns, flight.ended_ns - flight.begun_ns))
 
-    def _raise_failure(self) -> None:
-        if self._failure is not None:
-            raise TrainerError(f"checkpoint could not be written to {self._home}: {self._failure}") from self._failure
+    def _behind_for(self, state: State) -> Behind:
+        if self._behind is None:
+            on_gpu = any(tensor.device.type == "cuda" for tensor in state.values())
+            self._behind = Behind(_mode(self._config), torch.device("cuda" if on_gpu else "cpu"), self._group)
+        return self._behind
 
-    def _write(self, state: State, progress: Progress) -> None:
+    def _check(self, path: Path) -> Meta:
+        """A checkpoint's description, once it is known to be whole and of the same training."""
+        meta = ckpt_folder.read_meta(path)
+        check_semantics(path, meta, self._config)
+        found = ckpt_folder.damage(path, meta, self._rank, self._world)
+        if found is not None:
+            raise CheckpointError(found)
+        return meta
+
+    def _fitting(self, meta: Meta, reader: Reader, model: nn.Module, optimizer: torch.optim.Optimizer) -> State:
+        """The tensors to fill, all of which the checkpoint has in the right shape. Raises CheckpointError."""
+
+        def compare() -> tuple[set[str], list[str]]:
+            misfits = ckpt_state.misfits({name: tuple(value.shape) for name, value in state.items()}, kept)
+            return set(state), misfits
+
+        kept = reader.shapes()
+        whole_run = "optim" in meta.holds
+        state = ckpt_state.collect(model, optimizer, self._rank) if whole_run else ckpt_state.weights(model)
+        state = {name: value for name, value in state.items() if not name.startswith(ckpt_state.RNG) or name in kept}
+        told = self._everyone(compare)
+        asked = set().union(*(names for names, _ in told))
+        wrong = [text for _, misfits in told for text in misfits] + ckpt_state.strangers(kept, asked)
+        if wrong:
+            more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
+            raise CheckpointError(f"{reader.path} does not fit this model: {wrong[0]}{more}; set another run.out_dir")
+        return state
+
+    def _failure(self, step: int, draft: Path, needed: int, error: BaseException) -> TrainerError:
+        """What to tell the person whose disk refused. The first rank takes away what was written so far."""
+        if self._rank == 0:
+            ckpt_folder.drop(draft)
+        last = next(iter(ckpt_folder.whole(self.home)), None)
+        newest = "there is no other" if last is None else f"the newest whole one is of step {last.step}"
+        room = ""
+        if self.home.is_dir():
+            room = f"; it takes {needed} bytes and {shutil.disk_usage(self.home).free} are free"
+        return TrainerError(
+            f"checkpoint of step {step} could not be written to {self.home}: {_cause(error)}{room}; {newest}; "
+            f"make room, or set a smaller checkpoint.keep (now {self._config.checkpoint.keep})"
+        )
+
+    def _everyone(self, work: Callable[[], T]) -> list[T]:
+        """What each rank gets. Raises CheckpointError on all of them if one has to."""
+        mine: tuple[T | None, str | None]
         try:
-            write(self._home, state, progress, self._config, self._world)
-            retain(self._home, self._config.checkpoint.keep)
-        except OSError as error:
-            self._failure = error
+            mine = (work(), None)
+        except CheckpointError as error:
+            mine = (None, str(error))
+        told: list[Any] = [mine]
+        if self._group is not None:
+            told = [None] * dist.get_world_size(self._group)
+            dist.all_gather_object(told, mine, group=self._group)
+        for _, wrong in told:
+            if wrong is not None:
+                raise CheckpointError(wrong)
+        return [value for value, _ in told]
+
+    def _from_first(self, work: Callable[[], T]) -> T:
+        """What the first rank gets, on all ranks."""
+        return self._everyone(lambda: work() if self._rank == 0 else None)[0]  # type: ignore[return-value]
 
 
 def directory(config: Config) -> Path:
@@ -150,96 +233,28 @@ def directory(config: Config) -> Path:
     return Path(config.run.out_dir) / "checkpoints"
 
 
-def write(home: Path, state: State, progress: Progress, config: Config, world: int) -> Path:
-    """Write one checkpoint so that it appears whole. Raises OSError."""
-    home.mkdir(parents=True, exist_ok=True)
-    target = home / f"{PREFIX}{progress.step:08d}"
-    draft = home / f"{DRAFT}{target.name}-{os.getpid()}"
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir()
-    torch.save(state, draft / "state.pt")
-    meta = {
-        "format": FORMAT,
-        "step": progress.step,
-        "position": progress.position,
-        "world": world,
-        "bytes": (draft / "state.pt").stat().st_size,
-        "crc32": _crc32(draft / "state.pt"),
-        "semantics_hash": configs.semantics_hash(config),
-        "semantics": configs.semantics(config),
-        "config": configs.flatten(config),
-    }
-    (draft / "meta.json").write_text(json.dumps(meta, indent=1) + "\n")
-    for path in (draft / "state.pt", draft / "meta.json", draft):
-        _force(path)
-    if target.exists():  # the same step again, after a resume from an earlier one
-        shutil.rmtree(target)
-    draft.rename(target)
-    _force(home)
-    return target
+def describe(config: Config, progress: Progress, world: int, holds: tuple[str, ...] = ("model", "optim")) -> Meta:
+    """The description of a checkpoint whose files are not written yet."""
+    return Meta(
+        number=0,
+        step=progress.step,
+        position=progress.position,
+        world=world,
+        holds=holds,
+        semantics_hash=configs.semantics_hash(config),
+        semantics=configs.semantics(config),
+        config=configs.flatten(config),
+        files={},
+    )
 
 
-def retain(home: Path, keep: int) -> None:
-    """Delete all but the newest `keep` checkpoints."""
-    for old in complete(home)[:-keep]:
-        # Renamed first: a checkpoint that is being deleted must not look complete.
-        doomed = old.with_name(f"{DRAFT}{old.name}-{os.getpid()}")
-        old.rename(doomed)
-        shutil.rmtree(doomed, ignore_errors=True)
-
-
-def complete(home: Path) -> list[Path]:
-    """The checkpoints in a directory, oldest first."""
-    return sorted(path for path in home.glob(f"{PREFIX}*") if path.is_dir())
-
-
-def find(config: Config) -> Path | None:
-    """The checkpoint to resume from, by `checkpoint.resume`. Raises CheckpointError if a named one is not there."""
-    wanted = config.checkpoint.resume
-    if wanted == "none":
-        return None
-    if wanted == "auto":
-        found = complete(directory(config))
-        return found[-1] if found else None
-    if not (Path(wanted) / "meta.json").is_file():
-        raise CheckpointError(f"checkpoint.resume: {wanted} is no checkpoint directory (it has no meta.json)")
-    return Path(wanted)
-
-
-def read(path: Path, config: Config) -> tuple[State, Progress]:
-    """Load a checkpoint on the CPU after checking that it is whole and that it trains the same thing.
-
-    Raises:
-        CheckpointError: with what is wrong and what to do.
-    """
-    meta = _read_meta(path)
-    _check_semantics(path, meta["semantics"], config)
-    file = path / "state.pt"
-    size = file.stat().st_size if file.is_file() else 0
-    remedy = "delete this directory to resume from the one before"
-    if size != meta["bytes"]:
-        raise CheckpointError(
-            f"{path} is truncated: state.pt has {size} bytes, meta.json says {meta['bytes']}; {remedy}"
-        )
-    if _crc32(file) != meta["crc32"]:
-        raise CheckpointError(f"{path} is damaged: state.pt does not have the CRC-32 of meta.json; {remedy}")
-    state: State = torch.load(file, map_location="cpu", weights_only=True)
-    return state, Progress(int(meta["step"]), int(meta["position"]))
-
-
-def _read_meta(path: Path) -> dict[str, Any]:
-    try:
-        meta = json.loads((path / "meta.json").read_text())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: meta.json cannot be read ({error}); delete this directory") from error
-    if not isinstance(meta, dict) or meta.get("format") != FORMAT:
-        raise CheckpointError(f"{path} is no checkpoint of this trainer: meta.json does not say format {FORMAT!r}")
-    return meta
-
-
-def _check_semantics(path: Path, theirs: Mapping[str, object], config: Config) -> None:
-    ours = configs.semantics(config)
-    changed = [f"{name} {theirs.get(name)!r} -> {value!r}" for name, value in ours.items() if theirs.get(name) != value]
+def check_semantics(path: Path, meta: Meta, config: Config) -> None:
+    """Refuse a checkpoint that was trained differently. A key it does not know had its default."""
+    changed = [
+        f"{name} {theirs!r} -> {value!r}"
+        for name, value in configs.semantics(config).items()
+        if (theirs := meta.semantics.get(name, configs.declared(name).default)) != value
+    ]
     if changed and not config.checkpoint.allow_semantics_change:
         raise CheckpointError(
             f"{path} was trained differently: {', '.join(changed[:5])}; set another run.out_dir, or "
@@ -247,33 +262,13 @@ def _check_semantics(path: Path, theirs: Mapping[str, object], config: Config) -
         )
 
 
-def _copy(value: Any) -> Any:
-    """A deep copy on the CPU, so that training may go on while it is written."""
-    return _map_tensors(value, lambda tensor: tensor.detach().to("cpu", copy=True))
+def _mode(config: Config) -> ckpt_dcp.Mode:
+    return "process" if config.checkpoint.async_mode == "process" else "thread"
 
 
-def _map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    if isinstance(value, Tensor):
-        return change(value)
-    if isinstance(value, dict):
-        return {name: _map_tensors(item, change) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(_map_tensors(item, change) for item in value)
-    return value
-
-
-def _crc32(path: Path) -> int:
-    crc = 0
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            crc = zlib.crc32(block, crc)
-    return crc
-
-
-def _force(path: Path) -> None:
-    """Flush a file or directory to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _cause(error: BaseException) -> str:
+    """The first reason of a failure, in one line."""
+    if isinstance(error, CheckpointException) and error.failures:
+        rank, (cause, _) = next(iter(error.failures.items()))
+        return f"rank {rank}: {_cause(cause)}"
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

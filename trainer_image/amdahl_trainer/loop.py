@@ -19,7 +19,7 @@ from torch import Tensor
 
 from amdahl_probe.emit import Batches
 from amdahl_probe.spans import Ledger
-from amdahl_trainer import ckpt, flops, knobs, optim
+from amdahl_trainer import flops, knobs, optim
 from amdahl_trainer.ckpt import Checkpoints, Progress
 from amdahl_trainer.config import Config
 from amdahl_trainer.data.loader import Batch, Loader
@@ -44,7 +44,7 @@ class Parts:
     replica: Replica
     optimizer: torch.optim.Optimizer
     loader: Loader
-    checkpoints: Checkpoints | None  # on rank 0
+    checkpoints: Checkpoints
     clock: Clock
     ledger: Ledger
     reporter: Reporter
@@ -150,9 +150,10 @@ class Engine:
             if step.total % parts.config.metrics.log_every == 0:
                 parts.reporter.line(step, reading, parts.config.run.max_steps)
             if reading.refused:
+                self._report_durable(wait=True)  # what is being written is good
                 raise NonFiniteError(
                     f"step {step.total}: loss {reading.loss}, gradient norm {reading.grad_norm}; the step was refused, "
-                    f"the newest checkpoint is of step {self._last_saved}; lower optim.lr or look at the data"
+                    f"the newest checkpoint is of step {parts.checkpoints.durable}; lower optim.lr or look at the data"
                 )
 
     def _between(self, news: str | None, agreed: Agreement) -> None:
@@ -179,16 +180,14 @@ class Engine:
         self.parts.reporter.say(f"step {self.progress.step:>6}  held out: {bits:.4f} bits/byte")
 
     def _save(self, asynchronous: bool) -> None:
-        """Save on rank 0 while the others wait; asynchronously they wait only for the copy."""
+        """Save with all ranks; asynchronously training waits only for the copy, and for a save still under way."""
         parts = self.parts
         self._read(wait=True)  # a refused step must be known before its state is kept
         if "ckpt" not in self._tags:
             self._tags.append("ckpt")
         begun_ns = time.monotonic_ns()
         with parts.ledger.span("checkpoint"):
-            if parts.checkpoints is not None:
-                state = ckpt.collect(parts.replica.model, parts.optimizer)
-                parts.checkpoints.save(state, self.progress, asynchronous)
+            parts.checkpoints.save(parts.replica.model, parts.optimizer, self.progress, asynchronous)
             parts.peers.barrier()
         block_ns = time.monotonic_ns() - begun_ns
         self._last_saved = self.progress.step
@@ -197,14 +196,12 @@ class Engine:
             parts.reporter.recorder.durable(block_ns, False, self.progress.step, block_ns)
 
     def _report_durable(self, wait: bool = False) -> None:
-        """Say that a checkpoint written in the background is complete, once it is."""
-        checkpoints = self.parts.checkpoints
-        if checkpoints is None:
-            return
-        with self.parts.ledger.span("checkpoint"):
-            written = checkpoints.finished(wait)
-        if written is not None:
-            self.parts.reporter.recorder.durable(written.block_ns, True, written.step, written.total_ns)
+        """Say which checkpoints written in the background have become durable."""
+        parts = self.parts
+        with parts.ledger.span("checkpoint"):
+            written = parts.checkpoints.finished(wait)
+        for one in written:
+            parts.reporter.recorder.durable(one.block_ns, True, one.step, one.total_ns)
 
     def apply(self, text: str) -> bool:
         """Take a knob file's content into force: all ranks at this boundary, always with a new loader.

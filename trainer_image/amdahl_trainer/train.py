@@ -12,9 +12,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from amdahl_trainer import ckpt, dp, flops, knobs, optim
 from amdahl_trainer import config as configs
 from amdahl_trainer import device as devices
+from amdahl_trainer import dp, flops, knobs, optim
 from amdahl_trainer.ckpt import Checkpoints, Progress
 from amdahl_trainer.config import Config
 from amdahl_trainer.data import rows
@@ -141,7 +141,8 @@ def build(job: Job, startup: Startup, wants_stop: Callable[[], bool]) -> Engine:
     model = Llama(config.model).to(device)
     optimizer = optim.build(model, config.optim)
     startup.end("model")
-    progress = _resume(job, model, optimizer)
+    checkpoints = Checkpoints(config, place.rank, place.world)
+    progress = _resume(checkpoints, model, optimizer, job.reporter)
     startup.end("restore")
     clock = devices.clock(device)
     outcome = knobs.apply(
@@ -156,7 +157,7 @@ def build(job: Job, startup: Startup, wants_stop: Callable[[], bool]) -> Engine:
         replica=dp.replicate(model, place, device, config.parallel.bucket_mb, clock.gradient),
         optimizer=optimizer,
         loader=_new_loader(corpora, config, place, outcome.knobs),
-        checkpoints=Checkpoints(config, place.world) if place.rank == 0 else None,
+        checkpoints=checkpoints,
         clock=clock,
         ledger=job.reporter.new_ledger(startup.begun_ns),
         reporter=job.reporter,
@@ -201,15 +202,14 @@ def _new_loader(corpora: rows.Corpora, config: Config, place: Place, settings: K
     return Loader(corpora.train, order, share, settings.loader)
 
 
-def _resume(job: Job, model: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
-    """Rank 0 chooses the checkpoint, all load it."""
-    found = ckpt.find(job.config) if job.place.rank == 0 else None
-    path = job.peers.broadcast(None if found is None else str(found))
-    if path is None:
+def _resume(
+    checkpoints: Checkpoints, model: nn.Module, optimizer: torch.optim.Optimizer, reporter: Reporter
+) -> Progress:
+    found = checkpoints.resume(model, optimizer)
+    if found is None:
         return Progress()
-    state, progress = ckpt.read(Path(path), job.config)
-    ckpt.restore(state, model, optimizer, job.place.rank)
-    job.reporter.say(f"resumed {path}: step {progress.step}, {progress.position} samples consumed")
+    path, progress = found
+    reporter.say(f"resumed {path}: step {progress.step}, {progress.position} samples consumed")
     return progress
 
 

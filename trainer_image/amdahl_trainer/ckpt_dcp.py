@@ -1,0 +1,201 @@
+"""How do the tensors of all ranks get to the disk and back? Through torch.distributed.checkpoint, in three modes.
+
+`sync` writes before it returns. `thread` and `process` copy the tensors to the host and write behind the training, in
+a thread of it or in a process of their own. In each, every rank writes its shards, and the first rank commits when it
+has heard that all have been forced to the disk. A checkpoint is data: nothing in it is executed by reading it.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import warnings
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+from multiprocessing import parent_process
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter, Metadata
+from torch.distributed.checkpoint.metadata import MetadataIndex, TensorStorageMetadata
+from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
+from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
+from torch.distributed.checkpoint.state_dict_saver import AsyncCheckpointerType
+from torch.distributed.checkpoint.storage import WriteResult
+
+from amdahl_trainer import ckpt_folder as folder
+from amdahl_trainer.ckpt_folder import CheckpointError, FileSum, Meta
+from amdahl_trainer.ckpt_state import State
+
+Mode = Literal["thread", "process"]
+
+#: Signals that end a process group. The process that writes must outlive them as long as the trainer does.
+_ENDING = {signal.SIGTERM, signal.SIGINT}
+
+
+@dataclass(frozen=True)
+class _Summed(WriteResult):
+    """A whole file that a rank has written, told to the first rank beside what lies in it."""
+
+    sum: FileSum
+
+
+class Writer(FileSystemWriter):
+    """Writes one checkpoint: shards into a draft, sums of them, and the commit on the first rank."""
+
+    def __init__(self, draft: Path, meta: Meta, keep: int, *, staged: bool) -> None:
+        # A staged state is on the host already: copying ahead from a GPU would only open a CUDA context for nothing.
+        super().__init__(draft, per_thread_copy_ahead=0 if staged else 10_000_000, overwrite=False)
+        self._draft, self._meta, self._keep = draft, meta, keep
+
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> torch.futures.Future[list[WriteResult]]:
+        """Write this rank's shards, then read them once for their sums."""
+        results = list(super().write_data(plan, planner).wait())
+        names = sorted({result.storage_data.relative_path for result in results})
+        sums = [folder.sum_of(self._draft / name) for name in names]
+        summed: list[WriteResult] = [
+            _Summed(MetadataIndex(name), found.bytes, None, found) for name, found in zip(names, sums, strict=True)
+        ]
+        done: torch.futures.Future[list[WriteResult]] = torch.futures.Future()
+        done.set_result(results + summed)
+        return done
+
+    def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
+        """On the first rank, after all have written: the metadata, the commit, and the end of what is too old."""
+        files = {one.index.fqn: one.sum for rank in results for one in rank if isinstance(one, _Summed)}
+        super().finish(metadata, [[one for one in rank if not isinstance(one, _Summed)] for rank in results])
+        files[".metadata"] = folder.sum_of(self._draft / ".metadata")
+        trainer = parent_process()
+        if trainer is not None and os.getppid() != trainer.pid:  # another trainer may have begun in this directory
+            raise ChildProcessError("the trainer has died; its checkpoint is not committed")
+        home = self._draft.parent
+        folder.commit(self._draft, replace(self._meta, number=folder.next_number(home), files=files))
+        folder.retain(home, self._keep)
+
+
+class Reader(FileSystemReader):
+    """Reads a checkpoint of tensors, and refuses anything else."""
+
+    def read_metadata(self, *args: Any, **named: Any) -> Metadata:  # noqa: ARG002 (the base's; there is one metadata)
+        """The `.metadata`. Raises CheckpointError for what is no description of tensors."""
+        path = Path(self.path) / ".metadata"
+        try:
+            with path.open("rb") as file:
+                metadata = _Unpickler(file).load()
+            kept = dict(metadata.state_dict_metadata)
+            if not all(isinstance(one, TensorStorageMetadata) for one in kept.values()):
+                raise CheckpointError(f"{path} holds more than tensors; it was not written by this trainer")
+        except (OSError, EOFError, AttributeError, TypeError, ValueError, pickle.UnpicklingError) as error:
+            raise CheckpointError(f"{path} cannot be read ({error}); {folder.REMEDY}") from error
+        assert isinstance(metadata, Metadata), "it has a state_dict_metadata"
+        if metadata.storage_meta is not None:
+            metadata.storage_meta.load_id = self.load_id
+        return metadata
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Names and whole shapes of all that is kept."""
+        kept = self.read_metadata().state_dict_metadata
+        return {name: tuple(one.size) for name, one in kept.items() if isinstance(one, TensorStorageMetadata)}
+
+
+class _Unpickler(pickle.Unpickler):
+    """Only the classes that torch.distributed.checkpoint describes tensors with; a pickle may name any function."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        """As the base class, for names on the list."""
+        if (module, name) not in _DESCRIPTIONS and not (module == "torch" and _is_format(name)):
+            raise pickle.UnpicklingError(f"it names {module}.{name}")
+        return super().find_class(module, name)
+
+
+_METADATA = "torch.distributed.checkpoint.metadata"
+_DESCRIPTIONS = {
+    *((_METADATA, name) for name in ("Metadata", "MetadataIndex", "StorageMeta", "TensorProperties")),
+    *((_METADATA, name) for name in ("TensorStorageMetadata", "ChunkStorageMetadata", "BytesStorageMetadata")),
+    (_METADATA, "_MEM_FORMAT_ENCODING"),
+    ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
+    ("torch", "Size"),
+    ("torch.serialization", "_get_layout"),
+    *((module, name) for module in ("pathlib", "pathlib._local") for name in ("Path", "PosixPath")),
+}
+
+
+def _is_format(name: str) -> bool:
+    """Whether `torch.<name>` is a number format such as `torch.float32`."""
+    return isinstance(getattr(torch, name, None), torch.dtype)
+
+
+def save(state: State, writer: Writer, group: dist.ProcessGroup | None) -> None:
+    """Write and commit before returning, on all ranks. Raises dcp.CheckpointException."""
+    _say_alone_on_purpose()
+    dcp.save(dict(state), storage_writer=writer, process_group=group, no_dist=group is None)
+
+
+class Behind:
+    """Writes behind the training, in one mode. The memory that the state is copied to is kept from save to save."""
+
+    def __init__(self, mode: Mode, device: torch.device, group: dist.ProcessGroup | None) -> None:
+        on_gpu = device.type == "cuda"
+        self._mode, self._group = mode, group
+        self._stager = DefaultStager(
+            StagingOptions(
+                use_pinned_memory=on_gpu,
+                use_shared_memory=mode == "process",
+                use_async_staging=False,
+                use_non_blocking_copy=on_gpu,
+            )
+        )
+
+    def save(self, state: State, writer: Writer) -> Future[Any]:
+        """Copy the state; on return its tensors may change. The future ends when the checkpoint is durable, or failed.
+
+        The one before must have ended: its copy lies in the same memory.
+        """
+        _say_alone_on_purpose()
+        kind = AsyncCheckpointerType.PROCESS if self._mode == "process" else AsyncCheckpointerType.THREAD
+        # The first save starts threads, and the process; they inherit what is blocked here, and so outlive a SIGTERM
+        # to the process group. One that comes meanwhile is delivered at the end.
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+        try:
+            future = dcp.async_save(
+                dict(state),
+                storage_writer=writer,
+                process_group=self._group,
+                async_checkpointer_type=kind,
+                async_stager=self._stager,
+                no_dist=self._group is None,
+            )
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        assert isinstance(future, Future), "staging was not asynchronous"
+        return future
+
+
+def load(state: State, reader: Reader, group: dist.ProcessGroup | None) -> None:
+    """Fill the tensors of a state from a checkpoint, each rank its own parts. Raises dcp.CheckpointException."""
+    _say_alone_on_purpose()
+    dcp.load(dict(state), storage_reader=reader, process_group=group, no_dist=group is None)
+
+
+def open_group(mode: Mode, world: int) -> dist.ProcessGroup | None:
+    """The group in which ranks agree on checkpoints; its messages never meet the training's. None for one process.
+
+    The writing process of `process` needs a group even of one, because torch starts it from one.
+    """
+    if world > 1:
+        return dist.new_group(backend="gloo")
+    if mode == "thread":
+        return None
+    if not dist.is_initialized():
+        os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    return dist.new_group(backend="gloo")
+
+
+def _say_alone_on_purpose() -> None:
+    """One process saves without a group because it needs none: torch's warning that there is none says nothing."""
+    warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")

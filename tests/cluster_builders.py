@@ -62,10 +62,19 @@ class Scene:
         """The time of the machine, where pods are real."""
         return time.time()
 
-    def running(self, job: TrainingJob, live: bool = False) -> RunningJob:
+    def running(self, job: TrainingJob, live: bool = False, measured: bool = False) -> RunningJob:
         """The running job, as a fresh pass of the operator sees it."""
         fetch: Fetch = self.fetch
-        return RunningJob(self.client, job, self.probe, self.saves, clock=lambda: self.now_s, live=live, fetch=fetch)
+        return RunningJob(
+            self.client,
+            job,
+            self.probe,
+            self.saves,
+            clock=lambda: self.now_s,
+            live=live,
+            measured=measured,
+            fetch=fetch,
+        )
 
     async def settle(self, job: TrainingJob, live: bool = False, passes: int = 20) -> RunningState:
         """Passes until one of them does nothing."""
@@ -110,8 +119,16 @@ class Scene:
         await self.set_job(job_name, active=len(names), ready=len(names))
         return names
 
+    async def restart_trainer(self, name: str, lasted_s: float, times: int) -> None:
+        """A kubelet's word on a pod whose trainer ended with 1 so soon, so many times, and was restarted in place."""
+        began_s = self.now_s - lasted_s
+        last = {"exitCode": 1, "reason": "Error", "startedAt": stamp(began_s), "finishedAt": stamp(self.now_s)}
+        waiting = {"waiting": {"reason": "CrashLoopBackOff"}}
+        await self.set_pod(name, "Running", waiting, restartCount=times, lastState={"terminated": last})
+
     async def set_pod(self, name: str, phase: str, trainer: Object, **status: Any) -> None:
-        """A kubelet's word on a pod."""
+        """A kubelet's word on a pod; what is said of the trainer's past is the container's, all else the pod's."""
+        past = {key: status.pop(key) for key in ("restartCount", "lastState") if key in status}
         container = {
             "name": "trainer",
             "state": trainer,
@@ -119,6 +136,7 @@ class Scene:
             "ready": phase == "Running",
             "image": "example/trainer:1",
             "imageID": "",
+            **past,
         }
         condition = {"type": "PodScheduled", "status": "True", "lastTransitionTime": stamp(self.now_s)}
         body = {"status": {"phase": phase, "conditions": [condition], "containerStatuses": [container], **status}}

@@ -34,7 +34,7 @@ from amdahl_loop.domain.bank import Balance, balance, hours_in_force
 from amdahl_loop.domain.conditions import STANDINGS, Facts, Note
 from amdahl_loop.domain.fleet import Limits, admit
 from amdahl_loop.domain.fleet import describe as describe_member
-from amdahl_loop.domain.isolation import Obstacle, find_obstacles, say_obstacles
+from amdahl_loop.domain.isolation import Obstacle, find_obstacles, miss_probe, say_obstacles
 from amdahl_loop.domain.knob_values import Knobs
 from amdahl_loop.domain.ledger import JobMemory, effective_knobs, family_of, fingerprint_job
 from amdahl_loop.domain.phases import Unobservable
@@ -146,7 +146,7 @@ class _Pass:
         if running.acted:
             return AT_ONCE_S
         await self._look_around()
-        obstacles = await self._find_obstacles()
+        obstacles = await self._find_obstacles(running)
         ports = Ports(runner=self._runner(memory), ledger=self._ledger, clock=self._operator.clock)
         ticked = await reconcile.tick(
             self._job,
@@ -182,6 +182,7 @@ class _Pass:
         declared = self._job.spec.knobs
         in_force = declared if self._is_spec_only else effective_knobs(declared, memory.applications)
         seen = memory.observations[-1] if memory.observations else None
+        is_of_this = seen is not None and seen.fingerprint == self._identity.fingerprint
         return await RunningJob(
             self._client,
             self._job.with_knobs(in_force),
@@ -189,6 +190,7 @@ class _Pass:
             self._recollection.saves,
             clock=self._operator.clock,
             live=seen is not None and seen.report.live,
+            measured=seen is not None and is_of_this and seen.is_usable,
             fetch=self._operator.fetch,
         ).ensure()
 
@@ -213,14 +215,15 @@ class _Pass:
         if member is not None and member.need is not None and not 0 <= now_s - seen_s < LOOK_AROUND_S:
             known[place] = now_s, await find_waiting(self._client, place[0], now_s, has_queues=place[1])
 
-    async def _find_obstacles(self) -> tuple[Obstacle, ...]:
+    async def _find_obstacles(self, running: RunningState) -> tuple[Obstacle, ...]:
         """What in the template keeps trials from starting; how its storage may be shared is asked once a spec."""
+        removed = (miss_probe(),) if running.is_unprobed else ()
         known, generation, spec = self._recollection.access_modes, self._ledger.seen.generation, self._job.spec
         seen_at, modes = known.get(self._key, (None, {}))
         if seen_at != generation or not all(modes.values()):
             modes = await read_access_modes(self._client, self._job)
             known[self._key] = generation, modes
-        return find_obstacles(spec.template, spec.tuning.trial, modes)
+        return (*removed, *find_obstacles(spec.template, spec.tuning.trial, modes))
 
     def _admit(self, obstacles: Sequence[Obstacle], snapshot: Snapshot) -> Admission:
         """Whether a trial of this job may run now: the installation's switch, the template, then the fleet's order."""

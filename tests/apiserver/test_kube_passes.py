@@ -171,6 +171,30 @@ def test_a_crash_loop_that_is_not_ours_is_stalled(passes: Callable[..., None]) -
     passes(scenario)
 
 
+def test_a_program_that_the_probe_keeps_from_running_says_so(passes: Callable[..., None]) -> None:
+    """Observed and TrialsBlocked name the variable and the way out, whole; the job runs on, and is not called stalled."""
+
+    async def scenario(job: Passes) -> None:
+        await job.settle()
+        pods = await job.scene.play_pods("pydocs-r0")
+        await job.scene.restart_trainer(pods[0], lasted_s=2, times=2)
+        await job.scene.set_job("pydocs-r0", active=1, ready=0)
+        await job.settle()
+        await job.scene.delete_pods(*pods)
+        await job.settle()
+        await job.scene.play_pods("pydocs-r1")
+        seen = await job.settle()
+        for type_name, status in (("Observed", "False"), ("TrialsBlocked", "True")):
+            assert said(seen, type_name)[:2] == (status, "ProbeRemoved")
+            message = said(seen, type_name)[2]
+            assert "spec.template.spec.containers[trainer].env names no PYTHONPATH" in message
+            assert message.endswith("the probe is put before what the template says.")
+        assert said(seen, "Ready")[:2] == ("True", "AsDeclared")
+        assert said(seen, "Stalled")[0] == "False"
+
+    passes(scenario, template=make_template({"restartPolicy": "OnFailure"}))
+
+
 def test_a_crash_loop_under_a_proven_value_takes_it_back(passes: Callable[..., None]) -> None:
     """At once, without statistics; the spec follows."""
 

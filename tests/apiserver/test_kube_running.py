@@ -7,6 +7,7 @@ import pytest
 
 from amdahl_loop.adapters.kube.client import ApiUnavailable
 from amdahl_loop.adapters.kube.kinds import Kind
+from amdahl_loop.adapters.kube.objects import read_job
 from amdahl_loop.adapters.kube.probe import Probe, pack_probe, place_probe
 from amdahl_loop.adapters.kube.transport import Answer, Request, UnreachableError
 from amdahl_loop.domain.knob_values import Knobs
@@ -170,6 +171,32 @@ def test_a_squatter_is_named_and_left_alone(
         assert state.note.reason is Reason.SQUATTED
         assert name in state.note.sentence
         assert (await scene.objects(kind))[name]["metadata"]["resourceVersion"] == before
+
+    play(api_server, api_namespace, scenario)
+
+
+@pytest.mark.parametrize("has_pods", [True, False])
+def test_a_job_whose_labels_were_stripped_gets_them_back(
+    api_server: Cluster, api_namespace: str, has_pods: bool
+) -> None:
+    """It names its owner, so it is ours: neither waited for, nor doubled, nor asked for again and again."""
+
+    async def scenario(scene: Scene) -> None:
+        job = await scene.create_job(spec=spec())
+        await scene.settle(job)
+        if has_pods:
+            await scene.play_pods("pydocs-r0")
+        before = (await scene.objects(Kind.JOB))["pydocs-r0"]["metadata"]
+        gone = dict.fromkeys(before["labels"]) | {"mine": "stays"}
+        await scene.client.patch(Kind.JOB, scene.namespace, "pydocs-r0", {"metadata": {"labels": gone}})
+        scene.transport.requests.clear()
+        state = await scene.settle(job)
+        after = (await scene.objects(Kind.JOB))["pydocs-r0"]["metadata"]
+        assert after["uid"] == before["uid"]
+        ours = {name: text for name, text in before["labels"].items() if name.startswith("amdahl-loop.io/")}
+        assert after["labels"] == ours | {"mine": "stays"}
+        assert state.note.reason is (Reason.AS_DECLARED if has_pods else Reason.STARTING)
+        assert len(scene.transport.writes) == (1 if has_pods else 2)
 
     play(api_server, api_namespace, scenario)
 
@@ -410,6 +437,138 @@ def test_a_job_that_failed_for_good_says_why_and_starts_anew_with_other_values(
         scene.now_s += 100
         await scene.settle(with_knobs(job, dataloader_workers=2))
         assert (await inventory(scene))["Job"] == ["pydocs-r1"]
+
+    play(api_server, api_namespace, scenario)
+
+
+async def die_early(scene: Scene, job_name: str, times: int) -> list[str]:
+    """A Job whose program ends two seconds after each start, in a pod that is restarted in place."""
+    pods = await scene.play_pods(job_name)
+    for name in pods:
+        await scene.restart_trainer(name, lasted_s=2, times=times)
+    await scene.set_job(job_name, active=len(pods), ready=0)
+    return pods
+
+
+def with_template(job: TrainingJob, template: dict[str, Any]) -> TrainingJob:
+    """The job after its owner has written another template."""
+    from amdahl_loop.domain.template import PodTemplate
+
+    changed = {"template": PodTemplate.model_validate(template)}
+    return job.model_copy(update={"spec": job.spec.model_copy(update=changed)})
+
+
+async def env_in(scene: Scene, job_name: str) -> dict[str, Any]:
+    """Variables of a Job's trainer."""
+    job = (await scene.objects(Kind.JOB))[job_name]
+    return {item["name"]: item.get("value") for item in job["spec"]["template"]["spec"]["containers"][0]["env"]}
+
+
+def test_a_program_that_ends_at_its_start_runs_without_the_probe(api_server: Cluster, api_namespace: str) -> None:
+    """[P] Twice is enough: the next revision is the template's own pod, and stays so; a template that names the path gets the probe back."""
+
+    async def scenario(scene: Scene) -> None:
+        job = await scene.create_job(spec=spec(template=make_template({"restartPolicy": "OnFailure"})))
+        await scene.settle(job)
+        pods = await die_early(scene, "pydocs-r0", times=1)
+        assert (await scene.settle(job)).note.reason is Reason.STARTING
+        await scene.restart_trainer(pods[0], lasted_s=2, times=2)
+        assert "Waiting for 1 pods" in (await scene.settle(job)).note.sentence
+        await scene.delete_pods(*pods)
+        state = await scene.settle(job)
+        assert state.is_unprobed
+        assert (await inventory(scene))["Job"] == ["pydocs-r1"]
+        assert "PYTHONPATH" not in await env_in(scene, "pydocs-r1")
+        pod = (await scene.objects(Kind.JOB))["pydocs-r1"]["spec"]["template"]["spec"]
+        assert [volume["name"] for volume in pod["volumes"]] == ["amdahl-knobs"]
+        pods = await scene.play_pods("pydocs-r1")
+        scene.transport.requests.clear()
+        state = await scene.settle(job)
+        assert (state.note.reason, state.is_unprobed) == (Reason.AS_DECLARED, True)
+        assert scene.transport.writes == []
+        named = with_template(job, make_template(env=[{"name": "PYTHONPATH", "value": "/image/lib"}]))
+        await scene.settle(named)
+        await scene.delete_pods(*pods)
+        state = await scene.settle(named)
+        assert not state.is_unprobed
+        assert (await env_in(scene, "pydocs-r2"))["PYTHONPATH"] == "/amdahl/probe/probe.zip:/image/lib"
+
+    play(api_server, api_namespace, scenario)
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+@pytest.mark.parametrize("before", [True, False], ids=["before the write", "after the write"])
+def test_a_death_while_the_probe_is_taken_out_changes_nothing(
+    api_server: Cluster, api_namespace: str, number: int, before: bool
+) -> None:
+    """It is on record in the write that names the next revision: no operator starts that one with the probe again."""
+
+    async def scenario(scene: Scene) -> None:
+        job = await scene.create_job(spec=spec(template=make_template({"restartPolicy": "OnFailure"})))
+        await scene.settle(job)
+        pods = await die_early(scene, "pydocs-r0", times=2)
+        scene.transport.fault = cut_at(number, before)
+        for _ in range(2):
+            try:
+                await scene.settle(job)
+                await scene.delete_pods(*pods)
+            except Died:
+                scene.transport.fault = None
+        await scene.settle(job)
+        await scene.delete_pods(*pods)
+        assert (await scene.settle(job)).is_unprobed
+        assert (await inventory(scene))["Job"] == ["pydocs-r1"]
+        assert "PYTHONPATH" not in await env_in(scene, "pydocs-r1")
+
+    play(api_server, api_namespace, scenario)
+
+
+@pytest.mark.parametrize(
+    ("template", "measured"),
+    [
+        pytest.param(make_template(env=[{"name": "PYTHONPATH", "value": "/app"}]), False, id="the path is named"),
+        pytest.param(make_template(), True, id="it was measured"),
+    ],
+)
+def test_a_program_that_cannot_have_lost_its_path_keeps_the_probe(
+    api_server: Cluster, api_namespace: str, template: dict[str, Any], measured: bool
+) -> None:
+    """It ends for reasons of its own, which its owner is told as ever."""
+
+    async def scenario(scene: Scene) -> None:
+        job = await scene.create_job(spec=spec(template=template))
+        await scene.settle(job)
+        await die_early(scene, "pydocs-r0", times=4)
+        scene.transport.requests.clear()
+        state = await scene.running(job, measured=measured).ensure()
+        assert scene.transport.writes == []
+        assert "ended 4 times" in state.failing
+
+    play(api_server, api_namespace, scenario)
+
+
+def test_values_that_change_in_the_second_of_the_start_are_told_apart(api_server: Cluster, api_namespace: str) -> None:
+    """Job, pod and change bear the same date: the numbers say that the pod may have the old values, and it is started anew."""
+
+    async def scenario(scene: Scene) -> None:
+        job = await scene.create_job(spec=spec())
+        await scene.settle(job)
+        pods = await scene.play_pods("pydocs-r0")
+        created = read_job((await scene.objects(Kind.JOB))["pydocs-r0"]).created_at_s
+        scene.now_s = created
+        wanted = with_knobs(job, dataloader_workers=2)
+        scene.metrics = counted(saves=3)
+        state = await scene.settle(wanted)
+        assert state.note.sentence == "The new values take effect after the next checkpoint."
+        scene.metrics = counted(saves=4)
+        await scene.settle(wanted)
+        await scene.delete_pods(*pods)
+        await scene.settle(wanted)
+        await scene.play_pods("pydocs-r1")
+        assert (await scene.settle(wanted)).note.reason is Reason.AS_DECLARED
+        values = (await scene.objects(Kind.CONFIG_MAP))["pydocs-knobs"]["metadata"]["annotations"]
+        made = (await scene.objects(Kind.JOB))["pydocs-r1"]["metadata"]["annotations"]
+        assert made["amdahl-loop.io/values"] == values["amdahl-loop.io/values"] == "2"
 
     play(api_server, api_namespace, scenario)
 

@@ -8,15 +8,17 @@ import pytest
 
 from amdahl_loop.adapters.memory import MemoryLedger
 from amdahl_loop.domain.api.conditions import ConditionStatus, JobCondition, JobConditionType
+from amdahl_loop.domain.api.parts import clip
 from amdahl_loop.domain.api.timestamps import to_timestamp
 from amdahl_loop.domain.api.training_job import BankReport, KnobSource, TrainingJobStatus
 from amdahl_loop.domain.applying import Conflict, Decision, KeepOverlay, Nothing, RecordRelease, RecordRevert, WriteSpec
 from amdahl_loop.domain.bank import Balance, Saving
 from amdahl_loop.domain.conditions import STANDINGS, Facts, Finding, Note, find, update_conditions
 from amdahl_loop.domain.experiments import Experiment, Loss
-from amdahl_loop.domain.isolation import Obstacle
+from amdahl_loop.domain.isolation import Obstacle, miss_probe
 from amdahl_loop.domain.knob_values import KnobName, Knobs
 from amdahl_loop.domain.ledger import Application, ApplicationKind, JobMemory
+from amdahl_loop.domain.phases import Unobservable
 from amdahl_loop.domain.plan import Halt, Judge, Snapshot, Wait, look, next_action
 from amdahl_loop.domain.reasons import Reason
 from amdahl_loop.domain.resources import TrainingJob
@@ -42,8 +44,6 @@ def make_experiment(
     made = Experiment(plan=make_plan(name=name, job_uid=uid, **plan), verdict=verdict)
     loss = Loss(run=f"{name}-d0", started_at_s=0.0, held_device_s=held_device_s)
     return made.with_loss(loss) if held_device_s else made
-
-    return Loss(run="e0-d0", started_at_s=0.0, held_device_s=held_device_s)
 
 
 def make_application(
@@ -455,3 +455,32 @@ def test_a_block_without_room_blocks_trials_in_words() -> None:
     facts = make_facts(action=FULL, experiments=[OPEN])
     assert found(facts, T.TRIALS_BLOCKED) == (TRUE, Reason.NO_SPARE_DEVICES)
     assert sentence(facts, T.TRIALS_BLOCKED) == FULL.sentence
+
+
+@pytest.mark.parametrize(
+    ("review", "observed"),
+    [
+        pytest.param(None, (FALSE, Reason.PROBE_REMOVED), id="before anything is measured"),
+        pytest.param(
+            Unobservable(sentence="no counters"), (FALSE, Reason.PROBE_REMOVED), id="the cause, not its effect"
+        ),
+    ],
+)
+def test_a_job_that_runs_without_the_probe_says_why_and_what_to_do(
+    review: Unobservable | None, observed: tuple[ConditionStatus, Reason]
+) -> None:
+    """Observed and TrialsBlocked name the variable, the field and the way out, and no word of it is cut off."""
+    removed, other = miss_probe(), Obstacle(reason=Reason.NOT_ISOLATED, field="f", why="holds a key", fix="vouch")
+    facts = make_facts(review=review, obstacles=(removed, other))
+    assert found(facts, T.OBSERVED) == observed
+    assert found(facts, T.TRIALS_BLOCKED) == (TRUE, Reason.PROBE_REMOVED)
+    for type_name in (T.OBSERVED, T.TRIALS_BLOCKED):
+        said = sentence(facts, type_name)
+        assert removed.why in said
+        assert said.endswith(f"To go on, {removed.fix}.")
+        assert clip(said) == said
+
+
+def test_a_program_that_reports_by_itself_is_observed_without_the_probe() -> None:
+    """What was measured counts, whoever measured it."""
+    assert found(make_facts(obstacles=(miss_probe(),)), T.OBSERVED) == (TRUE, Reason.MEASURED)

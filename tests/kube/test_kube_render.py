@@ -230,6 +230,16 @@ def test_the_probe_comes_first_and_the_users_path_follows(own: list[Any], placed
     assert [item for item in trainer_in(render_for(job))["env"] if item["name"] == "PYTHONPATH"] == own
 
 
+@pytest.mark.parametrize("own", [[], [{"name": "A", "value": "1"}]])
+def test_a_path_that_comes_with_many_variables_follows_too(own: list[Any]) -> None:
+    """`envFrom` may bring it: ours would replace it, so the kubelet puts it behind; without the probe all is as it was."""
+    job = make_cluster_job(make_template(env=own, envFrom=[{"configMapRef": {"name": "settings"}}]))
+    with_probe, without = (trainer_in(render_job(job, 0, probe)) for probe in (PROBE, None))
+    assert env_of(with_probe)["PYTHONPATH"] == "/amdahl/probe/probe.zip:$(PYTHONPATH)"
+    assert "PYTHONPATH" not in env_of(without)
+    assert with_probe["envFrom"] == without["envFrom"] == [{"configMapRef": {"name": "settings"}}]
+
+
 def test_without_the_probe_the_job_is_as_it_was() -> None:
     """Where the probe's ConfigMap cannot be had, no path, volume or mount of it is left."""
     body = render_job(make_cluster_job(make_template(env=[{"name": "PYTHONPATH", "value": "/app"}])), 0, None)

@@ -28,8 +28,12 @@ def facts(number: int = 0, **changes: Any) -> JobFacts:
     return JobFacts(name=f"pydocs-r{number}", **fields)
 
 
-def revision(number: int = 0, declared: str = "d", devices: str = "4", **changes: Any) -> Revision:
-    return Revision(number=number, declared=declared, devices=devices, facts=facts(number, **changes))
+def revision(
+    number: int = 0, declared: str = "d", devices: str = "4", has_probe: bool = True, **changes: Any
+) -> Revision:
+    return Revision(
+        number=number, declared=declared, devices=devices, has_probe=has_probe, facts=facts(number, **changes)
+    )
 
 
 def wanted(**changes: Any) -> Wanted:
@@ -58,15 +62,52 @@ IDLE = {"active": 0, "ready": 0}
         ),
         pytest.param(wanted(), present(revision(**FAILED)), None, Reason.JOB_FAILED, id="failed"),
         pytest.param(
-            wanted(), present(revision(**FAILED), changed_s=50), None, Reason.JOB_FAILED, id="failed with these very values"
+            wanted(), present(revision(**FAILED), values_since_s=50), None, Reason.JOB_FAILED, id="failed with these values, too"
         ),
         pytest.param(
-            wanted(), present(revision(**FAILED), changed_s=150), Advance(1), Reason.REPLACING, id="failed, and values are others now"
+            wanted(), present(revision(**FAILED), values_since_s=150), Advance(1), Reason.REPLACING,
+            id="failed, and values are others now",
         ),
         pytest.param(
-            wanted(), present(revision(**FAILED), changed_s=100), Advance(1), Reason.REPLACING, id="failed in the second of the change"
+            wanted(), present(revision(**FAILED), values_since_s=100), Advance(1), Reason.REPLACING,
+            id="failed in the second of the change",
+        ),
+        pytest.param(
+            wanted(), present(revision(**FAILED), values_since_s=96), Advance(1), Reason.REPLACING,
+            id="failed so soon after the change that its pods may not have had it",
         ),
         pytest.param(wanted(declared="new"), present(revision(**FAILED)), Advance(1), Reason.REPLACING, id="failed, and mended"),
+        # the probe may hide a path of the image's
+        pytest.param(
+            wanted(may_hide=True), present(revision(**IDLE), early_ends=1), None, Reason.STARTING, id="one early end is chance"
+        ),
+        pytest.param(
+            wanted(may_hide=True), present(revision(), early_ends=2), Advance(1, without_probe=True), Reason.REPLACING,
+            id="two early ends: without the probe",
+        ),
+        pytest.param(
+            wanted(may_hide=True), present(revision(**FAILED), early_ends=1), Advance(1, without_probe=True), Reason.REPLACING,
+            id="one, and the Job has given up",
+        ),
+        pytest.param(
+            wanted(may_hide=True), present(revision(**FAILED)), None, Reason.JOB_FAILED, id="failed late: not the probe's doing"
+        ),
+        pytest.param(
+            wanted(), present(revision(**FAILED), early_ends=7), None, Reason.JOB_FAILED,
+            id="the template names the path, or a measurement has shown that all is well",
+        ),
+        pytest.param(
+            wanted(may_hide=True), present(revision(has_probe=False, **FAILED), early_ends=7), None, Reason.JOB_FAILED,
+            id="it ends without the probe as well",
+        ),
+        pytest.param(
+            wanted(may_hide=True, declared="new"), present(revision(**FAILED), early_ends=7), Advance(1), Reason.REPLACING,
+            id="another template is tried with the probe",
+        ),
+        pytest.param(
+            wanted(may_hide=True, when=NEXT, devices="2"), present(revision(), early_ends=2), Advance(1, without_probe=True),
+            Reason.REPLACING, id="whatever else waits for a restart",
+        ),
         # its owner's changes
         pytest.param(wanted(declared="new"), present(revision()), Advance(1), Reason.REPLACING, id="template changed: at once"),
         pytest.param(

@@ -167,6 +167,10 @@ def _find_standing(note: Note) -> list[Finding]:
 
 
 def _find_observed(facts: Facts) -> Finding:
+    removed = next((obstacle for obstacle in facts.obstacles if obstacle.reason is Reason.PROBE_REMOVED), None)
+    if removed is not None and not isinstance(facts.review, Review):
+        sentence = f"Not measured: {removed}. To go on, {removed.fix}."
+        return Finding(JobConditionType.OBSERVED, FALSE, Reason.PROBE_REMOVED, sentence)
     match facts.review:
         case None:
             sentence = "The values in force have not been measured yet."
@@ -278,7 +282,7 @@ def _say_win(name: str, win: Experiment | None) -> str:
 
 
 _WITHOUT_ROOM = (Reason.NO_SPARE_DEVICES, Reason.NOT_SAVED)
-_SEVERITY = (Reason.UNSAFE_TEMPLATE, Reason.EXCLUSIVE_STORAGE, Reason.NOT_ISOLATED)
+_SEVERITY = (Reason.PROBE_REMOVED, Reason.UNSAFE_TEMPLATE, Reason.EXCLUSIVE_STORAGE, Reason.NOT_ISOLATED)
 
 
 def _find_blocked(facts: Facts) -> Finding:

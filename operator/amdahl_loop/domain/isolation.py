@@ -40,7 +40,7 @@ class Obstacle(Frozen):
     """One thing that keeps trials from starting: the field, what is wrong with it, and the way out.
 
     `reason` is NotIsolated (the owner can vouch for it), ExclusiveStorage (no matter when trials run in turn with the
-    job) or UnsafeTemplate (never given to a trial).
+    job), UnsafeTemplate (never given to a trial) or ProbeRemoved (the job itself cannot be measured).
     """
 
     reason: Reason
@@ -77,6 +77,19 @@ def find_obstacles(
     if trial.placement is Placement.IN_TURN:
         waived.add(Reason.EXCLUSIVE_STORAGE)
     return tuple(obstacle for obstacle in found if obstacle.reason not in waived)
+
+
+def miss_probe() -> Obstacle:
+    """The job runs without the probe: the program ended at its start with it, and the template names no path.
+
+    Most likely the image sets `PYTHONPATH` itself: the probe's hides it, and nobody outside the container can read it.
+    """
+    return Obstacle(
+        reason=Reason.PROBE_REMOVED,
+        field=f"{_POD}.containers[{TRAINER_CONTAINER}].env",
+        why="names no PYTHONPATH; with the probe's alone the program ended at its start, so it runs without the probe",
+        fix="name PYTHONPATH there as the image has it, or empty; the probe is put before what the template says",
+    )
 
 
 def say_obstacles(obstacles: Sequence[Obstacle]) -> str:

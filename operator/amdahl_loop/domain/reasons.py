@@ -48,6 +48,8 @@ class Reason(StrEnum):
     """The first measurement of the values in force goes on, or has not begun."""
     NOT_MEASURABLE = "NotMeasurable"
     """The job ran and could not be measured; the message says why."""
+    PROBE_REMOVED = "ProbeRemoved"
+    """The program ended at its start with the probe; it runs without it, and is neither measured nor tried."""
 
     BLOCK_RUNNING = "BlockRunning"
     """A block of the open experiment runs or is about to."""

@@ -30,13 +30,14 @@ class Ended:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ContainerFacts:
-    """One container of a pod: it waits (and why), runs (since when) or has ended."""
+    """One container of a pod: it waits (and why), runs (since when) or has ended. `last_ended`: how it ended before."""
 
     name: str
     waiting: str = ""
     waiting_message: str = ""
     running_since_s: float | None = None
     ended: Ended | None = None
+    last_ended: Ended | None = None
     restarts: int = 0
 
 
@@ -80,6 +81,8 @@ class JobFacts:
     owner_uid: str = ""
     resource_version: str = ""
     created_at_s: float = 0.0
+    volumes: frozenset[str] = frozenset()
+    """Names of its pods' volumes."""
     is_deleting: bool = False
     is_suspended: bool = False
     replicas: int = 1
@@ -116,6 +119,7 @@ def read_job(raw: Object) -> JobFacts:
         owner_uid=controller_uid(raw),
         resource_version=metadata.get("resourceVersion", ""),
         created_at_s=read_time_s(metadata.get("creationTimestamp")) or 0.0,
+        volumes=_volumes(spec),
         is_deleting="deletionTimestamp" in metadata,
         is_suspended=bool(spec.get("suspend")),
         replicas=spec.get("completions") or 1,
@@ -167,12 +171,14 @@ def controller_uid(raw: Object) -> str:
 def _read_container(raw: Object) -> ContainerFacts:
     state = raw.get("state") or {}
     waiting, running, ended = state.get("waiting") or {}, state.get("running"), state.get("terminated")
+    before = (raw.get("lastState") or {}).get("terminated")
     return ContainerFacts(
         name=raw["name"],
         waiting=waiting.get("reason") or "",
         waiting_message=(waiting.get("message") or "")[:500],
         running_since_s=read_time_s(running.get("startedAt")) if running else None,
         ended=_read_ended(ended) if ended else None,
+        last_ended=_read_ended(before) if before else None,
         restarts=raw.get("restartCount") or 0,
     )
 
@@ -185,6 +191,11 @@ def _read_ended(raw: Object) -> Ended:
         started_at_s=read_time_s(raw.get("startedAt")),
         finished_at_s=read_time_s(raw.get("finishedAt")),
     )
+
+
+def _volumes(spec: Mapping[str, Any]) -> frozenset[str]:
+    pod = (spec.get("template") or {}).get("spec") or {}
+    return frozenset(volume["name"] for volume in pod.get("volumes") or ())
 
 
 def _unschedulable(condition: Mapping[str, Any] | None) -> str:

@@ -15,10 +15,12 @@ from amdahl_loop.adapters.kube.render_running import (
     CHANGED_ANNOTATION,
     METRICS_PORT,
     REPLICA_ANNOTATION,
+    VALUES_ANNOTATION,
     devices_text,
     digest_declared,
     knob_data,
 )
+from amdahl_loop.adapters.kube.revisions import SURE_S
 from amdahl_loop.adapters.kube.scrape import Counters, Fetch, parse_metrics
 from amdahl_loop.adapters.kube.watching import (
     Reading,
@@ -133,17 +135,20 @@ class Observer:
                 continue
             is_present = annotations.get(DECLARED_ANNOTATION) == digest_declared(job)
             has_devices = annotations.get(REPLICA_ANNOTATION) == devices_text(job)
-            if is_present and has_devices and self._is_current(pod, values):
+            if is_present and has_devices and self._is_current(pod, annotations.get(VALUES_ANNOTATION), values):
                 return pod
         return None
 
-    def _is_current(self, pod: PodFacts, values: Object) -> bool:
-        """Whether a pod has taken up the values in force: it started after them, or had time to read them live."""
-        changed = (values["metadata"].get("annotations") or {}).get(CHANGED_ANNOTATION, "0")
+    def _is_current(self, pod: PodFacts, number: str | None, values: Object) -> bool:
+        """Whether a pod has taken up the values in force: it was made after them, or had time to read them live."""
+        annotations = values["metadata"].get("annotations") or {}
+        if number is not None and number == annotations.get(VALUES_ANNOTATION, "0"):
+            return True
+        changed = annotations.get(CHANGED_ANNOTATION, "0")
         changed_s = float(changed) if changed.replace(".", "", 1).isdecimal() else 0.0
         started_s = pod.trainer.running_since_s or 0.0
         is_live = KNOBS_KEY in (values.get("data") or {})
-        return started_s >= changed_s or (is_live and self._clock() >= changed_s + LIVE_SETTLE_S)
+        return started_s >= changed_s + SURE_S or (is_live and self._clock() >= changed_s + LIVE_SETTLE_S)
 
 
 def _holds(values: Object, job: TrainingJob) -> bool:

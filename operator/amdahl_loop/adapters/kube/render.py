@@ -148,8 +148,12 @@ def variable(name: str, value: str) -> Object:
     return {"name": name, "value": value}
 
 
-def with_probe_path(variables: Iterable[Object]) -> list[Object]:
-    """The user's variables with the probe before everything on `PYTHONPATH`; the user's own path follows it."""
+def with_probe_path(variables: Iterable[Object], has_sources: bool = False) -> list[Object]:
+    """The user's variables with the probe before everything on `PYTHONPATH`; the user's own path follows it.
+
+    `has_sources`: there is an `envFrom`, whose variables ours would replace. The kubelet puts its value in, and leaves
+    the words as they are, a folder that is nowhere, where it has none.
+    """
     kept: list[Object] = []
     is_placed = False
     for item in variables:
@@ -162,7 +166,8 @@ def with_probe_path(variables: Iterable[Object]) -> list[Object]:
         else:
             own = item.get("value") or ""
             kept.append(variable("PYTHONPATH", f"{PROBE_PATH}:{own}" if own else PROBE_PATH))
-    return kept if is_placed else [*kept, variable("PYTHONPATH", PROBE_PATH)]
+    alone = f"{PROBE_PATH}:$(PYTHONPATH)" if has_sources else PROBE_PATH
+    return kept if is_placed else [*kept, variable("PYTHONPATH", alone)]
 
 
 def knob_variable(knob: KnobName) -> str:

@@ -53,13 +53,18 @@ REVISION_ANNOTATION = f"{PREFIX}next-revision"
 """The revision that is to run, written down on the knobs' ConfigMap before the one before it is taken away."""
 REPLICA_ANNOTATION = f"{PREFIX}gpus-per-replica"
 """Value of that knob in a revision; empty where it is none."""
-
+VALUES_ANNOTATION = f"{PREFIX}values"
+"""Which values: a number that grows with every change of the ConfigMap, and on a Job and its pods what it was before
+they were made. Where the two are equal the pods have the values in force, whatever clocks say."""
+UNPROBED_ANNOTATION = f"{PREFIX}without-probe"
+"""Digest of the template that could not run with the probe, on the knobs' ConfigMap: its Jobs are made without it."""
 
 RUNNING_PATHS = (
     "metadata.labels.amdahl-loop.io/job",
     "metadata.labels.amdahl-loop.io/revision",
     "metadata.annotations.amdahl-loop.io/declared",
     "metadata.annotations.amdahl-loop.io/gpus-per-replica",
+    "metadata.annotations.amdahl-loop.io/values",
     "spec.restartPolicy",
     "spec.subdomain",
     "spec.volumes[amdahl-*]",
@@ -71,14 +76,18 @@ RUNNING_PATHS = (
 """Everything in which the running job's pod may differ from the user's template."""
 
 
-def render_job(job: TrainingJob, revision: int, probe: str | None, suspended: bool = False) -> Object:
-    """The running Job of a revision; `job` has the values in force, `probe` names its ConfigMap (None: without it)."""
+def render_job(job: TrainingJob, revision: int, probe: str | None, values: int = 0, suspended: bool = False) -> Object:
+    """The running Job of a revision; `job` has the values in force, `probe` names its ConfigMap (None: without it).
+
+    `values` is the number of the values that the knobs' ConfigMap holds already.
+    """
     name = revision_name(job.metadata.name, revision)
     labels = {REVISION_LABEL: str(revision)}
     template = dump_template(job)
     metadata = template.setdefault("metadata", {})
     metadata["labels"] = (metadata.get("labels") or {}) | {JOB_LABEL: job.metadata.name} | labels
     declared = {DECLARED_ANNOTATION: digest_declared(job), REPLICA_ANNOTATION: devices_text(job)}
+    declared[VALUES_ANNOTATION] = str(values)
     metadata["annotations"] = (metadata.get("annotations") or {}) | declared
     pod = template["spec"]
     if pod.get("restartPolicy", "Always") == "Always":
@@ -87,7 +96,8 @@ def render_job(job: TrainingJob, revision: int, probe: str | None, suspended: bo
     trainer = trainer_of(pod)
     set_devices(trainer, job.spec.device_resource, job.spec.knobs.gpus_per_replica)
     own = trainer.get("env") or []
-    trainer["env"] = [*_variables(job, name, pod), *(with_probe_path(own) if probe else own)]
+    entered = with_probe_path(own, has_sources=bool(trainer.get("envFrom"))) if probe else own
+    trainer["env"] = [*_variables(job, name, pod), *entered]
     add_volume(pod, {"name": KNOBS_VOLUME, "configMap": {"name": knobs_name(job.metadata.name), "defaultMode": 0o444}})
     add_mount(trainer, KNOBS_VOLUME, KNOBS_FOLDER)
     if probe:

@@ -8,17 +8,23 @@ is lost; the old Job's pods are gone before the new Job is made.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from amdahl_loop.adapters.kube.entering import EARLY_ENDS
 from amdahl_loop.adapters.kube.objects import JobFacts
 from amdahl_loop.domain.conditions import Note
 from amdahl_loop.domain.reasons import Reason
 from amdahl_loop.domain.tuning import ApplyWhen
+
+SURE_S = 5.0
+"""Dates of the cluster have no fractions, clocks of nodes differ, and a kubelet may hold a ConfigMap that is a moment
+old: so much later than the values a container has to be started, to be taken for one that has them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
     """What a revision should be: digest of its owner's part, the knob in the pod itself; and how to get there.
 
-    `guest` names the block for which the job makes way; empty where there is none.
+    `guest` names the block for which the job makes way; empty where there is none. `may_hide`: the probe's path may
+    hide one of the image's, by which the program finds its modules.
     """
 
     declared: str
@@ -28,24 +34,28 @@ class Wanted:
     when: ApplyWhen = ApplyWhen.LIVE
     is_live: bool = False
     guest: str = ""
+    may_hide: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Revision:
-    """One running Job that is there, and what it was made from."""
+    """One running Job that is there, and what it was made from; `values` is None where an older operator made it."""
 
     number: int
     declared: str
     devices: str
     facts: JobFacts
+    values: int | None = None
+    has_probe: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Present:
     """What there is: the revision that is to run, every Job, and what is known of their pods.
 
-    `pods_left`: pods of other revisions that have not ended. `is_outdated`: a pod started before the values in force
-    were set. `has_saved`: a checkpoint was written since a restart became necessary.
+    `pods_left`: pods of other revisions that have not ended. `is_outdated`: a pod may have other values than those in
+    force. `has_saved`: a checkpoint was written since a restart became necessary. `values_since_s`: since when the
+    values are others than the newest Job was made with; None where they are the same. `early_ends`: see `entering.py`.
     """
 
     target: int
@@ -53,7 +63,8 @@ class Present:
     pods_left: int = 0
     is_outdated: bool = False
     has_saved: bool = False
-    changed_s: float = 0.0
+    values_since_s: float | None = None
+    early_ends: int = 0
 
     @property
     def newest(self) -> Revision | None:
@@ -70,9 +81,10 @@ class Create:
 
 @dataclass(frozen=True, slots=True)
 class Advance:
-    """Write down that another revision is to run."""
+    """Write down that another revision is to run, and that the probe stays out of this template from now on."""
 
     revision: int
+    without_probe: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,13 +174,22 @@ def _make_way(wanted: Wanted) -> Note:
     return _note(Reason.MAKING_WAY, said)
 
 
+def _is_kept_from_running(wanted: Wanted, newest: Revision, present: Present) -> bool:
+    """Whether the probe may be what the program dies of; once is enough where the Job has given up on it."""
+    enough = 1 if newest.facts.failure_reason else EARLY_ENDS
+    return wanted.may_hide and newest.has_probe and present.early_ends >= enough
+
+
 def _must_restart(wanted: Wanted, newest: Revision, present: Present) -> bool:
     """Whether the Job, as it runs, is not what is wanted, and no switch in place makes it so."""
     facts = newest.facts
     if newest.declared != wanted.declared or newest.devices != wanted.devices:
         return True
+    if _is_kept_from_running(wanted, newest, present):
+        return True
     if facts.failure_reason:  # failed with values that were changed since: the new ones deserve a start
-        return facts.failed_at_s is not None and present.changed_s >= facts.failed_at_s  # both in whole seconds
+        since_s = present.values_since_s
+        return since_s is not None and facts.failed_at_s is not None and since_s + SURE_S > facts.failed_at_s
     return present.is_outdated and not wanted.is_live and wanted.when is not ApplyWhen.NEXT_RESTART
 
 
@@ -177,6 +198,9 @@ def _restart(wanted: Wanted, newest: Revision, present: Present) -> Decision:
     advance = Advance(present.target + 1)
     if newest.declared != wanted.declared:
         return Decision(advance, _note(Reason.REPLACING, "The job's template was changed; it is started anew."))
+    if _is_kept_from_running(wanted, newest, present):
+        said = f"The program of Job {newest.facts.name} ends at its start; it is started without the probe."
+        return Decision(Advance(present.target + 1, without_probe=True), _note(Reason.REPLACING, said))
     if newest.facts.failure_reason or not newest.facts.active:
         return Decision(advance, _note(Reason.REPLACING, "Nothing of the job runs; it is started with the new values."))
     if wanted.when is ApplyWhen.NEXT_RESTART:

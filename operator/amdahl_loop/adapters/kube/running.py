@@ -7,17 +7,20 @@ what is the job's own is touched: an object of the right name that somebody else
 from dataclasses import dataclass
 
 from amdahl_loop.adapters.kube.client import KubeClient, Refused
+from amdahl_loop.adapters.kube.entering import count_early_ends, names_path
 from amdahl_loop.adapters.kube.in_turn import find_guest
 from amdahl_loop.adapters.kube.kinds import Kind, Object
 from amdahl_loop.adapters.kube.objects import JobFacts, PodFacts, controller_uid, read_job, read_pod
+from amdahl_loop.adapters.kube.present import is_older, is_well, others_since_s, read_revision, whole
 from amdahl_loop.adapters.kube.probe import Probe, place_probe
 from amdahl_loop.adapters.kube.ranks import ensure_service
 from amdahl_loop.adapters.kube.render import KNOBS_KEY, find_clashes
 from amdahl_loop.adapters.kube.render_running import (
     CHANGED_ANNOTATION,
     METRICS_PORT,
-    REPLICA_ANNOTATION,
     REVISION_ANNOTATION,
+    UNPROBED_ANNOTATION,
+    VALUES_ANNOTATION,
     devices_text,
     digest_declared,
     knob_data,
@@ -40,7 +43,6 @@ from amdahl_loop.adapters.kube.revisions import (
 from amdahl_loop.adapters.kube.saves import SaveCounts
 from amdahl_loop.adapters.kube.scrape import Fetch, fetch_metrics, parse_metrics
 from amdahl_loop.domain.children import (
-    DECLARED_ANNOTATION,
     JOB_LABEL,
     REVISION_LABEL,
     knobs_name,
@@ -62,13 +64,15 @@ CRASHES = 3
 class RunningState:
     """How the running job stands after a pass. `acted`: something was written, so the next pass follows at once.
 
-    `failing` says why the job cannot run with the values in force; empty where it can.
+    `failing` says why the job cannot run with the values in force; empty where it can. `is_unprobed`: the probe stays
+    out of this template, since the program ended at its start with it, and nothing else has measured it.
     """
 
     note: Note
     acted: bool = False
     failing: str = ""
     revision: int | None = None
+    is_unprobed: bool = False
 
 
 class RunningJob:
@@ -83,17 +87,20 @@ class RunningJob:
         *,
         clock: Clock,
         live: bool = False,
+        measured: bool = False,
         fetch: Fetch = fetch_metrics,
     ) -> None:
-        """`live`: the program is known to switch values while it runs."""
+        """`live`: the program is known to switch values while it runs; `measured`: to run well with the probe."""
         self._client = client
         self._job = job
         self._name, self._namespace, self._uid = job.metadata.name, job.metadata.namespace, job.metadata.uid
         self._probe = probe
         self._saves = saves
         self._clock = clock
+        self._is_measured = measured
         self._is_live = live and job.spec.tuning.apply.when is ApplyWhen.LIVE
         self._fetch = fetch
+        self._seen: list[tuple[int, PodFacts]] | None = None
 
     async def ensure(self) -> RunningState:
         """One step towards what is wanted."""
@@ -101,7 +108,7 @@ class RunningJob:
         if clashes:
             return RunningState(note=Note(reason=Reason.INVALID_SPEC, sentence="\n".join(clashes)))
         jobs = await self._jobs()
-        revisions = tuple(_read_revision(facts) for facts in jobs if REVISION_LABEL in facts.labels)
+        revisions = tuple(read_revision(facts) for facts in jobs if REVISION_LABEL in facts.labels)
         values = await self._client.get(Kind.CONFIG_MAP, self._namespace, knobs_name(self._name))
         if values is None or not self._owns(values):
             return await self._place_values(values, max((r.number for r in revisions), default=0))
@@ -111,15 +118,34 @@ class RunningJob:
         guest = find_guest(jobs, has_stopped=not revisions, now_s=self._clock())
         decision = decide(self._wanted(guest), present)
         failing = await self._find_failing(present.newest)
-        if present.newest is None and present.pods_left and (squatter := await self._find_squatter(present.target)):
-            return squatter
+        if present.newest is None and present.pods_left and (stray := await self._find_stray(present.target)):
+            return stray
         state = await self._perform(decision, values)
-        return RunningState(note=state.note, acted=state.acted, failing=failing, revision=present.target)
+        return RunningState(
+            note=state.note,
+            acted=state.acted,
+            failing=failing,
+            revision=present.target,
+            is_unprobed=self._is_unprobed(values) and not self._is_measured,
+        )
 
-    async def _find_squatter(self, revision: int) -> RunningState | None:
-        """Pods of ours that do not end may belong to a Job that is no longer ours: somebody stripped its owner."""
-        raw = await self._client.get(Kind.JOB, self._namespace, revision_name(self._name, revision))
-        return None if raw is None or self._owns(raw) else _squatted("Job", raw["metadata"]["name"])
+    async def _find_stray(self, revision: int) -> RunningState | None:
+        """A Job that is there and was not listed: somebody else's, or ours, and its labels were stripped."""
+        name = revision_name(self._name, revision)
+        raw = await self._client.get(Kind.JOB, self._namespace, name)
+        if raw is None:
+            return None
+        if not self._owns(raw):
+            return _squatted("Job", name)
+        labels = {JOB_LABEL: self._name, REVISION_LABEL: str(revision)}
+        if labels.items() <= (raw["metadata"].get("labels") or {}).items():
+            return None
+        body = {"metadata": {"resourceVersion": raw["metadata"]["resourceVersion"], "labels": labels}}
+        done = await self._client.patch(Kind.JOB, self._namespace, name, body)
+        if isinstance(done, Refused) and not (done.is_outdated or done.is_gone):
+            return _refused(done)
+        said = f"Job {name} has its labels back."
+        return RunningState(note=Note(reason=Reason.STARTING, sentence=said), acted=True)
 
     # --- what there is ------------------------------------------------------------------------------------------------
 
@@ -127,7 +153,7 @@ class RunningJob:
         """The Jobs of this very TrainingJob: its running ones, oldest first, and its blocks."""
         found = self._client.list(Kind.JOB, self._namespace, f"{JOB_LABEL}={self._name}")
         jobs = [read_job(raw) async for raw in found if self._owns(raw)]
-        return tuple(sorted(jobs, key=lambda facts: _whole(facts.labels.get(REVISION_LABEL), 0)))
+        return tuple(sorted(jobs, key=lambda facts: whole(facts.labels.get(REVISION_LABEL), 0)))
 
     def _owns(self, raw: Object) -> bool:
         return controller_uid(raw) == self._uid
@@ -142,37 +168,43 @@ class RunningJob:
             when=spec.tuning.apply.when,
             is_live=self._is_live,
             guest=guest,
+            may_hide=not (self._is_measured or names_path(self._job)),
         )
 
     async def _look(self, values: Object, revisions: tuple[Revision, ...]) -> Present:
-        """Jobs, and pods only where they matter: while revisions change, or after values did."""
+        """Jobs, and pods only where they matter: while revisions change, after values did, or where some do not run."""
         annotations = values["metadata"].get("annotations") or {}
-        target = _whole(annotations.get(REVISION_ANNOTATION), max((r.number for r in revisions), default=0))
-        changed_s = float(_whole(annotations.get(CHANGED_ANNOTATION), 0))
+        target = whole(annotations.get(REVISION_ANNOTATION), max((r.number for r in revisions), default=0))
         newest = next((revision for revision in revisions if revision.number == target), None)
-        is_settled = newest is not None and len(revisions) == 1 and changed_s <= newest.facts.created_at_s
+        since_s = None if newest is None else others_since_s(newest, annotations)
         wanted = self._wanted()
-        if newest is not None and is_settled and newest.devices == wanted.devices:
-            return Present(target=target, revisions=revisions, changed_s=changed_s)
+        is_settled = newest is not None and len(revisions) == 1 and since_s is None
+        is_suspect = newest is not None and wanted.may_hide and newest.has_probe and not is_well(newest.facts)
+        if newest is not None and is_settled and newest.devices == wanted.devices and not is_suspect:
+            return Present(target=target, revisions=revisions)
         pods = await self._pods()
-        own = [pod for number, pod in pods if number == target and not pod.is_over]
-        is_outdated = any((pod.trainer.running_since_s or changed_s) < changed_s for pod in own)
+        present = [pod for number, pod in pods if number == target]
+        own = [pod for pod in present if not pod.is_over]
+        is_outdated = since_s is not None and any(is_older(pod, since_s) for pod in own)
         must_wait = newest is not None and (is_outdated or newest.devices != wanted.devices)
-        key = f"{target}/{wanted.devices}/{changed_s}"
+        key = f"{target}/{wanted.devices}/{since_s}"
         return Present(
             target=target,
             revisions=revisions,
             pods_left=sum((number != target or newest is None) and not pod.is_over for number, pod in pods),
             is_outdated=is_outdated,
             has_saved=must_wait and await self._has_saved(own, key),
-            changed_s=changed_s,
+            values_since_s=since_s,
+            early_ends=count_early_ends(present),
         )
 
     async def _pods(self) -> list[tuple[int, PodFacts]]:
-        """Pods of the running job with the number of their revision."""
-        labels = f"{JOB_LABEL}={self._name},{REVISION_LABEL}"
-        found = [raw async for raw in self._client.list(Kind.POD, self._namespace, labels)]
-        return [(_whole(raw["metadata"]["labels"].get(REVISION_LABEL), 0), read_pod(raw)) for raw in found]
+        """Pods of the running job with the number of their revision; listed once a pass."""
+        if self._seen is None:
+            labels = f"{JOB_LABEL}={self._name},{REVISION_LABEL}"
+            found = [raw async for raw in self._client.list(Kind.POD, self._namespace, labels)]
+            self._seen = [(whole(raw["metadata"]["labels"].get(REVISION_LABEL), 0), read_pod(raw)) for raw in found]
+        return self._seen
 
     async def _has_saved(self, pods: list[PodFacts], key: str) -> bool:
         """Whether the program has written a durable checkpoint since it was first asked under this key."""
@@ -213,7 +245,8 @@ class RunningJob:
         name = knobs_name(self._name)
         if present is not None:
             return _squatted("ConfigMap", name)
-        body = render_knobs(self._job, self._is_live, 1, {REVISION_ANNOTATION: str(revision), CHANGED_ANNOTATION: "0"})
+        annotations = {REVISION_ANNOTATION: str(revision), CHANGED_ANNOTATION: "0", VALUES_ANNOTATION: "1"}
+        body = render_knobs(self._job, self._is_live, 1, annotations)
         made = await self._client.create(Kind.CONFIG_MAP, self._namespace, body)
         return _starting() if not isinstance(made, Refused) or made.is_taken else _refused(made)
 
@@ -222,6 +255,7 @@ class RunningJob:
         data, annotations = values.get("data") or {}, dict(values["metadata"].get("annotations") or {})
         if {key: data[key] for key in data if key != KNOBS_KEY} != knob_data(self._job.spec.knobs):
             annotations[CHANGED_ANNOTATION] = str(int(self._clock()))
+            annotations[VALUES_ANNOTATION] = str(whole(annotations.get(VALUES_ANNOTATION), 0) + 1)
         body = render_knobs(self._job, self._is_live, read_sequence(data.get(KNOBS_KEY)) + 1, annotations)
         body["metadata"]["resourceVersion"] = values["metadata"]["resourceVersion"]
         name = values["metadata"]["name"]
@@ -238,10 +272,12 @@ class RunningJob:
             case None:
                 return RunningState(note=note)
             case Create(revision):
-                return await self._create(revision, note)
-            case Advance(revision):
+                return await self._create(revision, values, note)
+            case Advance(revision, without_probe):
                 version, name = values["metadata"]["resourceVersion"], values["metadata"]["name"]
-                body = {"metadata": {"resourceVersion": version, "annotations": {REVISION_ANNOTATION: str(revision)}}}
+                marks = {REVISION_ANNOTATION: str(revision)}
+                marks |= {UNPROBED_ANNOTATION: digest_declared(self._job)} if without_probe else {}
+                body = {"metadata": {"resourceVersion": version, "annotations": marks}}
                 done: object = await self._client.patch(Kind.CONFIG_MAP, self._namespace, name, body)
             case Remove(facts):
                 done = await self._client.delete(Kind.JOB, self._namespace, facts.name, facts.uid)
@@ -252,35 +288,28 @@ class RunningJob:
             return _refused(done)
         return RunningState(note=note, acted=True)
 
-    async def _create(self, revision: int, note: Note) -> RunningState:
+    def _is_unprobed(self, values: Object) -> bool:
+        """Whether it is on record that this very template could not run with the probe."""
+        annotations = values["metadata"].get("annotations") or {}
+        return annotations.get(UNPROBED_ANNOTATION) == digest_declared(self._job)
+
+    async def _create(self, revision: int, values: Object, note: Note) -> RunningState:
         """The Job of a revision, after what its pods need: names for its ranks, and the probe where it can be had."""
         taken = await ensure_service(self._client, self._job)
         if isinstance(taken, Refused):
             name = service_name(self._name)
             return _squatted("Service", name) if taken.reason == "Squatted" else _refused(taken)
-        placed = await place_probe(self._client, self._namespace, self._probe)
-        probe = None if isinstance(placed, Refused) else self._probe.name
-        made = await self._client.create(Kind.JOB, self._namespace, render_job(self._job, revision, probe))
+        is_out = self._is_unprobed(values)
+        placed = None if is_out else await place_probe(self._client, self._namespace, self._probe)
+        probe = None if is_out or isinstance(placed, Refused) else self._probe.name
+        number = whole((values["metadata"].get("annotations") or {}).get(VALUES_ANNOTATION), 0)
+        body = render_job(self._job, revision, probe, number)
+        made = await self._client.create(Kind.JOB, self._namespace, body)
         if not isinstance(made, Refused):
             return RunningState(note=note, acted=True)
         if not made.is_taken:
             return _refused(made)
-        name = revision_name(self._name, revision)
-        raw = await self._client.get(Kind.JOB, self._namespace, name)
-        return RunningState(note=note, acted=True) if raw is None or self._owns(raw) else _squatted("Job", name)
-
-
-def _read_revision(facts: JobFacts) -> Revision:
-    return Revision(
-        number=_whole(facts.labels.get(REVISION_LABEL), 0),
-        declared=facts.annotations.get(DECLARED_ANNOTATION, ""),
-        devices=facts.annotations.get(REPLICA_ANNOTATION, ""),
-        facts=facts,
-    )
-
-
-def _whole(text: str | None, default: int) -> int:
-    return int(text) if text is not None and text.isdecimal() and len(text) < 12 else default
+        return await self._find_stray(revision) or RunningState(note=note, acted=True)
 
 
 def _starting() -> RunningState:

@@ -213,6 +213,8 @@ _VERDICT = VerdictReport(experiment="e", word=VerdictWord.WON, change="a", sente
     [
         ({"conditions": [*make_status()["conditions"] * 2]}, 'status.conditions[1]: Duplicate value: {"type":"Ready"}'),
         ({"conditions": [{"type": "Ready"}]}, "status.conditions[0].reason: Required value"),
+        ({"conditions": [make_status()["conditions"][0] | {"type": "not a type"}]}, "status.conditions[0].type: Invalid value"),
+        ({"conditions": [make_status()["conditions"][0] | {"type": "T" * 129}]}, "status.conditions[0].type: Too long"),
         ({"message": "x" * 501}, "status.message: Too long: may not be more than 500 bytes"),
         ({"lastVerdicts": [to_wire(_VERDICT)] * 11}, "status.lastVerdicts: Too many: 11: must have at most 10 items"),
         ({"phaseShares": {"input": 1001}}, "should be less than or equal to 1000"),
@@ -231,6 +233,19 @@ def test_a_faulty_status_is_refused(jobs: Jobs, changes: Document, said: str) ->
     assert said in reply.message
 
 
+def test_conditions_of_other_controllers_have_room(jobs: Jobs) -> None:
+    """Types are open, as the API conventions ask: four of others' stand beside all twelve of ours."""
+    (ready,) = make_status()["conditions"]
+    ours = [ready | {"type": name.value} for name in JobConditionType]
+    theirs = [ready | {"type": name} for name in ("Checked", "example.com/Checked", "a.b-c.example/X_1.y", "9")]
+    created = jobs.create(make_object()).body
+
+    stored = jobs.replace(created | {"status": make_status(conditions=[*ours, *theirs])}, "/status")
+
+    assert stored.status == 200, stored.message
+    assert stored.body["status"]["conditions"] == [*ours, *theirs]
+
+
 def test_the_largest_status_is_accepted(jobs: Jobs) -> None:
     """Every list full and every sentence at its limit: below 32 KiB, and the server takes it."""
     created = jobs.create(make_object()).body
@@ -238,6 +253,7 @@ def test_the_largest_status_is_accepted(jobs: Jobs) -> None:
         make_status()["conditions"][0] | {"type": name.value, "message": "m" * 500, "reason": "R" * 64}
         for name in JobConditionType
     ]
+    conditions += [conditions[0] | {"type": f"{index}{'t' * 127}"} for index in range(4)]
     verdict = to_wire(_VERDICT) | {"experiment": "e" * 63, "sentence": "s" * 500, "change": "c" * 160}
     status = make_status(conditions=conditions, message="m" * 500, lastVerdicts=[verdict] * 10)
 

@@ -2,13 +2,26 @@
 
 import datetime as dt
 import json
+from enum import StrEnum
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 import crd_strategies as make
-from amdahl_loop.domain.api.conditions import ConditionStatus, JobCondition, JobConditionType, report, withdraw
+from amdahl_loop.adapters.crds.docstrings import describe_field
+from amdahl_loop.domain.api.conditions import (
+    Condition,
+    ConditionStatus,
+    ExperimentCondition,
+    ExperimentConditionType,
+    JobCondition,
+    JobConditionType,
+    report,
+    withdraw,
+)
+from amdahl_loop.domain.api.experiment import ExperimentStatus
 from amdahl_loop.domain.api.parts import MAX_SENTENCE, clip, read_knob, write_knob
 from amdahl_loop.domain.api.timestamps import to_epoch_s, to_timestamp
 from amdahl_loop.domain.api.training_job import (
@@ -136,6 +149,27 @@ def test_conditions_have_one_order() -> None:
 
     assert report((stalled,), ready) == report((ready,), stalled) == (ready, stalled)
     assert withdraw((ready, stalled), JobConditionType.READY) == (stalled,)
+
+
+@pytest.mark.parametrize(
+    ("condition", "types"), [(JobCondition, JobConditionType), (ExperimentCondition, ExperimentConditionType)]
+)
+def test_the_texts_name_our_types(condition: type[Condition], types: type[StrEnum]) -> None:
+    """The schema lets any type in, so the text says which ones are ours."""
+    text = describe_field(condition, "type")
+    assert [word.strip(",.") for word in text.split() if word.strip(",.") in set(types)] == list(types)
+
+
+def test_conditions_of_other_controllers_are_passed_over() -> None:
+    """What we read back are our own; what is no list of conditions is still refused."""
+    ours = to_wire(make_condition())
+    theirs = ours | {"type": "example.com/Checked"}
+    assert from_wire(TrainingJobStatus, {"conditions": [theirs, ours]}).conditions == (make_condition(),)
+    complete = ours | {"type": "Complete"}
+    (kept,) = from_wire(ExperimentStatus, {"conditions": [complete, theirs]}).conditions
+    assert kept.type is ExperimentConditionType.COMPLETE
+    with pytest.raises(ValidationError):
+        from_wire(TrainingJobStatus, {"conditions": "Ready"})
 
 
 def test_an_observation_is_kept_in_the_status() -> None:

@@ -11,7 +11,6 @@ from pydantic import ValidationError
 
 from amdahl_loop.adapters.kube.client import KubeClient
 from amdahl_loop.adapters.kube.kinds import Kind, Object
-from amdahl_loop.domain.api.conditions import JobConditionType
 from amdahl_loop.domain.api.training_job import TrainingJobStatus, read_training_job
 from amdahl_loop.domain.api.wire import from_wire
 from amdahl_loop.domain.applying import DeclaredSpec
@@ -21,7 +20,6 @@ from amdahl_loop.domain.resources import TrainingJob
 from amdahl_loop.domain.status import read_seen
 from amdahl_loop.domain.stewards import Claim, read_marks, read_overruled
 
-_TYPES = frozenset(JobConditionType)
 _KNOBS = {f"f:{knob}": knob for knob in KnobName}
 
 
@@ -88,14 +86,13 @@ async def look_up(client: KubeClient, namespace: str, name: str) -> SeenJob | No
 
 
 def see(document: Object) -> SeenJob:
-    """A TrainingJob object, parsed. Conditions of types that we do not know are somebody else's, and passed over."""
-    status = dict(document.get("status") or {})
-    status["conditions"] = [c for c in status.get("conditions") or () if c.get("type") in _TYPES]
-    ours = document | {"status": status}
+    """A TrainingJob object, parsed."""
     try:
-        stored = read_training_job(ours)
+        stored = read_training_job(document)
     except ManifestError as error:
-        return SeenJob(document=document, job=None, faults=str(error), status=_read_status(status))
+        return SeenJob(
+            document=document, job=None, faults=str(error), status=_read_status(document.get("status") or {})
+        )
     return SeenJob(document=document, job=stored.job, status=stored.status)
 
 

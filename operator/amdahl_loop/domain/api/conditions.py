@@ -1,14 +1,15 @@
 """Which conditions does a kind report, and when does one change?
 
 Kubernetes' own shape, one entry a type, and kstatus' words: `Reconciling` and `Stalled` are true when something is
-going on or wrong. There is no phase: a condition that does not apply is absent.
+going on or wrong. There is no phase: a condition that does not apply is absent. Types are open, as the API conventions
+ask: other controllers may report theirs beside ours.
 """
 
 from collections.abc import Sequence
 from enum import StrEnum
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field, WithJsonSchema
 
 from amdahl_loop.domain.api.parts import Reported, Sentence
 from amdahl_loop.domain.api.timestamps import Timestamp
@@ -22,14 +23,39 @@ class ConditionStatus(StrEnum):
     UNKNOWN = "Unknown"
 
 
+OTHERS = 4
+"""So many conditions of other controllers have room beside ours."""
+
+OPEN_TYPE = WithJsonSchema(
+    {
+        "type": "string",
+        "pattern": r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$",
+        "maxLength": 128,
+    }
+)
+"""What the server takes as a type: CamelCase, with a domain before it where it is not the kind's own."""
+
+
+def only_of(types: type[StrEnum]) -> BeforeValidator:
+    """Conditions of other types are somebody else's, and passed over."""
+    known = frozenset(types)
+
+    def pick(conditions: Any) -> Any:
+        if not isinstance(conditions, list | tuple):
+            return conditions
+        return [c for c in conditions if not isinstance(c, dict) or c.get("type") in known]
+
+    return BeforeValidator(pick)
+
+
 class Condition(Reported):
     """One condition: its type, whether it holds, since when and why."""
 
-    type: StrEnum
+    type: Annotated[StrEnum, OPEN_TYPE]
     """What is reported on."""
     status: ConditionStatus
     """Whether it holds: True, False, or Unknown."""
-    reason: Annotated[str, Field(pattern=r"^[A-Z][A-Za-z0-9]*$", max_length=64)]
+    reason: Annotated[str, Field(pattern=r"^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$", max_length=64)]
     """Why, in one CamelCase word, for machines."""
     message: Sentence = ""
     """Why, in one sentence, with the numbers and the way out."""
@@ -59,8 +85,9 @@ class JobConditionType(StrEnum):
 class JobCondition(Condition):
     """A condition of a TrainingJob."""
 
-    type: JobConditionType
-    """What is reported on."""
+    type: Annotated[JobConditionType, OPEN_TYPE]
+    """What is reported on: Ready, Reconciling, Stalled, Suspended, Observed, Experimenting, Tuned, TrialsBlocked,
+    ApplyConflict, BudgetExhausted, Complete or Failed, or what another controller reports."""
 
 
 class ExperimentConditionType(StrEnum):
@@ -74,8 +101,8 @@ class ExperimentConditionType(StrEnum):
 class ExperimentCondition(Condition):
     """A condition of an Experiment."""
 
-    type: ExperimentConditionType
-    """What is reported on."""
+    type: Annotated[ExperimentConditionType, OPEN_TYPE]
+    """What is reported on: Reconciling, Stalled or Complete, or what another controller reports."""
 
 
 AnyCondition = TypeVar("AnyCondition", bound=Condition)

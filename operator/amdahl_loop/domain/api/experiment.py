@@ -8,7 +8,7 @@ from typing import Annotated
 
 from pydantic import ConfigDict, Field
 
-from amdahl_loop.domain.api.conditions import ExperimentCondition, ExperimentConditionType
+from amdahl_loop.domain.api.conditions import OTHERS, ExperimentCondition, ExperimentConditionType, only_of
 from amdahl_loop.domain.api.kinds import AGE, Column, Kind, short_name
 from amdahl_loop.domain.api.parts import Fingerprint, KnobText, ObjectName, Phrase, Reported, Sentence, Summary
 from amdahl_loop.domain.api.timestamps import Timestamp
@@ -242,7 +242,10 @@ class ExperimentStatus(Reported):
     )
 
     conditions: Annotated[
-        tuple[ExperimentCondition, ...], Field(max_length=len(ExperimentConditionType)), keyed_by("type")
+        tuple[ExperimentCondition, ...],
+        Field(max_length=len(ExperimentConditionType) + OTHERS),
+        only_of(ExperimentConditionType),
+        keyed_by("type"),
     ] = ()
     """What holds at present, one entry a type. Complete is true once there is a verdict."""
     message: Sentence = ""

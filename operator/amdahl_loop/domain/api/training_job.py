@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, ValidationError
 
-from amdahl_loop.domain.api.conditions import JobCondition, JobConditionType
+from amdahl_loop.domain.api.conditions import OTHERS, JobCondition, JobConditionType, only_of
 from amdahl_loop.domain.api.kinds import AGE, Column, Kind, short_name
 from amdahl_loop.domain.api.parts import Fingerprint, KnobText, ObjectName, Phrase, Reported, Sentence, Summary
 from amdahl_loop.domain.api.timestamps import Timestamp, to_epoch_s, to_timestamp
@@ -133,7 +133,12 @@ class TrainingJobStatus(Reported):
 
     observed_generation: Annotated[int, Field(ge=0)] = 0
     """Generation of the spec that this status describes."""
-    conditions: Annotated[tuple[JobCondition, ...], Field(max_length=len(JobConditionType)), keyed_by("type")] = ()
+    conditions: Annotated[
+        tuple[JobCondition, ...],
+        Field(max_length=len(JobConditionType) + OTHERS),
+        only_of(JobConditionType),
+        keyed_by("type"),
+    ] = ()
     """What holds at present, one entry a type. Ready, Reconciling and Stalled follow kstatus."""
     message: Sentence = ""
     """What the operator does next, or why it does nothing."""

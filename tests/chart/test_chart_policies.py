@@ -82,11 +82,13 @@ def job(labels: Object | None = None, pod: Object | None = None, *, owned: bool 
     }
 
 
-def trial(pod: Object | None = None, **spec: Any) -> Object:
-    """A block's Job that harms nobody; `pod` and `spec` replace fields."""
+def trial(pod: Object | None = None, *, marked: bool = True, **spec: Any) -> Object:
+    """A block's Job that harms nobody; `pod` and `spec` replace fields, `marked`: its pods bear its labels."""
     harmless = {"priorityClassName": "amdahl-loop-trial", "automountServiceAccountToken": False}
     labels = {"amdahl-loop.io/job": "pydocs", "amdahl-loop.io/experiment": "pydocs-e1"}
-    return job(labels, harmless | (pod or {}), **({"backoffLimit": 0, "activeDeadlineSeconds": 600} | spec))
+    made = job(labels, harmless | (pod or {}), **({"backoffLimit": 0, "activeDeadlineSeconds": 600} | spec))
+    made["spec"]["template"]["metadata"] = {"labels": labels if marked else {}}
+    return made
 
 
 def config_map(name: str, labels: Object | None = None, annotations: Object | None = None) -> Object:
@@ -438,6 +440,7 @@ OUR_CLASS = "priorityClassName: amdahl-loop-trial"
     [
         pytest.param(trial({"priorityClassName": "system-cluster-critical"}), OUR_CLASS, id="another class"),
         pytest.param(trial({"priorityClassName": ""}), OUR_CLASS, id="no class"),
+        pytest.param(trial(marked=False), "pods bear the label", id="pods that no NetworkPolicy would find"),
         pytest.param(trial({"restartPolicy": "OnFailure"}), ONCE, id="restarts"),
         pytest.param(trial(backoffLimit=1), ONCE, id="retries"),
         pytest.param(trial(activeDeadlineSeconds=None), ONCE, id="no deadline"),

@@ -26,6 +26,7 @@ TEAM_OPERATORS = {
     "namespacedOperators": [{"namespace": "team-a"}, {"namespace": "team-b", "namespaces": ["team-a", "team-b"]}]
 }
 TWO_TEAMS = {"watchNamespaces": ["team-a", "team-b"]}
+TRIALS_CUT_OFF = {"trials": {"networkPolicy": {"enabled": True}}}
 
 
 @pytest.mark.parametrize(
@@ -85,6 +86,10 @@ def test_scope_decides_which_kinds_are_rendered(values: dict[str, Any], kinds: s
         (NAMESPACED_SCOPE | {"trials": {"quota": {"hard": {"pods": 4}}}}, "ResourceQuota", ["amdahl-system/amdahl-loop-trials"]),
         (TWO_TEAMS | {"trials": {"quota": {"hard": {"pods": 4}}}}, "ResourceQuota", ["team-a/amdahl-loop-trials", "team-b/amdahl-loop-trials"]),
         ({"trials": {"quota": {"hard": {"pods": 4}, "namespaces": ["team-c"]}}}, "ResourceQuota", ["team-c/amdahl-loop-trials"]),
+        (TWO_TEAMS | TRIALS_CUT_OFF, "NetworkPolicy", ["amdahl-system/amdahl-loop", "team-a/amdahl-loop-trials", "team-b/amdahl-loop-trials"]),
+        (NAMESPACED_SCOPE | TRIALS_CUT_OFF, "NetworkPolicy", ["amdahl-system/amdahl-loop", "amdahl-system/amdahl-loop-trials"]),
+        ({"trials": {"networkPolicy": {"enabled": True, "namespaces": ["team-c"]}}}, "NetworkPolicy", ["amdahl-system/amdahl-loop", "team-c/amdahl-loop-trials"]),
+        (ADMIN_PART | TWO_TEAMS | TRIALS_CUT_OFF, "NetworkPolicy", []),
         ({}, "PodDisruptionBudget", []),
         ({}, "Secret", []),
         ({"monitoring": {"serviceMonitor": {"enabled": True}}}, "ServiceMonitor", ["amdahl-system/amdahl-loop"]),
@@ -206,6 +211,34 @@ def test_a_quota_without_a_namespace_is_refused() -> None:
     """The message names the value that is missing."""
     with pytest.raises(HelmError, match=r"none is named: list them in trials\.quota\.namespaces"):
         render({"trials": {"quota": {"hard": {"pods": 1}}}})
+
+
+TRIAL_PODS = {"podSelector": {"matchExpressions": [{"key": "amdahl-loop.io/experiment", "operator": "Exists"}]}}
+
+
+def test_trials_reach_each_other_and_dns_and_nothing_else() -> None:
+    """Selected by the label that the policies let nobody forge or strip; no address, so no store and no node's metadata service."""
+    spec = render(NAMESPACED_SCOPE | TRIALS_CUT_OFF).one("NetworkPolicy", "amdahl-loop-trials")["spec"]
+    dns = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "kube-system"}}}
+    assert {"podSelector": spec["podSelector"]} == TRIAL_PODS
+    assert spec["policyTypes"] == ["Ingress", "Egress"]
+    assert spec["ingress"] == [{"from": [TRIAL_PODS]}]
+    ports = [{"protocol": "UDP", "port": 53}, {"protocol": "TCP", "port": 53}]
+    assert spec["egress"] == [{"to": [TRIAL_PODS]}, {"ports": ports, "to": [dns]}]
+
+
+def test_what_trials_read_is_added_by_the_administrator() -> None:
+    """A source of data, and another place of DNS: rules as in any NetworkPolicy; without DNS there is no rule for it."""
+    data = {"to": [{"ipBlock": {"cidr": "10.8.0.0/16"}}], "ports": [{"protocol": "TCP", "port": 2049}]}
+    values = {"networkPolicy": {"enabled": True, "dns": [], "extraEgress": [data]}}
+    spec = render(NAMESPACED_SCOPE | {"trials": values}).one("NetworkPolicy", "amdahl-loop-trials")["spec"]
+    assert spec["egress"] == [{"to": [TRIAL_PODS]}, data]
+
+
+def test_a_network_policy_without_a_namespace_is_refused() -> None:
+    """The message names the value that is missing."""
+    with pytest.raises(HelmError, match=r"none is named: list them in trials\.networkPolicy\.namespaces"):
+        render(TRIALS_CUT_OFF)
 
 
 @pytest.mark.parametrize(("keep", "annotation"), [(True, "keep"), (False, None)])

@@ -32,6 +32,8 @@ SCHEMA = json.loads((CHART / "values.schema.json").read_text())
         ({"trials": {"parallel": -1}}, "at '/trials/parallel': minimum: got -1, want 0"),
         ({"trials": {"priorityClass": {"value": -10}}}, "at '/trials/priorityClass/value': maximum: got -10, want -11"),
         ({"trials": {"quota": {"hard": {"pods": True}}}}, "at '/trials/quota/hard/pods'"),
+        ({"trials": {"networkPolicy": {"egress": []}}}, "at '/trials/networkPolicy': additional properties 'egress' not allowed"),
+        ({"trials": {"networkPolicy": {"namespaces": ["*"]}}}, "at '/trials/networkPolicy/namespaces/0'"),
         ({"metrics": {"port": 70000}}, "at '/metrics/port': maximum: got 70,000, want 65,535"),
         ({"health": {"port": "8081"}}, "at '/health/port': got string, want integer"),
         ({"namespacedOperators": [{"serviceAccount": "x"}]}, "at '/namespacedOperators/0': missing property 'namespace'"),

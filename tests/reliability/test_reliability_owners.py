@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from reliability.flights import HELD, SOON_S, block_jobs, closed, in_flight, no_block, verdicts
+from reliability.flights import HELD, SOON_S, block_jobs, closed, in_flight, no_block, release, verdicts
 from reliability.operators import Nursery
+from reliability.relay import name_write
 from reliability.scenes import JOB, Scene, conditions_of, training_job
 from testbed.cluster import Cluster
 
@@ -45,6 +46,29 @@ def other_image() -> Edit:
     """Its owner applies another image."""
     container = {"name": "trainer", "image": "example/train:2", "command": ["python", "train.py"]}
     return change(template={"spec": {"containers": [container]}})
+
+
+def test_a_job_that_is_relabelled_goes_on(server: Cluster, nursery: Nursery, tmp_path: Path) -> None:
+    """Labels and annotations of its own say nothing of the work: nothing is cancelled or replaced, and only a queue's name follows."""
+
+    async def go() -> None:
+        async with in_flight(server, nursery, tmp_path) as scene:
+            before = await scene.wire.get(scene.path("jobs", f"{JOB}-r0"))
+            document = training_job()
+            labels = {"team": "vision", "kueue.x-k8s.io/queue-name": "night", "app.kubernetes.io/managed-by": "Helm"}
+            document["metadata"] |= {"labels": labels, "annotations": {"note": "renamed"}}
+            await scene.apply(document)
+            await release(scene)
+            await scene.reach("POST jobs d3")
+            after = await scene.wire.get(scene.path("jobs", f"{JOB}-r0"))
+            assert before is not None
+            assert after is not None
+            assert after["metadata"]["uid"] == before["metadata"]["uid"]
+            made = next(call.body for call in scene.relay.writes if name_write(call) == "POST jobs d3")
+            assert labels.keys() & made["metadata"]["labels"].keys() == {"kueue.x-k8s.io/queue-name"}
+            await closed(scene, ("Won", "won"))
+
+    asyncio.run(go())
 
 
 @pytest.mark.parametrize(

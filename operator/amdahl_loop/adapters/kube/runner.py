@@ -115,6 +115,8 @@ class KubeRunner:
             return refused(Trouble.SQUATTED, f"Job {facts.name} is somebody else's; rename or delete it", self._clock())
         if facts.is_deleting:
             return Running()
+        if EXPERIMENT_LABEL not in facts.labels:
+            await self._mark(facts, run)
         limit_s, pods, now_s = pending_limit_s(facts, self._job), await self._pods(facts), self._clock()
         state = judge_block(run, facts, pods, _devices(facts), now_s, limit_s)
         if not isinstance(state, Finished):
@@ -233,17 +235,27 @@ class KubeRunner:
     def _is_ours(self, facts: JobFacts, run: str) -> bool:
         """Whether a Job is this run's: by owner, experiment and run, and by plan where the ledger knows it.
 
-        Without any owner it is ours as well: labels of ours are the operator's alone, owner references are not.
+        Without any owner it is ours as well: marks of ours are the operator's alone, owner references are not. So it is
+        where somebody has stripped its labels, and it still names its owner.
         """
         block = read_run(run)
         if block is None or facts.owner_uid not in ("", self._uid):
             return False
         known = self._plan_hashes.get(block.experiment)
+        stripped = block.experiment if facts.owner_uid else None
         return (
-            facts.labels.get(EXPERIMENT_LABEL) == block.experiment
+            facts.labels.get(EXPERIMENT_LABEL, stripped) == block.experiment
             and facts.annotations.get(RUN_ANNOTATION) == run
             and known in (None, facts.annotations.get(PLAN_HASH_ANNOTATION))
         )
+
+    async def _mark(self, facts: JobFacts, run: str) -> None:
+        """Give a Job of ours the labels back by which a sweep finds it. Where that is refused, its name still does."""
+        block = read_run(run)
+        assert block is not None, run
+        labels = {JOB_LABEL: self._job.metadata.name, EXPERIMENT_LABEL: block.experiment}
+        body = {"metadata": {"resourceVersion": facts.resource_version, "labels": labels}}
+        await self._client.patch(Kind.JOB, self._namespace, facts.name, body)
 
     async def _pods(self, facts: JobFacts) -> tuple[PodFacts, ...]:
         """The pods that a Job has made; of two for the same rank the newer one."""

@@ -10,96 +10,32 @@ import logging
 import os
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable
+from http import HTTPStatus
+from typing import Any, cast
 
 import aiohttp
 import kopf
 
 from amdahl_loop.adapters.kube.client import ApiUnavailable, KubeClient
+from amdahl_loop.adapters.kube.closed import OPEN, ClosedWatch
 from amdahl_loop.adapters.kube.experiments import load_index
-from amdahl_loop.adapters.kube.index import Key
-from amdahl_loop.adapters.kube.kinds import Kind
-from amdahl_loop.adapters.kube.policies import read_policy
+from amdahl_loop.adapters.kube.kinds import Kind, Object
 from amdahl_loop.adapters.kube.probe import pack_probe
+from amdahl_loop.adapters.kube.scrape import open_scrapes
 from amdahl_loop.adapters.kube.transport import USER_AGENT, Answer, Request, Transport, open_transport
 from amdahl_loop.adapters.metrics import Metrics
+from amdahl_loop.desk import Desk, Echoes
 from amdahl_loop.domain.api.kinds import GROUP, VERSION
 from amdahl_loop.domain.children import JOB_LABEL
 from amdahl_loop.operate import Operator
-from amdahl_loop.recollection import JobKey, Recollection
+from amdahl_loop.recollection import Recollection
 from amdahl_loop.settings import LogFormat, Settings, SettingsError, read_settings
-from amdahl_loop.workqueue import WorkQueue
 
 MAX_LOG_CHARS = 2000
 """A line of the log holds no more of what servers, templates and pods have said."""
 STALE_S = 120.0
 """Without a pass for so long while jobs are due, the operator is not well."""
-
-_log = logging.getLogger("amdahl_loop")
-
-
-@dataclass
-class Roster:
-    """The TrainingJobs that were seen and not yet deleted: whom a change of a policy concerns."""
-
-    keys: set[JobKey] = field(default_factory=set)
-
-    def of(self, namespace: str) -> list[JobKey]:
-        """The jobs of a namespace, by name."""
-        return sorted(key for key in self.keys if key.namespace == namespace)
-
-
-@dataclass
-class Pulse:
-    """When the operator last did something; the kubelet restarts one that only seems to live."""
-
-    clock: Callable[[], float] = time.monotonic
-    at_s: float = field(default_factory=time.monotonic)
-
-    def beat(self) -> None:
-        """Something was done."""
-        self.at_s = self.clock()
-
-    @property
-    def age_s(self) -> float:
-        """Seconds since something was done."""
-        return self.clock() - self.at_s
-
-
-class Desk:
-    """What events touch: the queue, the jobs that are known, and the policies in force."""
-
-    def __init__(self, queue: WorkQueue[JobKey], recollection: Recollection, pulse: Pulse) -> None:
-        self.queue, self.recollection, self.pulse = queue, recollection, pulse
-        self.roster = Roster()
-
-    def see_job(self, key: JobKey, is_gone: bool) -> None:
-        """A TrainingJob was made, changed or deleted."""
-        (self.roster.keys.discard if is_gone else self.roster.keys.add)(key)
-        self.queue.add(key)
-
-    def see_child(self, namespace: str, job: str) -> None:
-        """Something of a job changed."""
-        if job:
-            self.queue.add(JobKey(namespace, job))
-
-    def see_experiment(self, key: Key, job: str, is_gone: bool) -> None:
-        """An Experiment was made, changed or deleted; what a user deletes is no longer remembered."""
-        if is_gone:
-            self.recollection.index.forget(key)
-        self.see_child(key.namespace, job)
-
-    def see_policy(self, namespace: str, name: str, spec: Mapping[str, Any] | None) -> None:
-        """A TuningPolicy was made or changed, or (None) deleted: every job of its namespace is looked at."""
-        known = self.recollection.policies.setdefault(namespace, {})
-        if spec is None:
-            known.pop(name, None)
-        else:
-            known[name] = read_policy(namespace, name, spec)
-        for key in self.roster.of(namespace):
-            self.queue.add(key)
 
 
 def build_registry(desk: Desk) -> kopf.OperatorRegistry:
@@ -115,26 +51,24 @@ def build_registry(desk: Desk) -> kopf.OperatorRegistry:
         configure_watching(settings)
 
     @kopf.on.event(GROUP, VERSION, "trainingjobs", registry=registry)
-    async def see_job(**event: Any) -> None:
-        desk.see_job(JobKey(event["namespace"], event["name"]), is_gone=event["type"] == "DELETED")
+    async def see_job(event: kopf.RawEvent, **_: Any) -> None:
+        desk.see_job(*_read(event))
 
     @kopf.on.event(GROUP, VERSION, "experiments", registry=registry)
-    async def see_experiment(**event: Any) -> None:
-        key = Key(event["namespace"], event["name"])
-        desk.see_experiment(key, str(event["spec"].get("job", "")), is_gone=event["type"] == "DELETED")
+    async def see_experiment(event: kopf.RawEvent, **_: Any) -> None:
+        await desk.see_experiment(*_read(event))
 
-    @kopf.on.event("batch", "v1", "jobs", labels={JOB_LABEL: kopf.PRESENT}, registry=registry)
-    async def see_block(**event: Any) -> None:
-        desk.see_child(event["namespace"], event["labels"][JOB_LABEL])
+    @kopf.on.event("batch", "v1", "jobs", registry=registry)
+    async def see_block(event: kopf.RawEvent, **_: Any) -> None:
+        desk.see_child(*_read(event))
 
-    @kopf.on.event("", "v1", "pods", labels={JOB_LABEL: kopf.PRESENT}, registry=registry)
-    async def see_pod(**event: Any) -> None:
-        desk.see_child(event["namespace"], event["labels"][JOB_LABEL])
+    @kopf.on.event("", "v1", "pods", registry=registry)
+    async def see_pod(event: kopf.RawEvent, **_: Any) -> None:
+        desk.see_child(*_read(event))
 
     @kopf.on.event(GROUP, VERSION, "tuningpolicies", registry=registry)
-    async def see_policy(**event: Any) -> None:
-        spec = None if event["type"] == "DELETED" else dict(event["spec"])
-        desk.see_policy(event["namespace"], event["name"], spec)
+    async def see_policy(event: kopf.RawEvent, **_: Any) -> None:
+        desk.see_policy(*_read(event))
 
     @kopf.on.probe(registry=registry, id="secondsSinceLastPass")
     async def tell_age(**_: Any) -> float:
@@ -145,6 +79,11 @@ def build_registry(desk: Desk) -> kopf.OperatorRegistry:
     return registry
 
 
+def _read(event: kopf.RawEvent) -> tuple[Object, bool]:
+    """The object as the server sent it, which is not copied, and whether it is gone or no longer selected."""
+    return cast("Object", event["object"]), event["type"] == "DELETED"
+
+
 def configure_watching(settings: kopf.OperatorSettings) -> None:
     """Time limits on every request and watch; children are selected by the server; kopf keeps and posts nothing."""
     settings.networking.connect_timeout = 10
@@ -153,11 +92,49 @@ def configure_watching(settings: kopf.OperatorSettings) -> None:
     settings.watching.connect_timeout = 10
     settings.watching.server_timeout = 600
     settings.watching.client_timeout = 660
-    settings.watching.chunk_size = 500
+    settings.watching.chunk_size = 100
     settings.watching.label_selectors["jobs"] = JOB_LABEL
     settings.watching.label_selectors["pods"] = JOB_LABEL
+    settings.watching.label_selectors["experiments"] = OPEN
     settings.posting.enabled = False
     settings.scanning.disabled = True
+    settings.queueing.idle_timeout = 0.1  # so long after an event kopf keeps a task and the object; 5 s by default
+    settings.persistence.diffbase_storage = NoDifference()
+    settings.persistence.progress_storage = NoProgress()
+
+
+class NoDifference(kopf.DiffBaseStorage):
+    """Nobody asks kopf what has changed: without this it copies each object at each event to be able to say."""
+
+    def fetch(self, **_: Any) -> None:
+        """Nothing was kept."""
+
+    def build(self, **_: Any) -> kopf.BodyEssence:
+        """Nothing of an object is compared."""
+        return kopf.BodyEssence()
+
+    def store(self, **_: Any) -> None:
+        """Nothing is kept."""
+
+
+class NoProgress(kopf.ProgressStorage):
+    """No handler of ours is ever half done."""
+
+    def fetch(self, **_: Any) -> None:
+        """Nothing was kept."""
+
+    def store(self, **_: Any) -> None:
+        """Nothing is kept."""
+
+    def purge(self, **_: Any) -> None:
+        """There is nothing to remove."""
+
+    def touch(self, **_: Any) -> None:
+        """Nothing is touched."""
+
+    def clear(self, *, essence: kopf.BodyEssence) -> kopf.BodyEssence:
+        """There is nothing to remove."""
+        return essence
 
 
 def open_session(info: kopf.ConnectionInfo | None) -> kopf.AiohttpSession:
@@ -173,10 +150,10 @@ def open_session(info: kopf.ConnectionInfo | None) -> kopf.AiohttpSession:
 
 
 class Counted:
-    """A transport whose answers are counted."""
+    """A transport whose answers are counted, and whose writes are noted: their events say nothing new."""
 
-    def __init__(self, transport: Transport) -> None:
-        self._transport = transport
+    def __init__(self, transport: Transport, echoes: Echoes) -> None:
+        self._transport, self._echoes = transport, echoes
         self.metrics: Metrics | None = None
 
     async def send(self, request: Request) -> Answer:
@@ -188,6 +165,8 @@ class Counted:
         finally:
             if self.metrics is not None:
                 self.metrics.count_request(request.method, code)
+        if request.body is not None and code < HTTPStatus.MULTIPLE_CHOICES:
+            self._echoes.note(request, answer.body)
         return answer
 
     async def close(self) -> None:
@@ -212,46 +191,39 @@ async def timed(passing: Awaitable[float | None], metrics: Metrics) -> float | N
 @contextlib.asynccontextmanager
 async def open_desk(settings: Settings) -> AsyncIterator[Desk]:
     """Connect, read the ledger once, and let the queue work for as long as the context lasts."""
-    transport = Counted(await open_transport(settings.kubeconfig))
-    async with KubeClient(transport) as client:
+    connection, echoes = await open_transport(settings.kubeconfig), Echoes()
+    transport = Counted(connection, echoes)
+    async with KubeClient(transport) as client, contextlib.AsyncExitStack() as stack:
         namespaces = settings.namespaces or (None,)
-        index = await load_index(client, namespaces)
+        index, probe = await asyncio.gather(load_index(client, namespaces), asyncio.to_thread(pack_probe))
         recollection = Recollection(since_s=client.now_s(), index=index)
-        pulse = Pulse()
-
-        async def take(key: JobKey) -> float | None:
-            pulse.beat()
-            return await timed(operator.advance(key), metrics)
-
-        queue = WorkQueue(take, settings.workers)
-        metrics = Metrics(
-            lambda: [(key.namespace, status) for key, status in list(recollection.statuses.items())],
-            lambda: (len(queue), queue.oldest_s),
-        )
+        desk = Desk(client, recollection, echoes, lambda key: timed(operator.advance(key), metrics), settings.workers)
+        metrics = Metrics(lambda: list(recollection.told.values()), lambda: (len(desk.queue), desk.queue.oldest_s))
         transport.metrics = metrics
         operator = Operator(
             client=client,
             settings=settings,
-            probe=pack_probe(),
+            probe=probe,
             recollection=recollection,
             clock=client.now_s,
             metrics=metrics,
+            fetch=await stack.enter_async_context(open_scrapes()),
         )
-        desk = Desk(queue, recollection, pulse)
         for namespace in namespaces:  # policies bind from the first pass on, not from their first event
             async for raw in client.list(Kind.TUNING_POLICY, namespace):
-                metadata = raw["metadata"]
-                desk.see_policy(metadata["namespace"], metadata["name"], raw.get("spec") or {})
-        working = asyncio.create_task(queue.run())
-        server = metrics.serve(settings.metrics_port) if settings.metrics_port else None
+                desk.see_policy(raw, is_gone=False)
+        if settings.metrics_port:
+            server = metrics.serve(settings.metrics_port)
+            stack.callback(server.server_close)
+            stack.callback(server.shutdown)
+        watches = [ClosedWatch(connection, client, index, namespace, desk.see_ledger) for namespace in namespaces]
+        working = [asyncio.create_task(work) for work in (desk.queue.run(), *(watch.follow() for watch in watches))]
         try:
             yield desk
         finally:
-            working.cancel()
-            await asyncio.gather(working, return_exceptions=True)
-            if server is not None:
-                server.shutdown()
-                server.server_close()
+            for task in working:
+                task.cancel()
+            await asyncio.gather(*working, return_exceptions=True)
 
 
 async def serve(settings: Settings, stop: asyncio.Event | None = None) -> None:

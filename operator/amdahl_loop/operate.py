@@ -27,17 +27,16 @@ from amdahl_loop.adapters.kube.runner import KubeRunner
 from amdahl_loop.adapters.kube.running import RunningJob, RunningState
 from amdahl_loop.adapters.kube.scrape import Fetch, fetch_metrics
 from amdahl_loop.adapters.kube.status import write_status
-from amdahl_loop.adapters.metrics import Metrics
+from amdahl_loop.adapters.metrics import Metrics, Told
 from amdahl_loop.domain.api.training_job import TrainingJobStatus
 from amdahl_loop.domain.applying import Decision, RecordRelease, RecordRevert
 from amdahl_loop.domain.bank import Balance, balance, hours_in_force
 from amdahl_loop.domain.conditions import STANDINGS, Facts, Note
-from amdahl_loop.domain.fleet import Limits, admit
+from amdahl_loop.domain.fleet import Limits
 from amdahl_loop.domain.fleet import describe as describe_member
 from amdahl_loop.domain.isolation import Obstacle, find_obstacles, miss_probe, say_obstacles
 from amdahl_loop.domain.knob_values import Knobs
 from amdahl_loop.domain.ledger import JobMemory, effective_knobs, family_of, fingerprint_job
-from amdahl_loop.domain.phases import Unobservable
 from amdahl_loop.domain.plan import (
     Action,
     Admission,
@@ -52,7 +51,6 @@ from amdahl_loop.domain.plan import (
     Rollback,
     Snapshot,
     Wait,
-    look,
 )
 from amdahl_loop.domain.policy import Constrained, cap_parallel_trials, constrain
 from amdahl_loop.domain.reasons import Reason
@@ -69,6 +67,8 @@ from amdahl_loop.settings import Settings
 AT_ONCE_S = 0.0
 POLL_S = 2.0
 """While a block runs or pods are on their way; their events wake the job earlier."""
+LOOKS = 8
+"""So many times the counters of a job are read within the window that measures it, which ends at one of them."""
 LOOK_AROUND_S = 10.0
 """Trials make way within 30 s: seen within ten, decided at the next pass, over within a pod's grace."""
 RESYNC_ACTIVE_S = 15.0
@@ -138,7 +138,7 @@ class _Pass:
     async def run(self) -> float:
         """Seconds until the next pass."""
         identity = self._identity
-        memory = await self._ledger.recall(identity.job_uid, identity.fingerprint, identity.family)
+        memory = await self._ledger.recall_own(identity.job_uid)
         decision = await self._sync_spec(memory)
         if decision is None:
             return AT_ONCE_S
@@ -147,13 +147,15 @@ class _Pass:
             return AT_ONCE_S
         await self._look_around()
         obstacles = await self._find_obstacles(running)
+        is_paused = self._held.is_paused or running.note.reason in OVER
+        self._ledger.has_kin = not is_paused  # whoever tries nothing has nothing to learn from others
         ports = Ports(runner=self._runner(memory), ledger=self._ledger, clock=self._operator.clock)
         ticked = await reconcile.tick(
             self._job,
             identity,
             ports,
             self._recollection.since_s,
-            paused=self._held.is_paused or running.note.reason in OVER,
+            paused=is_paused,
             failing=running.failing,
             withheld=self._is_spec_only,
             admit=partial(self._admit, obstacles),
@@ -168,7 +170,7 @@ class _Pass:
             standing=stand(running, ticked.action),
             snapshot=ticked.snapshot,
             action=ticked.action,
-            review=_review(ticked.snapshot),
+            review=ticked.snapshot.review,
             obstacles=obstacles,
             hold=None if admission.admitted or obstacles else hold,
             limits=self._held.sentences,
@@ -210,9 +212,8 @@ class _Pass:
     async def _look_around(self) -> None:
         """Ask what else waits in the namespace, where this job wanted a trial at its last pass."""
         known, place, now_s = self._recollection.waiting, self._place, self._operator.clock()
-        member = self._recollection.fleet.get(self._key)
         seen_s, _ = known.get(place, NOTHING_SEEN)
-        if member is not None and member.need is not None and not 0 <= now_s - seen_s < LOOK_AROUND_S:
+        if self._key in self._recollection.fleet and not 0 <= now_s - seen_s < LOOK_AROUND_S:
             known[place] = now_s, await find_waiting(self._client, place[0], now_s, has_queues=place[1])
 
     async def _find_obstacles(self, running: RunningState) -> tuple[Obstacle, ...]:
@@ -228,24 +229,25 @@ class _Pass:
     def _admit(self, obstacles: Sequence[Obstacle], snapshot: Snapshot) -> Admission:
         """Whether a trial of this job may run now: the installation's switch, the template, then the fleet's order."""
         settings, fleet, key = self._operator.settings, self._recollection.fleet, self._key
+        if obstacles or not settings.trials:
+            fleet.leave(key)
         if not settings.trials:
             return Admission(admitted=False, reason=Reason.TRIALS_OFF, sentence="Trials are off in this installation.")
         if obstacles:
             return Admission(admitted=False, reason=obstacles[0].reason, sentence=say_obstacles(obstacles))
         _, waiting = self._recollection.waiting.get(self._place, NOTHING_SEEN)
         member = describe_member(snapshot, waiting.press_on(self._job.queue_labels))
-        is_in_flight = key in self._recollection.in_flight and member.need is not None
-        held_h = member.need.reserve_h if is_in_flight and member.need is not None else 0.0
-        fleet[key] = member.model_copy(update={"holds_h": held_h})
         if member.need is None:  # nothing is asked for: who else asks does not matter
+            fleet.leave(key)
             return Admission()
+        held_h = member.need.reserve_h if key in self._recollection.in_flight else 0.0
+        fleet.join(key, member.model_copy(update={"holds_h": held_h}))
         caps = {
             namespace: cap
             for namespace, policies in self._recollection.policies.items()
             if (cap := cap_parallel_trials(policies.values())) is not None
         }
-        admitted = admit(fleet.values(), Limits(trials=settings.parallel_trials, namespace_trials=caps))
-        return admitted.get(member.key, Admission())
+        return fleet.admit(key, Limits(trials=settings.parallel_trials, namespace_trials=caps))
 
     async def _sweep(self, ticked: Tick, ports: Ports) -> None:
         """Stop every run but the present one: after a restart, and whenever an experiment has ended or pauses."""
@@ -308,7 +310,7 @@ class _Pass:
     def _count(self, status: TrainingJobStatus, facts: Facts) -> None:
         """Note what the job reports now, and where its time went since it was last described."""
         recollection, key, now_s = self._recollection, self._key, self._operator.clock()
-        recollection.statuses[key] = status
+        recollection.told[key] = Told.of(key.namespace, status)
         before_s = recollection.told_s.get(key, now_s)
         recollection.told_s[key] = now_s
         if isinstance(facts.review, Review) and facts.standing.reason is Reason.AS_DECLARED:
@@ -348,16 +350,13 @@ def rest_of(ticked: Tick, standing: Note, now_s: float) -> float:
     match ticked.action:
         case Wait(until_s=until_s):
             return min(RESYNC_IDLE_S, max(POLL_S, until_s - now_s))
+        case Observe(request=request):
+            return min(RESYNC_ACTIVE_S, max(POLL_S, request.windows[0].measure_s / LOOKS))
         case Halt():
             is_moving = standing.reason in (Reason.STARTING, Reason.REPLACING)
             return RESYNC_ACTIVE_S if is_moving else RESYNC_IDLE_S
         case _:
             return POLL_S
-
-
-def _review(snapshot: Snapshot) -> Review | Unobservable | None:
-    observation = snapshot.observation
-    return None if observation is None else look(snapshot, observation)
 
 
 def _settle(snapshot: Snapshot) -> Balance:

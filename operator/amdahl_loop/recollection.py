@@ -1,5 +1,6 @@
 """What does the operator remember between passes? Nothing that a restart would miss, but the time things take."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -8,8 +9,9 @@ from amdahl_loop.adapters.kube.index import ExperimentIndex
 from amdahl_loop.adapters.kube.pressure import Waiting
 from amdahl_loop.adapters.kube.runner import Memory
 from amdahl_loop.adapters.kube.saves import SaveCounts
-from amdahl_loop.domain.api.training_job import TrainingJobStatus
-from amdahl_loop.domain.fleet import Member
+from amdahl_loop.adapters.metrics import Told
+from amdahl_loop.domain.actions import Admission
+from amdahl_loop.domain.fleet import Limits, Member, admit
 from amdahl_loop.domain.policy import TuningPolicySpec
 
 NOTHING_SEEN = (float("-inf"), Waiting())
@@ -26,6 +28,34 @@ class JobKey(NamedTuple):
         return f"{self.namespace}/{self.name}"
 
 
+class Fleet:
+    """Every job that asks for a trial, as its last pass saw it: whom a trial has to be shared with."""
+
+    def __init__(self) -> None:
+        self._members: dict[JobKey, Member] = {}
+        self._granted: tuple[Limits, Mapping[str, Admission]] | None = None
+
+    def __contains__(self, key: JobKey) -> bool:
+        """Whether a job asked for a trial at its last pass."""
+        return key in self._members
+
+    def join(self, key: JobKey, member: Member) -> None:
+        """A job asks for a trial, or has one."""
+        if self._members.get(key) != member:
+            self._members[key], self._granted = member, None
+
+    def leave(self, key: JobKey) -> None:
+        """A job asks for nothing, or is gone."""
+        if self._members.pop(key, None) is not None:
+            self._granted = None
+
+    def admit(self, key: JobKey, limits: Limits) -> Admission:
+        """Whether a job that asks may have its trial now. The fleet's order is found anew when something changed."""
+        if self._granted is None or self._granted[0] != limits:
+            self._granted = limits, admit(self._members.values(), limits)
+        return self._granted[1].get(self._members[key].key, Admission())
+
+
 @dataclass
 class Recollection:
     """One for all jobs; begun anew by a restart."""
@@ -36,9 +66,8 @@ class Recollection:
     """TuningPolicies by namespace and name, kept by their events."""
     runs: Memory = field(default_factory=Memory)
     saves: SaveCounts = field(default_factory=SaveCounts)
-    fleet: dict[JobKey, Member] = field(default_factory=dict)
-    """Every job as its last pass saw it: whom a trial has to be shared with."""
-    statuses: dict[JobKey, TrainingJobStatus] = field(default_factory=dict)
+    fleet: Fleet = field(default_factory=Fleet)
+    told: dict[JobKey, Told] = field(default_factory=dict)
     """What each job reports: what the operator's own metrics add up."""
     told_s: dict[JobKey, float] = field(default_factory=dict)
     """When a job was last described."""
@@ -56,5 +85,6 @@ class Recollection:
         uid = self.swept.pop(key, "")
         self.runs.forget(uid)
         self.saves.forget(uid)
-        for known in (self.fleet, self.statuses, self.told_s, self.in_flight, self.access_modes):
+        self.fleet.leave(key)
+        for known in (self.told, self.told_s, self.in_flight, self.access_modes):
             known.pop(key, None)

@@ -103,7 +103,7 @@ async def tick(
         failing=failing,
         withheld=withheld,
     )
-    snapshot = snapshot.model_copy(update={"admission": admit(snapshot)})
+    snapshot = snapshot.under(admit(snapshot))
     action = next_action(snapshot)
     return Tick(snapshot=snapshot, action=action, run=await _perform(action, snapshot, ports))
 

@@ -85,10 +85,12 @@ class WorkQueue(Generic[Key]):
         rest_s = self._heap[0][0] - time.monotonic() if self._heap and not is_full else None
         if rest_s is not None and rest_s <= 0:
             return
+        alarm = None if rest_s is None else asyncio.get_running_loop().call_later(rest_s, self._changed.set)
         try:
-            await asyncio.wait_for(self._changed.wait(), rest_s)
-        except TimeoutError:
-            return
+            await self._changed.wait()
+        finally:
+            if alarm is not None:
+                alarm.cancel()
 
     def _pop(self) -> Key | None:
         """The key that has been due for longest; None where none is. A wish that was overtaken is dropped."""

@@ -2,7 +2,7 @@
 
 import urllib.request
 
-from amdahl_loop.adapters.metrics import Metrics
+from amdahl_loop.adapters.metrics import Metrics, Told
 from amdahl_loop.domain.api.conditions import ConditionStatus, JobCondition, JobConditionType
 from amdahl_loop.domain.api.training_job import BankReport, TrainingJobStatus
 from amdahl_loop.domain.telemetry import Phase
@@ -26,8 +26,8 @@ def make_status(wasted: float, gross: float, spent: float, experiment: str | Non
 
 def test_jobs_are_added_up_by_namespace_and_events_are_counted() -> None:
     """Two jobs of one namespace are one line; the text is what a real scrape gets."""
-    statuses = [("team", make_status(0.5, 2.0, 1.0, "a-1")), ("team", make_status(0.25, 1.0, 0.5, None))]
-    metrics = Metrics(lambda: statuses, lambda: (3, 1.5))
+    statuses = [make_status(0.5, 2.0, 1.0, "a-1"), make_status(0.25, 1.0, 0.5, None)]
+    metrics = Metrics(lambda: [Told.of("team", status) for status in statuses], lambda: (3, 1.5))
     metrics.count_tick("ok", 0.01)
     metrics.count_request("GET", 200)
     metrics.add_phases("team", {Phase.COMPUTE: 0.75, Phase.INPUT: 0.25}, devices=4, seconds=10.0)

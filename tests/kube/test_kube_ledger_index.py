@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from amdahl_loop.adapters.kube.index import LATEST, ExperimentIndex, Key, compact, expand, make_row
+from amdahl_loop.adapters.kube.index import LATEST, ExperimentIndex, Key
+from amdahl_loop.adapters.kube.rows import compact, expand, make_row
 from amdahl_loop.adapters.memory import MemoryLedger
 from amdahl_loop.domain.api import records
 from amdahl_loop.domain.api.experiment import ExperimentStatus

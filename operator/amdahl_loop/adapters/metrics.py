@@ -6,6 +6,8 @@ experiment. The names are a contract with the chart's dashboard and alerts (docs
 
 from collections import Counter as Tally
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from sys import intern
+from typing import NamedTuple, Self
 from wsgiref.simple_server import WSGIServer
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
@@ -20,8 +22,33 @@ from amdahl_loop.domain.stewards import steward_of
 from amdahl_loop.domain.telemetry import Phase
 from amdahl_loop.domain.verdicts import Verdict
 
-JobStatuses = Callable[[], Iterable[tuple[str, TrainingJobStatus]]]
-"""The latest status of each job, with its namespace."""
+
+class Told(NamedTuple):
+    """What is added up of a job's latest status; every job of a fleet is kept."""
+
+    namespace: str
+    holds: tuple[str, ...]
+    """Conditions that are True."""
+    wasted_devices: float
+    is_experimenting: bool
+    gross_h: float | None
+    spent_h: float | None
+
+    @classmethod
+    def of(cls, namespace: str, status: TrainingJobStatus) -> Self:
+        """The part of a status that counts."""
+        bank = status.bank
+        return cls(
+            namespace=intern(namespace),
+            holds=tuple(c.type.value for c in status.conditions if c.status is ConditionStatus.TRUE),
+            wasted_devices=status.wasted_device_hours_per_hour or 0.0,
+            is_experimenting=status.active_experiment is not None,
+            gross_h=None if bank is None else bank.gross_device_hours,
+            spent_h=None if bank is None else bank.spent_device_hours,
+        )
+
+
+Tell = Callable[[], Iterable[Told]]
 
 MAX_GAP_S = 600.0
 """Longer than any rest between two passes of a job: what an absent operator did not see is not made up."""
@@ -30,8 +57,11 @@ MAX_GAP_S = 600.0
 class Metrics:
     """Every metric of one operator, in a registry of its own."""
 
-    def __init__(self, statuses: JobStatuses, queue: Callable[[], tuple[int, float]]) -> None:
-        """`queue` gives the number of jobs that are due or run, and the seconds that the oldest has been due."""
+    def __init__(self, told: Tell, queue: Callable[[], tuple[int, float]]) -> None:
+        """`told` gives what each job reports.
+
+        `queue` gives the number of jobs that are due or run, and the seconds that the oldest has been due.
+        """
         self.registry = CollectorRegistry()
         self._ticks = Counter("amdahl_loop_ticks", "Passes over a job.", ["result"], registry=self.registry)
         self._tick_s = Histogram("amdahl_loop_tick_seconds", "Duration of a pass.", registry=self.registry)
@@ -56,7 +86,7 @@ class Metrics:
         )
         info = Gauge("amdahl_loop_build_info", "The operator's version.", ["version"], registry=self.registry)
         info.labels(__version__).set(1)
-        self.registry.register(_Jobs(statuses, queue))
+        self.registry.register(_Jobs(told, queue))
 
     def serve(self, port: int) -> WSGIServer:
         """Serve `/metrics` on every address of the pod, from a thread of its own; closing it is the caller's."""
@@ -97,8 +127,8 @@ class Metrics:
 class _Jobs(Collector):
     """The fleet as it stands, added up by namespace at each scrape."""
 
-    def __init__(self, statuses: JobStatuses, queue: Callable[[], tuple[int, float]]) -> None:
-        self._statuses, self._queue = statuses, queue
+    def __init__(self, told: Tell, queue: Callable[[], tuple[int, float]]) -> None:
+        self._told, self._queue = told, queue
 
     def collect(self) -> Iterable[Metric]:
         """Gauges of the queue and of every namespace."""
@@ -109,15 +139,13 @@ class _Jobs(Collector):
         wasted: dict[str, float] = {}
         running: Tally[str] = Tally()
         bank: dict[tuple[str, str], float] = {}
-        for namespace, status in self._statuses():
-            jobs.update((namespace, c.type.value) for c in status.conditions if c.status is ConditionStatus.TRUE)
-            wasted[namespace] = wasted.get(namespace, 0.0) + (status.wasted_device_hours_per_hour or 0.0)
-            running[namespace] += status.active_experiment is not None
-            if status.bank is not None:
-                for entry, hours in (
-                    ("gross", status.bank.gross_device_hours),
-                    ("spent", status.bank.spent_device_hours),
-                ):
+        for told in self._told():
+            namespace = told.namespace
+            jobs.update((namespace, condition) for condition in told.holds)
+            wasted[namespace] = wasted.get(namespace, 0.0) + told.wasted_devices
+            running[namespace] += told.is_experimenting
+            for entry, hours in (("gross", told.gross_h), ("spent", told.spent_h)):
+                if hours is not None:
                     bank[namespace, entry] = bank.get((namespace, entry), 0.0) + 3600 * hours
         yield _family("amdahl_loop_jobs", "Jobs whose condition is True.", ("namespace", "condition"), jobs.items())
         devices = [((namespace,), value) for namespace, value in wasted.items()]

@@ -14,7 +14,7 @@ from amdahl_loop.domain.blocks import Stage
 from amdahl_loop.domain.diagnosis import Diagnosis
 from amdahl_loop.domain.knobs import CATALOGUE
 from amdahl_loop.domain.phases import Unobservable
-from amdahl_loop.domain.plan import Action, Admission, Challenge, Launch, Propose, Review, Snapshot, look, next_action
+from amdahl_loop.domain.plan import Action, Admission, Challenge, Launch, Propose, Review, Snapshot, next_action
 from amdahl_loop.domain.reasons import Reason
 from amdahl_loop.domain.runs import block_request
 from amdahl_loop.domain.telemetry import Phase
@@ -119,8 +119,7 @@ class Limits(Frozen):
 
 def describe(snapshot: Snapshot, pressure: Pressure, holds_h: float = 0.0) -> Member:
     """A job's place in the fleet, from all that one decision about it may look at."""
-    observation, metadata = snapshot.observation, snapshot.job.metadata
-    review = look(snapshot, observation) if observation is not None else None
+    metadata, review = snapshot.job.metadata, snapshot.review
     member = Member(
         namespace=metadata.namespace,
         name=metadata.name,
@@ -240,7 +239,7 @@ def _list_ideas(review: Review) -> tuple[Idea, ...]:
 
 def _find_need(snapshot: Snapshot) -> Need | None:
     """What the job would start if it were admitted."""
-    action: Action = next_action(snapshot.model_copy(update={"admission": Admission()}))
+    action: Action = next_action(snapshot.under(Admission()))
     match action:
         case Launch() | Challenge():
             purpose = Purpose.KEEP if action.spec.stage is Stage.HOLDOUT else Purpose.CONTINUE

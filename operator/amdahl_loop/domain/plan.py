@@ -4,6 +4,8 @@
 decides, and the whole loop can be replayed from a ledger.
 """
 
+from functools import cached_property
+
 from amdahl_loop.domain import judge, keep, refute, room
 from amdahl_loop.domain.actions import (
     Action,
@@ -112,6 +114,18 @@ class Snapshot(Frozen):
         """The observation of the values in force."""
         return newest_observation(self.memory, self.fingerprint, self.knobs, self.since_s)
 
+    @cached_property
+    def review(self) -> "Review | Unobservable | None":
+        """What was seen of the values in force and what is worth trying, thought over once; None: nothing was seen."""
+        return None if self.observation is None else look(self, self.observation)
+
+    def under(self, admission: Admission) -> "Snapshot":
+        """The same under another word of the fleet's, which no review depends on."""
+        copied = self.model_copy(update={"admission": admission})
+        if "review" in self.__dict__:
+            copied.__dict__["review"] = self.review
+        return copied
+
     @property
     def experiments(self) -> tuple[Experiment, ...]:
         """This job's own experiments, oldest first."""
@@ -155,10 +169,9 @@ def next_action(snapshot: Snapshot) -> Action:
     won = _unapplied_win(snapshot)
     if won is not None:
         return Apply(experiment=won, knobs=snapshot.knobs.with_values(won.plan.hypothesis.values()))
-    observation = snapshot.observation
-    if observation is None:
+    review = snapshot.review
+    if review is None:
         return Observe(request=_observation_request(snapshot))
-    review = look(snapshot, observation)
     if isinstance(review, Unobservable):
         return _roll_back_or_halt(snapshot, review.sentence)
     if snapshot.job.spec.tuning.mode is Mode.OBSERVE:

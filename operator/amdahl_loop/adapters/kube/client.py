@@ -10,16 +10,16 @@ import hashlib
 import random
 import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from http import HTTPStatus
 from pathlib import Path
-from typing import Literal, Self
+from typing import Literal, NamedTuple, Self
 
 from amdahl_loop.adapters.kube.kinds import Kind, Object
 from amdahl_loop.adapters.kube.transport import USER_AGENT as USER_AGENT
-from amdahl_loop.adapters.kube.transport import Answer, Request, Transport, UnreachableError, open_transport
+from amdahl_loop.adapters.kube.transport import WHOLE, Answer, Request, Transport, UnreachableError, open_transport
 
 FIELD_MANAGER = "amdahl-loop"
 ATTEMPTS = 6
@@ -89,6 +89,13 @@ class Refused:
         return self.status == HTTPStatus.UNAUTHORIZED or is_forbidden
 
 
+class Page(NamedTuple):
+    """A part of a list, and the version of the whole."""
+
+    items: Sequence[Object]
+    resource_version: str
+
+
 class ApiUnavailable(Exception):  # noqa: N818 (a state of the world, and the contract's word)
     """The API server gives no usable answer for now; `refused` holds its last word, where it had one."""
 
@@ -151,22 +158,48 @@ class KubeClient:
         `labels` and `fields` are selectors in kubectl's notation.
         Items of a list lack `apiVersion` and `kind`; they are put back, so that an item looks like an object.
         """
-        token = ""
-        while True:
-            query = [("limit", str(limit))]
-            query += [("labelSelector", labels)] if labels else []
-            query += [("fieldSelector", fields)] if fields else []
-            query += [("continue", token)] if token else []
-            answer = await self._send(Request(method="GET", path=kind.path(namespace), query=tuple(query)))
-            following = (answer.body.get("metadata") or {}).get("continue") or ""
-            if answer.status == HTTPStatus.GONE and token and following:
-                token = following  # too slow for one view: the rest comes as it is now, nothing twice
-                continue
-            for item in _must(answer, f"list {kind.value.plural}").get("items") or ():
+        async for page in self.pages(kind, namespace, labels, limit, fields):
+            for item in page.items:
                 yield kind.header | item
+
+    async def pages(
+        self,
+        kind: Kind,
+        namespace: str | None,
+        labels: str = "",
+        limit: int = 500,
+        fields: str = "",
+        accept: str = WHOLE,
+    ) -> AsyncIterator[Page]:
+        """The same by pages, items as they come. The next page is on its way while one is read."""
+        query = [("limit", str(limit))]
+        query += [("labelSelector", labels)] if labels else []
+        query += [("fieldSelector", fields)] if fields else []
+
+        async def ask(token: str) -> Answer:
+            following = (("continue", token),) if token else ()
+            path = kind.path(namespace)
+            return await self._send(Request(method="GET", path=path, query=(*query, *following), accept=accept))
+
+        token, answer = "", await ask("")
+        while True:
+            metadata = answer.body.get("metadata") or {}
+            following = metadata.get("continue") or ""
+            if answer.status == HTTPStatus.GONE and token and following:
+                token, answer = following, await ask(following)  # too slow for one view: the rest comes as it is now
+                continue
+            page = Page(
+                _must(answer, f"list {kind.value.plural}").get("items") or (), str(metadata.get("resourceVersion", ""))
+            )
             if not following:
+                yield page
                 return
-            token = following
+            asked = asyncio.ensure_future(ask(following))
+            try:
+                yield page
+                token, answer = following, await asked
+            finally:
+                asked.cancel()
 
     # --- writing ------------------------------------------------------------------------------------------------------
 

@@ -118,19 +118,16 @@ async def label_closed(client: KubeClient, key: Key) -> None:
 async def load_index(client: KubeClient, namespaces: Iterable[str | None]) -> ExperimentIndex:
     """Every Experiment of these namespaces (None: of all), by one list each; labels that a crash left are mended.
 
-    An object that nobody could have written is passed over, with a warning: it must not stop the others.
+    No object is kept, only its row. One that nobody could have written is passed over, with a warning.
     """
-    index, unlabelled = ExperimentIndex(), []
+    index, unlabelled = ExperimentIndex(), list[Key]()
     for namespace in namespaces:
-        async for document in client.list(Kind.EXPERIMENT, namespace, limit=PAGE):
-            try:
-                index.learn(document)
-            except (KeyError, TypeError, ValueError, AttributeError) as error:
-                _log.warning("Experiment %s/%s is passed over: %r", *key_of(document), error)
-                continue
-            is_closed = "verdict" in (document.get("status") or {})
-            if is_closed and (document["metadata"].get("labels") or {}).get(CLOSED_LABEL) != "true":
-                unlabelled.append(key_of(document))
+        async for page in client.pages(Kind.EXPERIMENT, namespace, limit=PAGE):
+            index.listed.setdefault(namespace, page.resource_version)
+            for document in page.items:
+                is_closed = index.hear(document) and "verdict" in (document.get("status") or {})
+                if is_closed and (document["metadata"].get("labels") or {}).get(CLOSED_LABEL) != "true":
+                    unlabelled.append(key_of(document))
     for key in unlabelled:
         await label_closed(client, key)
     return index

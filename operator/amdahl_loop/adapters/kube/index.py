@@ -1,25 +1,21 @@
 """Which experiments are there, and what is known of the closed ones without reading them again?
 
-Built by one paginated list when the operator starts, kept by its own writes. A closed experiment is kept in a compact
-form that answers every question which `plan.next_action` asks of closed experiments. Of other jobs' experiments only
-the newest answer to each question and the latest few are recalled, so that a pass costs the same beside ten of them
-and beside ten thousand.
+Built by one paginated list when the operator starts, kept by its own writes and by what it hears of others'. Of other
+jobs' experiments only the newest answer to each question and the latest few are recalled, so that a pass costs the same
+beside ten of them and beside ten thousand.
 """
 
 import heapq
-import json
+import logging
 from collections import OrderedDict, defaultdict
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Iterable
 from math import inf
-from sys import intern
-from typing import Any, NamedTuple
 
 from amdahl_loop.adapters.kube.kinds import Object
+from amdahl_loop.adapters.kube.rows import Group, Key, Order, Row, expand, key_of, make_row, read_version
 from amdahl_loop.domain.api.records import StoredExperiment, Unreadable, read_experiment
-from amdahl_loop.domain.api.timestamps import to_epoch_s
-from amdahl_loop.domain.ledger import ApplicationKind
+
+__all__ = ["LATEST", "ExperimentIndex", "Key", "key_of"]
 
 LATEST = 32
 """So many of the latest experiments of a family, and of a fingerprint, speak for how often a knob wins."""
@@ -27,54 +23,15 @@ LATEST = 32
 PARSED = 64
 """Experiments that stay parsed: about a MiB each at worst."""
 
-
-class Key(NamedTuple):
-    """Where an Experiment is."""
-
-    namespace: str
-    name: str
-
-
-class Group(NamedTuple):
-    """Experiments of a namespace that have a job's UID, a fingerprint or a family in common."""
-
-    namespace: str
-    value: str
-
-
-class Order(NamedTuple):
-    """Experiments of a job sort by it: oldest first, the open one last."""
-
-    closed_at_s: float
-    created_at_s: float
-    name: str
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One experiment as the index keeps it; `text` is its compact object, empty while it is open."""
-
-    key: Key
-    order: Order
-    job: Group
-    kin: tuple[Group, Group]
-    """Fingerprint and family."""
-    question: str = ""
-    """What was asked, who proposed it and what was found: the newest such row of a group stands for all."""
-    text: bytes = b""
-    in_force: bool = False
-    job_name: str = ""
-
-    @property
-    def is_open(self) -> bool:
-        """Whether there is no verdict yet."""
-        return not self.text
+_log = logging.getLogger("amdahl_loop")
 
 
 class ExperimentIndex:
     """Every Experiment that is known, by what jobs ask for."""
 
     def __init__(self) -> None:
+        self.listed: dict[str | None, str] = {}
+        """The version of each list that this was built from: from there on changes can be watched."""
         self._rows: dict[Key, Row] = {}
         self._versions: dict[Key, int] = {}
         self._older_since_s: dict[Key, float] = {}
@@ -109,6 +66,40 @@ class ExperimentIndex:
             heapq.heappush(self._latest[group], (row.order, row.key))
             if len(self._latest[group]) > LATEST:
                 heapq.heappop(self._latest[group])
+
+    def hear(self, document: Object) -> bool:
+        """Note an Experiment that an event or a list told of; whether that was news.
+
+        What nobody could have written is passed over, with a warning: it must not stop the others. What is being
+        written stays in doubt: the event may be of somebody else's write.
+        """
+        key, version = key_of(document), read_version(document)
+        if key in self._versions and 0 < version <= self._versions[key]:
+            return False
+        is_doubtful = key in self._uncertain
+        try:
+            self.learn(document)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            _log.warning("Experiment %s/%s is passed over: %r", *key, error)
+            return False
+        if is_doubtful:
+            self.doubt(key)
+        return True
+
+    def is_closed(self, key: Key) -> bool:
+        """Whether the Experiment is known to have a verdict."""
+        row = self._rows.get(key)
+        return row is not None and not row.is_open
+
+    def closed_keys(self, namespace: str | None) -> list[Key]:
+        """Every Experiment of a namespace, or (None) of all, that is known to have a verdict."""
+        rows = self._rows.values()
+        return [row.key for row in rows if not row.is_open and namespace in (None, row.key.namespace)]
+
+    def job_of(self, key: Key) -> str:
+        """Name of the job that an Experiment is of; empty where nobody knows."""
+        row = self._rows.get(key)
+        return "" if row is None else row.job_name
 
     def forget(self, key: Key) -> None:
         """An Experiment that is gone."""
@@ -207,77 +198,3 @@ class ExperimentIndex:
 
     def _sorted(self, keys: Iterable[Key]) -> list[Key]:
         return sorted(keys, key=lambda key: self._rows[key].order)
-
-
-def key_of(document: Object) -> Key:
-    """Where an object is."""
-    metadata = document["metadata"]
-    return Key(metadata["namespace"], metadata["name"])
-
-
-def read_version(document: Object) -> int:
-    """The resourceVersion as a number that grows with every write; 0 where a server counts otherwise."""
-    text = str(document["metadata"].get("resourceVersion", ""))
-    return int(text) if text.isdecimal() else 0
-
-
-def make_row(document: Object) -> Row:
-    """What the index keeps of an Experiment."""
-    metadata, spec, status = document["metadata"], document.get("spec") or {}, document.get("status") or {}
-    namespace, verdict = intern(metadata["namespace"]), status.get("verdict")
-
-    def group(field: str) -> Group:
-        return Group(namespace, intern(str(spec.get(field, ""))))
-
-    order = Order(
-        closed_at_s=to_epoch_s(status["closedAt"]) if verdict else inf,
-        created_at_s=to_epoch_s(metadata["creationTimestamp"]),
-        name=metadata["name"],
-    )
-    key, job, kin = key_of(document), group("jobUid"), (group("fingerprint"), group("family"))
-    job_name = intern(str(spec.get("job", "")))
-    if not verdict:
-        return Row(key=key, order=order, job=job, kin=kin, job_name=job_name)
-    asked = spec.get("hypothesis") or {}
-    question = json.dumps([asked.get("changes"), asked.get("source"), verdict.get("word")])
-    newest = (status.get("applications") or [{}])[-1].get("kind", ApplicationKind.ROLLED_BACK)
-    return Row(
-        key=key,
-        order=order,
-        job=job,
-        kin=kin,
-        question=intern(question),
-        text=json.dumps(compact(document), separators=(",", ":"), ensure_ascii=False).encode(),
-        in_force=newest != ApplicationKind.ROLLED_BACK,
-        job_name=job_name,
-    )
-
-
-def compact(document: Object) -> Object:
-    """A closed Experiment without its evidence: one planned block, no finished one, no votes; what it held, in one sum.
-
-    The sum is booked as one loss, so that budget and bank come out the same to the last digit.
-    """
-    spec, status = document["spec"], document["status"]
-    blocks = [*(status.get("blocks") or ()), *(status.get("holdouts") or ())]
-    held_s = _sum_held(blocks) + _sum_held(status.get("losses") or ())
-    kept = {name: status[name] for name in ("closedAt", "applications") if name in status}
-    kept["verdict"] = {name: part for name, part in status["verdict"].items() if name not in ("votes", "vetoes")}
-    if held_s:
-        name = document["metadata"]["name"]
-        kept["losses"] = [{"run": name, "startedAt": status["closedAt"], "heldDeviceSeconds": repr(held_s)}]
-    return {
-        "metadata": {"name": document["metadata"]["name"]},
-        "spec": {name: part for name, part in spec.items() if name != "observation"} | {"blocks": spec["blocks"][:1]},
-        "status": kept,
-    }
-
-
-def _sum_held(parts: Iterable[Mapping[str, Any]]) -> float:
-    return sum(float(part["heldDeviceSeconds"]) for part in parts)
-
-
-@lru_cache(maxsize=4096)
-def expand(text: bytes) -> StoredExperiment | Unreadable:
-    """The experiment that a compact object holds. Kin share them, so those in use are kept parsed."""
-    return read_experiment(json.loads(text))

@@ -5,7 +5,7 @@ name, or appended with the version that was read. Where an answer is lost or som
 again: what is there already with the same content is no error, other content is refused, nothing is ever overwritten.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import inf
 
 from amdahl_loop.adapters.kube.client import ApiUnavailable, KubeClient, Refused
@@ -56,8 +56,11 @@ class KubeLedger:
         self._index = index
         self._clock = clock
         self._recalled: dict[str, StoredExperiment] = {}
+        self._own: tuple[str, Sequence[StoredExperiment]] | None = None
         self.seen = seen
         """The job as it stands after this pass's own writes."""
+        self.has_kin = True
+        """Whether other jobs' experiments are recalled too."""
 
     # --- reading ------------------------------------------------------------------------------------------------------
 
@@ -67,10 +70,9 @@ class KubeLedger:
         What is open or in force is read live, the rest comes from the index. Closed experiments are compact: without
         blocks and votes. Of other jobs' experiments the newest answer to each question and the latest few are recalled.
         """
-        index, namespace = self._index, self.seen.namespace
-        own = [found for key in index.of_job(namespace, job_uid) if (found := await self._read(key)) is not None]
-        self._recalled = {stored.experiment.name: stored for stored in own}
-        kin = [index.recall(key) for key in index.of_kin(namespace, job_uid, fingerprint, family)]
+        own = await self._read_own(job_uid)
+        asked = (self.seen.namespace, job_uid, fingerprint, family)
+        kin = [self._index.recall(key) for key in self._index.of_kin(*asked)] if self.has_kin else ()
         known = [*own, *(stored for stored in kin if isinstance(stored, StoredExperiment))]
         known.sort(key=_closing_s)
         applications = [application for stored in own for application in stored.applications]
@@ -92,6 +94,16 @@ class KubeLedger:
             ),
         )
 
+    async def recall_own(self, job_uid: str) -> JobMemory:
+        """The part of it that the job's own experiments make; read once a pass, and again after a write."""
+        own = await self._read_own(job_uid)
+        applications = [application for stored in own for application in stored.applications]
+        return JobMemory(
+            observations=self._observations(job_uid),
+            experiments=tuple(stored.experiment for stored in sorted(own, key=_closing_s)),
+            applications=tuple(sorted(applications, key=lambda application: application.at_s)),
+        )
+
     async def experiments(self) -> tuple[Experiment, ...]:
         """Every experiment of the job's namespace with all its evidence, oldest first; read live."""
         listed = self._client.list(Kind.EXPERIMENT, self.seen.namespace, limit=PAGE)
@@ -105,6 +117,14 @@ class KubeLedger:
             return ()
         observation = read_observation(reported, self.seen.job)
         return () if isinstance(observation, Malformed) else (observation,)
+
+    async def _read_own(self, job_uid: str) -> Sequence[StoredExperiment]:
+        """A job's own experiments, oldest first, as they stand after this pass's own writes."""
+        if self._own is None or self._own[0] != job_uid:
+            keys = self._index.of_job(self.seen.namespace, job_uid)
+            self._own = job_uid, [found for key in keys if (found := await self._read(key)) is not None]
+            self._recalled = {stored.experiment.name: stored for stored in self._own[1]}
+        return self._own[1]
 
     async def _read(self, key: Key) -> StoredExperiment | None:
         """An own experiment: live where that may matter, else compact; None where it is gone."""
@@ -129,6 +149,7 @@ class KubeLedger:
 
     async def add_plan(self, plan: Plan) -> None:
         """Create the plan's Experiment; the same plan twice is no error, another one under its name is."""
+        self._own = None
         key = Key(self.seen.namespace, plan.name)
         body = render(plan, key.namespace, self.seen.status.observation)
         self._index.expect(key, plan.job_uid)
@@ -246,6 +267,7 @@ class KubeLedger:
 
     async def _change(self, experiment: str, change: Change) -> None:
         """Read, change, write with the version that was read; again where somebody was faster or an answer was lost."""
+        self._own = None
         key = Key(self.seen.namespace, experiment)
         for _ in range(TRIES):
             document = await self._get(key)

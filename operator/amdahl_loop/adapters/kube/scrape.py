@@ -4,8 +4,9 @@
 into frozen counters, and refused with a reason where a number is missing, negative, not finite or absurdly large.
 """
 
+import contextlib
 import math
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,6 +18,8 @@ from amdahl_loop.domain.telemetry import PHASES, Malformed, Phase
 MAX_METRICS_BYTES = 256 * 1024
 """Ours are 4 KiB; a program that serves its own metrics beside them stays below this."""
 SCRAPE_S = 5.0
+SCRAPES = 64
+"""Pods that are asked at the same time; a connection serves once, or two thousand of them would stay open."""
 MOST = 1e12
 """No counter of ours can be larger: 30,000 years in seconds."""
 MAX_WORLD = 1_000_000
@@ -55,15 +58,28 @@ class Fetch(Protocol):
         """The text that is served at `/metrics`, or why there is none."""
 
 
+@contextlib.asynccontextmanager
+async def open_scrapes() -> AsyncIterator[Fetch]:
+    """A way to read the metrics of many pods, so many at once, for as long as the context lasts."""
+    timeout, connector = aiohttp.ClientTimeout(total=SCRAPE_S), aiohttp.TCPConnector(limit=SCRAPES, force_close=True)
+    async with aiohttp.ClientSession(timeout=timeout, connector=connector) as session:
+
+        async def fetch(address: str, port: int) -> str | Malformed:
+            return await _read(session, address, port)
+
+        yield fetch
+
+
 async def fetch_metrics(address: str, port: int) -> str | Malformed:
     """The text at `http://address:port/metrics`, at most `MAX_METRICS_BYTES`; no redirect is followed."""
+    async with open_scrapes() as fetch:
+        return await fetch(address, port)
+
+
+async def _read(session: aiohttp.ClientSession, address: str, port: int) -> str | Malformed:
     host = f"[{address}]" if ":" in address else address
-    timeout = aiohttp.ClientTimeout(total=SCRAPE_S)
     try:
-        async with (
-            aiohttp.ClientSession(timeout=timeout) as session,
-            session.get(f"http://{host}:{port}/metrics", allow_redirects=False) as response,
-        ):
+        async with session.get(f"http://{host}:{port}/metrics", allow_redirects=False) as response:
             if response.status != 200:
                 return Malformed(reason=f"/metrics answered {response.status}")
             content = b""

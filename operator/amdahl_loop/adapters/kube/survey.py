@@ -4,7 +4,6 @@ Needs get and list of our three kinds, which the chart adds to the cluster's own
 """
 
 import asyncio
-import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 from math import inf
@@ -22,8 +21,6 @@ from amdahl_loop.ports import Clock
 
 PARALLEL_READS = 8
 """Open experiments, and those in force, are read live; so many at the same time."""
-
-_log = logging.getLogger("amdahl_loop")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,10 +85,7 @@ class Records:
         """List them; what nobody could have written is passed over, as the operator does."""
         index = ExperimentIndex()
         async for document in client.list(Kind.EXPERIMENT, namespace, limit=PAGE):
-            try:
-                index.learn(document)
-            except (KeyError, TypeError, ValueError, AttributeError) as error:
-                _log.warning("Experiment %s/%s is passed over: %r", *key_of(document), error)
+            index.hear(document)
         return cls(client, index, clock)
 
     async def recall(self, seen: SeenJob, fingerprint: str, family: str) -> JobMemory:

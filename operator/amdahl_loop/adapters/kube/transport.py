@@ -4,11 +4,11 @@ The only place that imports the Kubernetes client library. It gives connections,
 plugins; which requests are sent, and how often, is `client.py`'s answer.
 """
 
-import json
 import os
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
@@ -17,6 +17,7 @@ from urllib.request import getproxies, proxy_bypass
 import aiohttp
 from kubernetes.aio.client import ApiClient, Configuration
 from kubernetes.aio.config import ConfigException, list_kube_config_contexts, load_incluster_config, load_kube_config
+from pydantic_core import from_json
 from yaml import YAMLError
 
 from amdahl_loop import __version__
@@ -26,8 +27,15 @@ USER_AGENT = f"amdahl-loop/{__version__}"
 CONNECT_S = 5.0
 ANSWER_S = 30.0
 """Longest wait for an answer: the server itself gives up a request after 60 s, and a list page takes far less."""
+SILENCE_S = 150.0
+"""Longest silence of a watch: the server marks its place about once a minute, however little happens."""
+WHOLE = "application/json"
+BARE = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
+BARE_LIST = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
+"""What is asked for: whole objects, or their metadata alone."""
 
-
+_UNPACKED = {"Accept-Encoding": "identity"}
+"""The server would pack each page of a list, at more CPU time on both sides than the way within a cluster is worth."""
 _POD_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 
 
@@ -48,6 +56,7 @@ class Request:
     query: tuple[tuple[str, str], ...] = ()
     body: Object | None = None
     content_type: str = "application/json"
+    accept: str = WHOLE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,17 +95,8 @@ class KubeTransport:
 
     async def send(self, request: Request) -> Answer:
         """Send it once, as the user of the configuration."""
-        headers = {"Accept": "application/json", "Content-Type": request.content_type}
         try:
-            call = await self._api.param_serialize(
-                request.method,
-                request.path,
-                query_params=list(request.query),
-                header_params=headers,
-                body=request.body,
-                auth_settings=["BearerToken"],
-            )
-            response = await self._api.call_api(*call, _request_timeout=self._timeout)
+            response = await self._call(request, self._timeout)
             content = await response.read()
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise UnreachableError(f"{type(error).__name__}: {error}") from error
@@ -106,6 +106,36 @@ class KubeTransport:
             retry_after_s=_parse_retry_after_s(response.headers.get("Retry-After")),
             at_s=_parse_date_s(response.headers.get("Date")),
         )
+
+    async def stream(self, request: Request) -> AsyncIterator[Object]:
+        """The events of a watch until the server ends it; a refusal is one event `ERROR` with the server's `Status`."""
+        timeout = aiohttp.ClientTimeout(total=None, connect=CONNECT_S, sock_read=SILENCE_S)
+        response: Any = None
+        try:
+            response = (await self._call(request, timeout)).response
+            if response.status != HTTPStatus.OK:
+                yield {"type": "ERROR", "object": _parse(await response.read())}
+                return
+            async for line in response.content:
+                yield _parse(line)
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise UnreachableError(f"{type(error).__name__}: {error}") from error
+        finally:
+            if response is not None:
+                if response.connection is not None and response.connection.transport is not None:
+                    response.connection.transport.abort()  # a farewell would outlive the loop that is being closed
+                response.close()
+
+    async def _call(self, request: Request, timeout: aiohttp.ClientTimeout) -> Any:
+        """The library's response, not read yet. Our bodies are plain JSON: the library need not look through them."""
+        method, url, headers, _, posted = await self._api.param_serialize(
+            request.method,
+            request.path,
+            query_params=list(request.query),
+            header_params={"Accept": request.accept, "Content-Type": request.content_type, **_UNPACKED},
+            auth_settings=["BearerToken"],
+        )
+        return await self._api.call_api(method, url, headers, request.body, posted, _request_timeout=timeout)
 
     async def close(self) -> None:
         """Close every connection."""
@@ -163,7 +193,7 @@ def _default_kubeconfig(environ: Mapping[str, str]) -> str:
 def _parse(content: bytes) -> Object:
     """The body as JSON; what a proxy in between may have written instead becomes a message."""
     try:
-        body = json.loads(content) if content else {}
+        body = from_json(content) if content else {}
     except ValueError:
         return {"message": content[:500].decode(errors="replace")}
     return body if isinstance(body, dict) else {"message": str(body)[:500]}

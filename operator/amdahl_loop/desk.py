@@ -1,0 +1,157 @@
+"""What do events touch? The queue, the jobs that are known, the policies in force and the memory of experiments.
+
+An event only says that a job may have to be looked at. One that tells what the operator itself has just written says
+nothing new: whoever wrote it has decided on what comes next.
+"""
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple, Self
+
+from amdahl_loop.adapters.kube.client import ApiUnavailable, KubeClient
+from amdahl_loop.adapters.kube.closed import check
+from amdahl_loop.adapters.kube.index import Key, key_of
+from amdahl_loop.adapters.kube.kinds import Kind, Object
+from amdahl_loop.adapters.kube.policies import read_policy
+from amdahl_loop.adapters.kube.transport import Request
+from amdahl_loop.domain.children import JOB_LABEL
+from amdahl_loop.recollection import JobKey, Recollection
+from amdahl_loop.workqueue import Pass, WorkQueue
+
+ECHOES = 4096
+"""Writes whose events may still be on their way; an older one that comes after all costs one more look."""
+_ECHOING = (Kind.TRAINING_JOB.value.kind, Kind.JOB.value.kind)
+
+
+@dataclass
+class Roster:
+    """The TrainingJobs that were seen and not yet deleted: whom a change of a policy concerns."""
+
+    keys: set[JobKey] = field(default_factory=set)
+
+    def of(self, namespace: str) -> list[JobKey]:
+        """The jobs of a namespace, by name."""
+        return sorted(key for key in self.keys if key.namespace == namespace)
+
+
+@dataclass
+class Pulse:
+    """When the operator last did something; the kubelet restarts one that only seems to live."""
+
+    clock: Callable[[], float] = time.monotonic
+    at_s: float = field(default_factory=time.monotonic)
+
+    def beat(self) -> None:
+        """Something was done."""
+        self.at_s = self.clock()
+
+    @property
+    def age_s(self) -> float:
+        """Seconds since something was done."""
+        return self.clock() - self.at_s
+
+
+class Version(NamedTuple):
+    """One object as it was at one moment; without a UID where it is gone."""
+
+    uid: str
+    resource_version: str
+
+    @classmethod
+    def of(cls, document: Object, is_gone: bool = False) -> Self:
+        """The version that an object or an event tells of."""
+        metadata = document["metadata"]
+        return cls("" if is_gone else str(metadata.get("uid", "")), str(metadata.get("resourceVersion", "")))
+
+
+class Echoes:
+    """TrainingJobs and Jobs that the operator has written, and whose events have not come yet."""
+
+    def __init__(self) -> None:
+        self._written: OrderedDict[Version, None] = OrderedDict()
+
+    def note(self, request: Request, answer: Object) -> None:
+        """The operator was answered by an object. A patch that changed nothing left somebody else's version."""
+        metadata = answer.get("metadata") or {}
+        before = ((request.body or {}).get("metadata") or {}).get("resourceVersion")
+        is_new = request.method == "POST" or before not in (None, metadata.get("resourceVersion"))
+        if is_new and answer.get("kind") in _ECHOING:
+            self._written[Version.of(answer)] = None
+            if len(self._written) > ECHOES:
+                self._written.popitem(last=False)
+
+    def take(self, version: Version) -> bool:
+        """Whether an event only tells of such a write; it is expected once."""
+        return self._written.pop(version, version) is None
+
+
+class Desk:
+    """What events touch. Those of a job whose pass runs are weighed after it, once its own writes are known."""
+
+    def __init__(
+        self, client: KubeClient, recollection: Recollection, echoes: Echoes, advance: Pass[JobKey], workers: int
+    ) -> None:
+        self.recollection, self.pulse, self.roster = recollection, Pulse(), Roster()
+        self.queue = WorkQueue(self._attend, workers)
+        self._client, self.echoes, self._advance = client, echoes, advance
+        self._meanwhile: dict[JobKey, list[Version]] = {}
+
+    async def _attend(self, key: JobKey) -> float | None:
+        """One pass over a job; what came in meanwhile asks for another, unless it was the pass's own doing."""
+        self.pulse.beat()
+        seen = self._meanwhile[key] = []
+        try:
+            return await self._advance(key)
+        finally:
+            del self._meanwhile[key]
+            for version in seen:
+                self._wake(key, version)
+
+    def see_job(self, document: Object, is_gone: bool) -> None:
+        """A TrainingJob was made, changed or deleted."""
+        key = JobKey(*key_of(document))
+        (self.roster.keys.discard if is_gone else self.roster.keys.add)(key)
+        self._wake(key, Version.of(document, is_gone))
+
+    def see_child(self, document: Object, is_gone: bool) -> None:
+        """Something of a job changed."""
+        metadata = document["metadata"]
+        job = (metadata.get("labels") or {}).get(JOB_LABEL)
+        if job:
+            self._wake(JobKey(metadata["namespace"], job), Version.of(document, is_gone))
+
+    async def see_experiment(self, document: Object, is_gone: bool) -> None:
+        """An open Experiment was made or changed, or is gone: closed or deleted, which only a read can say."""
+        key, index = key_of(document), self.recollection.index
+        if not is_gone and index.hear(document):
+            self.see_ledger(key, index.job_of(key))
+        elif is_gone:
+            try:
+                await check(self._client, index, key, self.see_ledger)
+            except ApiUnavailable:
+                index.doubt(key)  # whoever wants to know reads it
+                self.see_ledger(key, index.job_of(key))
+
+    def see_ledger(self, key: Key, job: str) -> None:
+        """What a job may decide by has changed."""
+        if job:
+            self.queue.add(JobKey(key.namespace, job))
+
+    def see_policy(self, document: Object, is_gone: bool) -> None:
+        """A TuningPolicy was made, changed or deleted: every job of its namespace is looked at."""
+        namespace, name = key_of(document)
+        known = self.recollection.policies.setdefault(namespace, {})
+        if is_gone:
+            known.pop(name, None)
+        else:
+            known[name] = read_policy(namespace, name, document.get("spec") or {})
+        for key in self.roster.of(namespace):
+            self.queue.add(key)
+
+    def _wake(self, key: JobKey, version: Version) -> None:
+        if key in self._meanwhile:
+            self._meanwhile[key].append(version)
+        elif not self.echoes.take(version):
+            self.queue.add(key)

@@ -11,28 +11,34 @@ peak      the most memory that the process held after that start
 idle      writes a second when nothing happens
 tick      CPU time of the process for each pass, while idle jobs are woken one after another
 event     from a changed spec to the status that speaks of it, ten jobs a second at random, as an outside watch sees it
+cpu       of operator, API server, etcd, kwok and the benchmark itself, while new and known jobs settle
+
+Everything is printed, and written to `--figures` as JSON, as soon as it is known. A phase that takes longer than
+`--limit-s` ends its size, with what was found until then; the next size follows.
 """
 
 import argparse
 import asyncio
 import contextlib
+import json
 import os
 import random
 import socket
 import statistics
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "judge"))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
 
 import counters
+import machine
 from census import JOBS, Census
 from fleet import Member, Object, Role, enrol, finished_status, make_experiments, make_job, make_pod, running_status
-from server import MERGE, Server, for_all
+from server import MERGE, Server, ServerError, for_all
 from subject import Span, Subject
 
 from amdahl_loop.domain.api.timestamps import to_timestamp
@@ -42,37 +48,32 @@ from testbed.cluster import Cluster, plan_for_session, started
 from testbed.simulated import simulated_nodes
 
 PODS_PER_NODE = 100
-LIMIT_S = 3600.0
-"""A bound on hanging."""
 CALM_S = 20.0
 TOUCHES, TOUCHES_PER_S = 300, 10
 WOKEN = 2000
 
 
-@dataclass(frozen=True)
-class Figures:
-    """What one size has shown."""
-
-    jobs: int
-    experiments: int
-    pods: int
-    new_s: float
-    known_s: float
-    peak_mib: float
-    idle: Span
-    woken: Span
-    latencies_s: list[float]
+Figures = dict[str, Any]
+"""What one size has shown so far, by name, with units in the names."""
 
 
 def main() -> int:
-    """Measure each size, print the table as it grows."""
+    """Measure each size, print the table and write the figures as they grow."""
     options = _parse()
-    print(describe_machine(), flush=True)
-    rows = []
+    machine = describe_machine()
+    print(machine, flush=True)
+    rows: list[Figures] = []
     for jobs in options.jobs:
-        rows.append(measure(jobs, options.experiments, options.keep, options.idle_s))
+        rows.append({})
+
+        def save(row: Figures) -> None:
+            rows[-1] = row
+            options.figures.parent.mkdir(parents=True, exist_ok=True)
+            options.figures.write_text(json.dumps({"machine": machine, "sizes": rows}, indent=1))
+
+        measure(jobs, options, save)
         print(render(rows), flush=True)
-    return 0
+    return 0 if all(row["ended"] == "" for row in rows) else 1
 
 
 def _parse() -> argparse.Namespace:
@@ -80,58 +81,85 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, nargs="+", default=[1000, 3000, 10000], help="sizes, one after another")
     parser.add_argument("--experiments", type=int, default=5, help="closed experiments for each job")
     parser.add_argument("--idle-s", type=float, default=120.0, help="how long nothing is done to see that nothing is")
+    parser.add_argument("--limit-s", type=float, default=600.0, help="longest that one phase may take")
     parser.add_argument("--keep", type=Path, default=Path("build/scale"), help="folder for logs")
+    parser.add_argument("--figures", type=Path, default=Path("build/scale/figures.json"), help="where JSON goes")
     return parser.parse_args()
 
 
-def measure(jobs: int, experiments: int, logs: Path, idle_s: float) -> Figures:
-    """One size, on a control plane of its own."""
+def measure(jobs: int, options: argparse.Namespace, save: Callable[[Figures], None]) -> None:
+    """One size, on a control plane of its own; a phase that takes too long, or a server that fails, ends it."""
+    logs: Path = options.keep
     logs.mkdir(parents=True, exist_ok=True)
     members = enrol(jobs)
     nodes = 1 + sum(member.role is Role.RUNNING for member in members) // PODS_PER_NODE
+    figures: Figures = {"jobs": jobs, "experiments": jobs * options.experiments, "ended": "not yet"}
+    print(f"{jobs} jobs", flush=True)
     with started(plan_for_session(api_only=True)) as cluster:
         define(cluster)
-        with simulated_nodes(cluster, nodes, 8, logs / f"kwok-{jobs}.log", pod_address=counters.ADDRESS) as names:
-            return asyncio.run(Scene(cluster, members, names, logs, idle_s).play(experiments))
+        log = logs / f"kwok-{jobs}.log"
+        with simulated_nodes(cluster, nodes, 8, log, pod_address=counters.ADDRESS) as names:
+            scene = Scene(cluster, members, names, options, figures, save)
+            try:
+                asyncio.run(scene.play())
+                figures["ended"] = ""
+            except (TimeoutError, ServerError, OSError, RuntimeError) as error:
+                figures["ended"] = f"{type(error).__name__}: {error}"[:500]
+                print(f"  ended early: {figures['ended']}", flush=True)
+            save(figures)
 
 
 class Scene:
     """One fleet on one API server."""
 
-    def __init__(self, cluster: Cluster, members: list[Member], nodes: list[str], logs: Path, idle_s: float) -> None:
-        self.cluster, self.members, self.nodes, self.logs, self.idle_s = cluster, members, nodes, logs, idle_s
+    def __init__(
+        self,
+        cluster: Cluster,
+        members: list[Member],
+        nodes: list[str],
+        options: argparse.Namespace,
+        figures: Figures,
+        save: Callable[[Figures], None],
+    ) -> None:
+        self.cluster, self.members, self.nodes = cluster, members, nodes
+        self.options, self.figures, self.save = options, figures, save
         self.census = Census()
         self.draw = random.Random(0)
 
-    async def play(self, experiments: int) -> Figures:
+    def tell(self, **found: Any) -> None:
+        """Note what has been found."""
+        self.figures |= found
+        self.save(self.figures)
+
+    async def play(self) -> None:
         """All phases, in order."""
         async with Server(self.cluster.admin.kubeconfig) as self.server, contextlib.AsyncExitStack() as stack:
             await stack.enter_async_context(await counters.serve())
-            version = await self.load(experiments)
+            version = await self.load(self.options.experiments)
             following = asyncio.create_task(self.census.follow(self.server, version))
             with self.subject() as subject:
-                new_s = await self.settle(subject)
-                await self.give_pods()
-                idle = await self.rest(subject)
-                woken = await self.wake(subject)
-                latencies = await self.touch()
+                self.tell(new=await self.settle(subject))
+                self.tell(pods=await self.give_pods())
+                self.tell(idle=describe(await self.rest(subject)))
+                self.tell(woken=describe(await self.wake(subject)))
+                self.tell(latencies_s=[round(latency_s, 3) for latency_s in await self.touch()])
+                self.tell(worked_peak_mib=round(subject.peak_mib, 1))
             await self.change_all()
             with self.subject() as subject:
-                known_s = await self.settle(subject)
-                await subject.read()
-                peak_mib = subject.peak_mib
+                self.tell(known=await self.settle(subject))
             following.cancel()
-        pods = sum(member.role is Role.RUNNING for member in self.members)
-        count = len(self.members)
-        return Figures(count, experiments * count, pods, new_s, known_s, peak_mib, idle, woken, latencies)
 
     @contextlib.contextmanager
     def subject(self) -> Iterator[Subject]:
         """The operator's process. Its jobs only compute, so that it finds nothing to try."""
         port = free_port()
-        log = self.logs / f"operator-{len(self.members)}.log"
+        log = self.options.keep / f"operator-{len(self.members)}.log"
         with operator(self.cluster.admin.kubeconfig, log, METRICS_PORT=str(port)) as process:
             yield Subject(process, port)
+
+    def read_servers(self) -> dict[str, float]:
+        """CPU of the servers so far."""
+        return machine.read_servers(self.cluster.admin.kubeconfig.parent)
 
     # --- phases -------------------------------------------------------------------------------------------------------
 
@@ -165,17 +193,24 @@ class Scene:
         await self.server.send("POST", path, body)
         await self.server.send("PATCH", f"{path}/{body['metadata']['name']}/status", status, MERGE)
 
-    async def settle(self, subject: Subject) -> float:
-        """Seconds since the operator's start until every status speaks of its job's spec."""
-        begun_s, loop_s = time.monotonic(), asyncio.get_running_loop().time()
-        done_s = await self.census.wait(lambda: not self.census.untold, LIMIT_S, "every job has a status for its spec")
+    async def settle(self, subject: Subject) -> Figures:
+        """Seconds since the operator's start until every status speaks of its job's spec; and what that took."""
+        begun_s, loop_s, before = time.monotonic(), asyncio.get_running_loop().time(), self.read_servers()
+        what = "every job has a status for its spec"
+        done_s = await self.census.wait(lambda: not self.census.untold, self.options.limit_s, what)
         reading = await subject.read()
-        say(f"settled; peak {subject.peak_mib:.0f} MiB, {reading.cpu_s:.1f} s CPU, {reading.ticks:.0f} passes, "
-            f"requests {dict(reading.requests)}", begun_s)  # fmt: skip
-        return done_s - loop_s
+        found = {
+            "seconds": round(done_s - loop_s, 2),
+            "peak_mib": round(subject.peak_mib, 1),
+            "passes": reading.ticks,
+            "requests": dict(reading.requests),
+            "cpu_s": {machine.OPERATOR: round(reading.cpu_s, 2)} | machine.between(before, self.read_servers()),
+        }
+        say(f"settled: {found}", begun_s)
+        return found
 
-    async def give_pods(self) -> None:
-        """Play the Job controller: one fifth gets pods, three fifths are over."""
+    async def give_pods(self) -> int:
+        """Play the Job controller: one fifth gets pods, three fifths are over; returns how many pods there are."""
         begun_s, now = time.monotonic(), to_timestamp(float(int(time.time())))
         roles = {(member.namespace, member.name): member.role for member in self.members}
 
@@ -192,6 +227,7 @@ class Scene:
 
         await for_all([job async for job in self.list_jobs()], act)
         say("Jobs have pods or are over", begun_s)
+        return sum(role is Role.RUNNING for role in roles.values())
 
     async def list_jobs(self) -> AsyncIterator[Object]:
         """The Jobs that the operator has created."""
@@ -208,11 +244,13 @@ class Scene:
         """Wait until every running job has been measured and nothing is written, then look on."""
         begun_s = time.monotonic()
         running = {(m.namespace, m.name) for m in self.members if m.role is Role.RUNNING}
-        await self.census.wait(lambda: running <= self.census.observed, LIMIT_S, "running jobs have been measured")
+        what = "running jobs have been measured"
+        await self.census.wait(lambda: running <= self.census.observed, self.options.limit_s, what)
         say("every running job has been measured", begun_s)
         while (await self.look_on(subject, CALM_S)).writes_per_s:
-            pass
-        span = await self.look_on(subject, self.idle_s)
+            if time.monotonic() - begun_s > 2 * self.options.limit_s:
+                raise TimeoutError("the operator does not come to rest")
+        span = await self.look_on(subject, self.options.idle_s)
         say(f"idle: {span.ticks:.0f} passes, {span.cpu_s:.1f} s CPU, requests {span.requests}", begun_s)
         return span
 
@@ -231,6 +269,8 @@ class Scene:
         note = {"metadata": {"annotations": {"example.com/woken": "now"}}}
         await for_all(woken, lambda member: self.patch(member, note))
         while (last := await subject.read()).ticks - first.ticks < len(woken) or last.oldest_s > 1.0:
+            if time.monotonic() - begun_s > self.options.limit_s:
+                raise TimeoutError("woken jobs are not all looked at")
             await asyncio.sleep(0.5)
         span = Span(first, last)
         say(f"{len(woken)} jobs woken: {span.ticks:.0f} passes, {span.cpu_s:.1f} s CPU, {span.requests}", begun_s)
@@ -246,7 +286,7 @@ class Scene:
             answer = await self.patch(member, ahead(number))
             at_s, generation = loop.time(), int(answer["metadata"]["generation"])
             what = f"{key} has a status for generation {generation}"
-            await self.census.wait(lambda: self.census.told.get(key, 0) >= generation, LIMIT_S, what)
+            await self.census.wait(lambda: self.census.told.get(key, 0) >= generation, self.options.limit_s, what)
             return max(0.0, self.census.told_at_s[key] - at_s)
 
         for number, member in enumerate(self.draw.choices(self.members, k=min(TOUCHES, len(self.members)))):
@@ -260,7 +300,9 @@ class Scene:
         """Change every spec while no operator is there."""
         begun_s = time.monotonic()
         await for_all(self.members, lambda member: self.patch(member, ahead(500)))
-        await self.census.wait(lambda: self.census.untold == len(self.members), LIMIT_S, "every change is seen")
+        await self.census.wait(
+            lambda: self.census.untold == len(self.members), self.options.limit_s, "every change is seen"
+        )
         say("every spec changed", begun_s)
 
     async def patch(self, member: Member, body: Object) -> Object:
@@ -286,24 +328,35 @@ def say(what: str, begun_s: float) -> None:
     print(f"  {time.monotonic() - begun_s:7.1f} s  {what}", flush=True)
 
 
+def describe(span: Span) -> Figures:
+    """What lay between two readings, in figures."""
+    return {
+        "seconds": round(span.seconds, 1),
+        "passes": span.ticks,
+        "cpu_ms_per_pass": round(span.cpu_ms_per_tick, 2),
+        "cpu_share": round(span.cpu_s / span.seconds, 4),
+        "writes_per_s": round(span.writes_per_s, 3),
+        "requests": span.requests,
+    }
+
+
 def render(rows: list[Figures]) -> str:
-    """The table."""
-    lines = [
-        "| jobs | experiments | pods | new s | known s | peak MiB | idle writes/s | tick ms | event p50 s | p99 s |"
-    ]
-    lines.append("|" + " --- |" * 10)
+    """The table; what was not reached is left open."""
+    times = ("new s", "known s", "peak MiB", "idle writes/s", "tick ms", "event p50 s", "p99 s")
+    heads = ("jobs", "experiments", "pods", *times)
+    lines = ["| " + " | ".join(heads) + " |", "|" + " --- |" * len(heads)]
     for row in rows:
+        latencies_s = row.get("latencies_s") or [float("nan")]
         cells = [
-            f"{row.jobs:,}",
-            f"{row.experiments:,}",
-            f"{row.pods:,}",
-            f"{row.new_s:.1f}",
-            f"{row.known_s:.1f}",
-            f"{row.peak_mib:.0f}",
-            f"{row.idle.writes_per_s:.2f}",
-            f"{row.woken.cpu_ms_per_tick:.2f}",
-            f"{statistics.median(row.latencies_s):.2f}",
-            f"{row.latencies_s[int(0.99 * (len(row.latencies_s) - 1))]:.2f}",
+            f"{row['jobs']:,}",
+            f"{row['experiments']:,}",
+            f"{row.get('pods', 0):,}",
+            *(f"{row.get(name, {}).get('seconds', float('nan')):.1f}" for name in ("new", "known")),
+            f"{max((row.get(name, {}).get('peak_mib', 0) for name in ('new', 'known')), default=0):.0f}",
+            f"{row.get('idle', {}).get('writes_per_s', float('nan')):.2f}",
+            f"{row.get('woken', {}).get('cpu_ms_per_pass', float('nan')):.2f}",
+            f"{statistics.median(latencies_s):.2f}",
+            f"{latencies_s[int(0.99 * (len(latencies_s) - 1))]:.2f}",
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)

@@ -1,7 +1,6 @@
 """What does the operator's process use, and what does it say of itself?"""
 
 import asyncio
-import os
 import re
 import subprocess
 from collections import Counter
@@ -9,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import aiohttp
+from machine import cpu_s
 
-_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 _REQUEST = re.compile(r'^amdahl_loop_api_requests_total\{code="(\d+)",verb="(\w+)"\} (\S+)', re.MULTILINE)
 _TICK = re.compile(r"^amdahl_loop_ticks_total\{[^}]*\} (\S+)", re.MULTILINE)
 _OLDEST = re.compile(r"^amdahl_loop_queue_oldest_seconds (\S+)", re.MULTILINE)
@@ -86,8 +85,7 @@ class Subject:
     @property
     def cpu_s(self) -> float:
         """CPU seconds so far."""
-        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / _TICKS_PER_S
+        return cpu_s(self.process.pid)
 
     async def read(self) -> Reading:
         """Counters, once the operator serves them."""

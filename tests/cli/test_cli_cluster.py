@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from amdahl_loop.adapters.kube.client import KubeClient
-from amdahl_loop.adapters.kube.rows import compact
 from amdahl_loop.adapters.kube.restore import build_piece
+from amdahl_loop.adapters.kube.rows import compact
 from amdahl_loop.adapters.kube.transport import AccessError, Answer, Request, UnreachableError
 from amdahl_loop.adapters.sqlite.entries import Body, Closed, Measured, Observed, render_export
 from amdahl_loop.cli.transfer import KnownJob, gather_experiments, list_bodies

@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import sys
+import time
 
 EVENTS = ("open", "os.mkdir", "os.rename", "shutil.rmtree")
 
@@ -24,6 +25,8 @@ def install():
             if home and wanted.fullmatch(f"{event} {path.lstrip('/')}"):
                 for pid in pids:
                     os.kill(pid, signal.SIGKILL)
+                while os.getppid() == pids[0]:  # a process that is killed takes a moment to die
+                    time.sleep(0.001)
 
     sys.addaudithook(watch)
 

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.checkpoint import CheckpointException
+from torch.distributed.checkpoint.api import CheckpointException
 
 from amdahl_trainer import ckpt_dcp, ckpt_folder, ckpt_state
 from amdahl_trainer import config as configs

@@ -29,7 +29,7 @@ from torch.distributed.checkpoint.storage import WriteResult
 
 from amdahl_trainer import ckpt_folder as folder
 from amdahl_trainer.ckpt_folder import CheckpointError, FileSum, Meta
-from amdahl_trainer.ckpt_state import State
+from amdahl_trainer.ckpt_state import State, by_part
 
 Mode = Literal["thread", "process"]
 
@@ -132,7 +132,7 @@ def _is_format(name: str) -> bool:
 def save(state: State, writer: Writer, group: dist.ProcessGroup | None) -> None:
     """Write and commit before returning, on all ranks. Raises dcp.CheckpointException."""
     _say_alone_on_purpose()
-    dcp.save(dict(state), storage_writer=writer, process_group=group, no_dist=group is None)
+    dcp.save(by_part(state), storage_writer=writer, process_group=group, no_dist=group is None)
 
 
 class Behind:
@@ -162,7 +162,7 @@ class Behind:
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
         try:
             future = dcp.async_save(
-                dict(state),
+                by_part(state),
                 storage_writer=writer,
                 process_group=self._group,
                 async_checkpointer_type=kind,
@@ -178,7 +178,7 @@ class Behind:
 def load(state: State, reader: Reader, group: dist.ProcessGroup | None) -> None:
     """Fill the tensors of a state from a checkpoint, each rank its own parts. Raises dcp.CheckpointException."""
     _say_alone_on_purpose()
-    dcp.load(dict(state), storage_reader=reader, process_group=group, no_dist=group is None)
+    dcp.load(by_part(state), storage_reader=reader, process_group=group, no_dist=group is None)
 
 
 def open_group(mode: Mode, world: int) -> dist.ProcessGroup | None:

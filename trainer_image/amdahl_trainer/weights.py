@@ -140,7 +140,8 @@ def export(checkpoint: Path, target: Path, dtype: str = "float32", shard_bytes: 
         raise ckpt_folder.CheckpointError(found)
     if target.exists() and any(target.iterdir()):
         raise ConfigError(f"{target} is not empty; name a directory that is")
-    config = configs.build({name: value for name, value in meta.config.items() if name in configs.flatten(Config())})
+    known = configs.flatten(Config())
+    config = configs.build({name: str(value) for name, value in meta.config.items() if name in known})
     reader = ckpt_dcp.Reader(checkpoint)
     theirs = names(config.model)
     state = {
@@ -231,7 +232,7 @@ def _places(source: Path) -> dict[str, Path]:
             return dict.fromkeys(file.keys(), source / "model.safetensors")
     except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(
-            f"{source}: no model.safetensors and no index of several that can be read ({error})"
+            f"{source}: neither model.safetensors nor an index of several can be read ({error})"
         ) from error
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 from functools import lru_cache
 from itertools import accumulate
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F  # noqa: N812 (the name every torch reader knows)
@@ -20,11 +20,14 @@ from torch.nn.attention.varlen import varlen_attn
 from amdahl_trainer.documents import Bounds, Documents, Piece, flat, meet, take
 
 #: torch 2.11 has no grouped heads here, 2.13 has.
-_GROUPED = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
+_GROUPED: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
 
 #: Window (left, right) of a query: everything before it, nothing after. Where there are fewer queries than keys the
 #: last query is beside the last key.
 _CAUSAL = (-1, 0)
+
+#: Where sequences laid end to end begin and the last ends (int32, one more than sequences), and the greatest length.
+Ends = tuple[Tensor, int]
 
 
 class Context(Protocol):
@@ -56,23 +59,16 @@ def attend(
     if documents.mask is not None:
         return _scaled_dot_product(q_bshd, k_bsgd, v_bsgd, documents.mask, is_causal=False)
     if can_flash(q_bshd):
-        tokens = (part.flatten(0, 1) for part in (q_bshd, k_bsgd, v_bsgd))
-        return _varlen(*tokens, documents.offsets, documents.offsets, documents.longest, documents.longest).view_as(
-            q_bshd
-        )
-    return attend_apart(q_bshd, k_bsgd, v_bsgd, documents.bounds)
+        q, k, v = (part.flatten(0, 1) for part in (q_bshd, k_bsgd, v_bsgd))
+        ends = documents.offsets, documents.longest
+        return _varlen(q, k, v, ends, ends).view_as(q_bshd)
+    mixed: Tensor = _attend_apart(q_bshd, k_bsgd, v_bsgd, documents.bounds)
+    return mixed
 
 
 def can_flash(q: Tensor) -> bool:
     """Whether variable-length flash attention takes this tensor."""
     return q.is_cuda and q.dtype in {torch.float16, torch.bfloat16}
-
-
-@torch.compiler.disable  # a graph of this loop would be a graph of these documents
-def attend_apart(q_bshd: Tensor, k_bsgd: Tensor, v_bsgd: Tensor, bounds: Bounds) -> Tensor:
-    """Attention with a call for each document."""
-    whole = 0, q_bshd.shape[1]
-    return attend_pieces(q_bshd, k_bsgd, v_bsgd, meet(bounds, whole, whole))
 
 
 def attend_pieces(q_bthd: Tensor, k_bsgd: Tensor, v_bsgd: Tensor, pieces: tuple[Piece, ...]) -> Tensor:
@@ -81,38 +77,39 @@ def attend_pieces(q_bthd: Tensor, k_bsgd: Tensor, v_bsgd: Tensor, pieces: tuple[
     seen = [flat(piece.row, piece.keys, k_bsgd.shape[1]) for piece in pieces]
     keys, values = (take(part.flatten(0, 1), seen) for part in (k_bsgd, v_bsgd))
     if can_flash(q_bthd):
-        (offsets_q, longest_q), (offsets_k, longest_k) = (
-            lay_out(tuple(map(len, parts)), q_bthd.device) for parts in (queries, keys)
-        )
-        packed = (torch.cat(parts) for parts in (queries, keys, values))
-        mixed = _varlen(*packed, offsets_q, offsets_k, longest_q, longest_k)
-    else:
-        mixed = torch.cat([_one_piece(*parts) for parts in zip(queries, keys, values, strict=True)])
-    return mixed.view_as(q_bthd)
+        ends_q, ends_k = (lay_out(tuple(map(len, parts)), q_bthd.device) for parts in (queries, keys))
+        return _varlen(torch.cat(queries), torch.cat(keys), torch.cat(values), ends_q, ends_k).view_as(q_bthd)
+    return torch.cat(list(map(_attend_piece, queries, keys, values))).view_as(q_bthd)
 
 
-def _one_piece(q_mhd: Tensor, k_ngd: Tensor, v_ngd: Tensor) -> Tensor:
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # torch's. A graph of this would be of these documents
+def _attend_apart(q_bshd: Tensor, k_bsgd: Tensor, v_bsgd: Tensor, bounds: Bounds) -> Tensor:
+    """Attention with a call for each document."""
+    whole = 0, q_bshd.shape[1]
+    return attend_pieces(q_bshd, k_bsgd, v_bsgd, meet(bounds, whole, whole))
+
+
+def _attend_piece(q_mhd: Tensor, k_ngd: Tensor, v_ngd: Tensor) -> Tensor:
     """Attention of the last m of n tokens: the last query sees every key, each one before it a key less."""
     m, n = len(q_mhd), len(k_ngd)
     mask = None if m == n else torch.ones(m, n, dtype=torch.bool, device=q_mhd.device).tril(n - m)
-    whole = (part.unsqueeze(0) for part in (q_mhd, k_ngd, v_ngd))
-    return _scaled_dot_product(*whole, mask, is_causal=mask is None).squeeze(0)
+    q, k, v = (part.unsqueeze(0) for part in (q_mhd, k_ngd, v_ngd))
+    return _scaled_dot_product(q, k, v, mask, is_causal=mask is None).squeeze(0)
 
 
 def _scaled_dot_product(q_bshd: Tensor, k_bsgd: Tensor, v_bsgd: Tensor, mask: Tensor | None, is_causal: bool) -> Tensor:
     shared = q_bshd.shape[2] // k_bsgd.shape[2]
     if shared > 1:  # not enable_gqa: only some of torch's kernels have it
         k_bsgd, v_bsgd = (part.repeat_interleave(shared, dim=2) for part in (k_bsgd, v_bsgd))
-    heads_first = (part.transpose(1, 2) for part in (q_bshd, k_bsgd, v_bsgd))
-    return F.scaled_dot_product_attention(*heads_first, attn_mask=mask, is_causal=is_causal).transpose(1, 2)
+    q, k, v = (part.transpose(1, 2) for part in (q_bshd, k_bsgd, v_bsgd))
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal).transpose(1, 2)
 
 
-def _varlen(
-    q_thd: Tensor, k_tgd: Tensor, v_tgd: Tensor, offsets_q: Tensor, offsets_k: Tensor, longest_q: int, longest_k: int
-) -> Tensor:
+def _varlen(q_thd: Tensor, k_tgd: Tensor, v_tgd: Tensor, of_q: Ends, of_k: Ends) -> Tensor:
     if not _GROUPED:
         shared = q_thd.shape[1] // k_tgd.shape[1]
         k_tgd, v_tgd = (part.repeat_interleave(shared, dim=1) for part in (k_tgd, v_tgd))
+    (offsets_q, longest_q), (offsets_k, longest_k) = of_q, of_k
     mixed = varlen_attn(
         q_thd, k_tgd, v_tgd, offsets_q, offsets_k, longest_q, longest_k, window_size=_CAUSAL, **_GROUPED
     )
@@ -121,6 +118,6 @@ def _varlen(
 
 
 @lru_cache(maxsize=64)  # the layers of a model ask the same, and each answer is a copy to the device
-def lay_out(sizes: tuple[int, ...], device: torch.device) -> tuple[Tensor, int]:
-    """Offsets (int32, one more than sizes) and greatest length of sequences laid end to end."""
+def lay_out(sizes: tuple[int, ...], device: torch.device) -> Ends:
+    """Where sequences of these lengths end."""
     return torch.tensor([*accumulate(sizes, initial=0)], dtype=torch.int32, device=device), max(sizes)

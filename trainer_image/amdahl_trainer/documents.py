@@ -6,6 +6,7 @@ whom: a document is an interval, so the queries of one interval and the keys of 
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -24,8 +25,8 @@ Bounds = tuple[tuple[int, ...], ...]
 #: What a call costs on a CPU, in pairs of tokens under a mask: see `is_mask_cheaper`.
 CALL_PAIRS = 12_000
 
-#: What a pair costs on a CPU in a call with the causal flag, over a pair under a mask.
-CAUSAL_PAIR = 0.5
+#: Keys that torch's CPU kernel leaves out together where no query of a block sees one of them.
+KEY_BLOCK = 512
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,11 +92,11 @@ def make_mask(bounds: Bounds) -> Tensor:
 def is_mask_cheaper(bounds: Bounds) -> bool:
     """Whether a CPU is faster with one masked call over whole rows than with a call for each document.
 
-    The mask computes all pairs of tokens of a row; a call computes half the pairs of its document and costs
-    `CALL_PAIRS` itself. docs/trainer/documents.md has the measurement.
+    The mask computes all pairs of tokens of a row. A call computes the pairs of its document, about half of them if that
+    is much longer than `KEY_BLOCK`, and costs `CALL_PAIRS` itself. docs/trainer/documents.md has the measurement.
     """
     masked = len(bounds) * bounds[0][-1] ** 2
-    apart = sum(CAUSAL_PAIR * length**2 + CALL_PAIRS for length in lengths(bounds))
+    apart = sum(length * min(length, (length + KEY_BLOCK) // 2) + CALL_PAIRS for length in lengths(bounds))
     return masked < apart
 
 
@@ -105,7 +106,7 @@ class Piece(NamedTuple):
     row: int
     queries: Span
     keys: Span
-    #: The last query sees every key, each one before it a key less; else every query sees every key.
+    #: The last query sees each key, those before it one less each; else every query sees each key.
     is_causal: bool
 
 
@@ -123,12 +124,13 @@ def meet(bounds: Bounds, queries: Span, keys: Span, query_at: int = 0, key_at: i
     """
     found = []
     for row, ends in enumerate(bounds):
-        for document in pairwise(ends):
+        inside = ends[bisect_right(ends, queries[0]) - 1 : bisect_left(ends, queries[1]) + 1]
+        for document in pairwise(inside):
             asking = _overlap(queries, document)
             seen = _overlap(keys, (document[0], asking[1]))
-            if asking[0] >= asking[1] or seen[0] >= seen[1]:
+            if seen[0] >= seen[1]:
                 continue
-            is_causal = seen[1] - 1 > asking[0]
+            is_causal = seen[1] > asking[0]
             assert not is_causal or (seen[1] == asking[1] and seen[0] <= asking[0]), (queries, keys, document)
             found.append(Piece(row, _shift(asking, query_at - queries[0]), _shift(seen, key_at - keys[0]), is_causal))
     return tuple(found)
@@ -156,7 +158,7 @@ def take(rows: Tensor, spans: Sequence[Span]) -> list[Tensor]:
     One split whose backward is one concatenation: slices would each fill a whole gradient with zeros.
     """
     edges = [0, *(edge for span in spans for edge in span), len(rows)]
-    return list(rows.split([end - first for first, end in pairwise(edges)])[1::2])
+    return list(torch.split(rows, [end - first for first, end in pairwise(edges)])[1::2])
 
 
 def _overlap(one: Span, other: Span) -> Span:

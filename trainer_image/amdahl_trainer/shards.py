@@ -13,6 +13,7 @@ from itertools import chain
 from typing import Literal, get_args
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from amdahl_trainer.documents import Span
@@ -42,7 +43,7 @@ class Shards:
     def cut(self, row: Tensor, dim: int) -> list[Tensor]:
         """What each rank holds of a tensor with whole rows along `dim`."""
         tokens = row.shape[dim]
-        chunks = row.split(tokens // self.chunks, dim)
+        chunks = torch.split(row, tokens // self.chunks, dim)
         held = ([first * self.chunks // tokens for first, _ in self.spans(rank, tokens)] for rank in range(self.world))
         return [torch.cat([chunks[number] for number in numbers], dim) for numbers in held]
 
@@ -50,8 +51,17 @@ class Shards:
         """Whole rows from what each rank holds; undoes `cut`."""
         tokens = sum(part.shape[dim] for part in parts)
         spans = chain.from_iterable(self.spans(rank, tokens) for rank in range(self.world))
-        chunks = chain.from_iterable(part.split(tokens // self.chunks, dim) for part in parts)
+        chunks = chain.from_iterable(torch.split(part, tokens // self.chunks, dim) for part in parts)
         return torch.cat([chunk for _, chunk in sorted(zip(spans, chunks, strict=True), key=lambda pair: pair[0])], dim)
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Rows spread over the ranks of a process group, of which this is one."""
+
+    group: dist.ProcessGroup
+    shards: Shards
+    rank: int
 
 
 def check(shards: Shards, mode: Mode, tokens: int, heads: int) -> None:

@@ -23,7 +23,7 @@ import numpy.typing as npt
 from amdahl_trainer.config import Config
 from amdahl_trainer.data import corpus as corpora
 from amdahl_trainer.data.cache import build_once
-from amdahl_trainer.data.pack import best_fit
+from amdahl_trainer.data.pack import Packing, best_fit, measure
 from amdahl_trainer.data.tokens import BOS, FIRST_MERGE, BytePairs, Bytes, Remembering, Tokenizer, learn_merges
 from amdahl_trainer.errors import DataError
 from amdahl_trainer.loss import IGNORED
@@ -76,9 +76,17 @@ class Rows:
 
     @functools.cached_property
     def mean_document(self) -> float:
-        """Sum of squared piece lengths over their sum: how long a piece the average token lies in."""
-        lengths = (self.pieces[:, 2] - self.pieces[:, 1]).astype(np.float64)
-        return float((lengths**2).sum() / lengths.sum())
+        """How long a piece the average token of the split lies in."""
+        return self.packing.sum_len_sq / self.packing.valid
+
+    @functools.cached_property
+    def packing(self) -> Packing:
+        """How well all documents of the split fill its rows."""
+        return measure((self.pieces[:, 2] - self.pieces[:, 1]).tolist(), len(self), self.seq_len)
+
+    def packing_of(self, rows: Sequence[int]) -> Packing:
+        """How well some rows are filled, such as those of a batch."""
+        return measure((end - first for row in rows for _, first, end in self.pieces_of(row)), len(rows), self.seq_len)
 
     def _encode(self, document: int) -> list[int]:
         return self.tokenizer.encode(self.corpus.document(document))

@@ -92,8 +92,8 @@ def make_mask(bounds: Bounds) -> Tensor:
 def is_mask_cheaper(bounds: Bounds) -> bool:
     """Whether a CPU is faster with one masked call over whole rows than with a call for each document.
 
-    The mask computes all pairs of tokens of a row. A call computes the pairs of its document, about half of them if that
-    is much longer than `KEY_BLOCK`, and costs `CALL_PAIRS` itself. docs/trainer/documents.md has the measurement.
+    The mask computes all pairs of tokens of a row. A call computes the pairs of its document, about half of them where
+    that is much longer than `KEY_BLOCK`, and costs `CALL_PAIRS` itself. docs/trainer/documents.md has the measurement.
     """
     masked = len(bounds) * bounds[0][-1] ** 2
     apart = sum(length * min(length, (length + KEY_BLOCK) // 2) + CALL_PAIRS for length in lengths(bounds))

@@ -99,10 +99,12 @@ def _attend_piece(q_mhd: Tensor, k_ngd: Tensor, v_ngd: Tensor) -> Tensor:
 
 def _scaled_dot_product(q_bshd: Tensor, k_bsgd: Tensor, v_bsgd: Tensor, mask: Tensor | None, is_causal: bool) -> Tensor:
     shared = q_bshd.shape[2] // k_bsgd.shape[2]
-    if shared > 1:  # not enable_gqa: only some of torch's kernels have it
+    if shared > 1 and q_bshd.is_cuda and not can_flash(q_bshd):  # torch's float32 kernel there has no grouped heads
         k_bsgd, v_bsgd = (part.repeat_interleave(shared, dim=2) for part in (k_bsgd, v_bsgd))
+        shared = 1
     q, k, v = (part.transpose(1, 2) for part in (q_bshd, k_bsgd, v_bsgd))
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal).transpose(1, 2)
+    mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal, enable_gqa=shared > 1)
+    return mixed.transpose(1, 2)
 
 
 def _varlen(q_thd: Tensor, k_tgd: Tensor, v_tgd: Tensor, of_q: Ends, of_k: Ends) -> Tensor:

@@ -54,14 +54,14 @@ class OperatorProcess:
 class Nursery:
     """Operators as forks of one process that has imported everything (`nursery.py`)."""
 
-    def __init__(self, process: subprocess.Popen[str]) -> None:
-        self._process = process
+    def __init__(self, process: subprocess.Popen[str], path: str) -> None:
+        self._process, self._path = process, path
 
     def start(self, settings: Mapping[str, str], log: Path, clock: Path | None = None) -> OperatorProcess:
         """A new operator with these settings (names without their prefix); `clock` holds the seconds by which its clock is wrong."""
         environment = {name: value for name, value in os.environ.items() if not name.startswith("AMDAHL_")}
         environment |= {"AMDAHL_LOOP_LOG_FORMAT": "plain", "AMDAHL_LOOP_METRICS_PORT": "0"}
-        environment |= {"AMDAHL_LOOP_HEALTH_PORT": "0"}
+        environment |= {"AMDAHL_LOOP_HEALTH_PORT": "0", "PYTHONPATH": self._path}
         environment |= {f"AMDAHL_LOOP_{name}": value for name, value in settings.items()}
         environment |= {} if clock is None else {"RELIABILITY_CLOCK": str(clock)}
         assert self._process.stdin is not None
@@ -72,11 +72,15 @@ class Nursery:
 
 
 @contextmanager
-def open_nursery() -> Iterator[Nursery]:
-    """A nursery for as long as the context lasts; its operators end with it."""
+def open_nursery(source: Path | None = None) -> Iterator[Nursery]:
+    """A nursery for as long as the context lasts; its operators end with it. `source`: another version's checkout."""
     command = [sys.executable, str(Path(__file__).with_name("nursery.py"))]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    path = "" if source is None else f"{source}/operator{os.pathsep}{source}/trainer_image"
+    environment = os.environ | {"PYTHONPATH": path}
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+    ) as process:
         try:
-            yield Nursery(process)
+            yield Nursery(process, path)
         finally:
             process.kill()

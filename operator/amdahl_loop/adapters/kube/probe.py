@@ -9,7 +9,7 @@ import hashlib
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from amdahl_loop.adapters.kube.client import KubeClient, Refused
@@ -33,6 +33,8 @@ class Probe:
     """The probe as a zip; equal sources give equal bytes and so the same name."""
 
     content: bytes
+    compared: dict[str, str] = field(default_factory=dict, compare=False)
+    """UIDs of its ConfigMaps, by namespace, whose content was found to be its own: they are immutable."""
 
     @property
     def name(self) -> str:
@@ -66,12 +68,15 @@ async def place_probe(client: KubeClient, namespace: str, probe: Probe) -> bool 
 
     A probe that is new in a namespace takes the place of older versions: those that no Job mounts are swept.
     """
+    compared = probe.compared.get(namespace)
+    if compared is not None and await client.get_uid(Kind.CONFIG_MAP, namespace, probe.name) == compared:
+        return False
     wanted = probe.render(namespace)
     present = await client.get(Kind.CONFIG_MAP, namespace, probe.name)
     if present is None:
         made = await client.create(Kind.CONFIG_MAP, namespace, wanted)
         if not isinstance(made, Refused):
-            await _sweep_probes(client, namespace, probe)
+            await sweep_probes(client, namespace, probe)
             return True
         present = await client.get(Kind.CONFIG_MAP, namespace, probe.name) if made.is_taken else None
         if present is None:
@@ -81,13 +86,14 @@ async def place_probe(client: KubeClient, namespace: str, probe: Probe) -> bool 
         and present.get("binaryData") == wanted["binaryData"]
         and not present.get("data")
     ):
+        probe.compared[namespace] = present["metadata"]["uid"]
         return False
     return Refused(
         status=409, reason="Squatted", message=f"ConfigMap {probe.name} is there with other content; delete it"
     )
 
 
-async def _sweep_probes(client: KubeClient, namespace: str, present: Probe) -> None:
+async def sweep_probes(client: KubeClient, namespace: str, present: Probe) -> None:
     """Delete probes of other versions that no Job of ours mounts any more."""
     found = client.list(Kind.CONFIG_MAP, namespace, PROBE_LABEL)
     old = [item["metadata"] async for item in found if item["metadata"]["name"] != present.name]

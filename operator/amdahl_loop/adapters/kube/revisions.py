@@ -54,8 +54,9 @@ class Present:
     """What there is: the revision that is to run, every Job, and what is known of their pods.
 
     `pods_left`: pods of other revisions that have not ended. `is_outdated`: a pod may have other values than those in
-    force. `has_saved`: a checkpoint was written since a restart became necessary. `values_since_s`: since when the
-    values are others than the newest Job was made with; None where they are the same. `early_ends`: see `entering.py`.
+    force, or the last one has failed with such. `has_saved`: a checkpoint was written since a restart became necessary.
+    `values_since_s`: since when the values are others than the newest Job was made with; None where they are the same.
+    `early_ends`: see `entering.py`.
     """
 
     target: int

@@ -12,7 +12,7 @@ from amdahl_loop.adapters.kube.in_turn import find_guest
 from amdahl_loop.adapters.kube.kinds import Kind, Object
 from amdahl_loop.adapters.kube.objects import JobFacts, PodFacts, controller_uid, read_job, read_pod
 from amdahl_loop.adapters.kube.present import is_older, is_well, others_since_s, read_revision, whole
-from amdahl_loop.adapters.kube.probe import Probe, place_probe
+from amdahl_loop.adapters.kube.probe import Probe, place_probe, sweep_probes
 from amdahl_loop.adapters.kube.ranks import ensure_service
 from amdahl_loop.adapters.kube.render import KNOBS_KEY, find_clashes
 from amdahl_loop.adapters.kube.render_running import (
@@ -43,6 +43,7 @@ from amdahl_loop.adapters.kube.revisions import (
 from amdahl_loop.adapters.kube.saves import SaveCounts
 from amdahl_loop.adapters.kube.scrape import Fetch, fetch_metrics, parse_metrics
 from amdahl_loop.domain.children import (
+    EXPERIMENT_LABEL,
     JOB_LABEL,
     REVISION_LABEL,
     knobs_name,
@@ -72,6 +73,10 @@ class RunningState:
     acted: bool = False
     failing: str = ""
     revision: int | None = None
+    is_new: bool = False
+    """Its objects have just been made, and nothing that was read before is other than it was: the pass may go on."""
+    has_blocks: bool = True
+    """Whether Jobs of trials were listed, or may be there."""
     is_unprobed: bool = False
 
 
@@ -101,6 +106,8 @@ class RunningJob:
         self._is_live = live and job.spec.tuning.apply.when is ApplyWhen.LIVE
         self._fetch = fetch
         self._seen: list[tuple[int, PodFacts]] | None = None
+        self._declared = digest_declared(job)
+        self._has_blocks = True
 
     async def ensure(self) -> RunningState:
         """One step towards what is wanted."""
@@ -111,7 +118,10 @@ class RunningJob:
         revisions = tuple(read_revision(facts) for facts in jobs if REVISION_LABEL in facts.labels)
         values = await self._client.get(Kind.CONFIG_MAP, self._namespace, knobs_name(self._name))
         if values is None or not self._owns(values):
-            return await self._place_values(values, max((r.number for r in revisions), default=0))
+            placed = await self._place_values(values, max((r.number for r in revisions), default=0))
+            if isinstance(placed, RunningState):
+                return placed
+            values = placed
         if not self._holds(values):
             return await self._update_values(values)
         present = await self._look(values, revisions)
@@ -126,6 +136,8 @@ class RunningJob:
             acted=state.acted,
             failing=failing,
             revision=present.target,
+            is_new=state.is_new,
+            has_blocks=self._has_blocks,
             is_unprobed=self._is_unprobed(values) and not self._is_measured,
         )
 
@@ -151,8 +163,10 @@ class RunningJob:
 
     async def _jobs(self) -> tuple[JobFacts, ...]:
         """The Jobs of this very TrainingJob: its running ones, oldest first, and its blocks."""
-        found = self._client.list(Kind.JOB, self._namespace, f"{JOB_LABEL}={self._name}")
-        jobs = [read_job(raw) async for raw in found if self._owns(raw)]
+        listed = self._client.list(Kind.JOB, self._namespace, f"{JOB_LABEL}={self._name}")
+        found = [raw async for raw in listed]
+        self._has_blocks = any(EXPERIMENT_LABEL in raw["metadata"]["labels"] for raw in found)
+        jobs = [read_job(raw) for raw in found if self._owns(raw)]
         return tuple(sorted(jobs, key=lambda facts: whole(facts.labels.get(REVISION_LABEL), 0)))
 
     def _owns(self, raw: Object) -> bool:
@@ -161,7 +175,7 @@ class RunningJob:
     def _wanted(self, guest: str = "") -> Wanted:
         spec = self._job.spec
         return Wanted(
-            declared=digest_declared(self._job),
+            declared=self._declared,
             devices=devices_text(self._job),
             is_suspended=spec.suspend,
             is_queued=bool(self._job.queue_labels),
@@ -185,7 +199,8 @@ class RunningJob:
         pods = await self._pods()
         present = [pod for number, pod in pods if number == target]
         own = [pod for pod in present if not pod.is_over]
-        is_outdated = since_s is not None and any(is_older(pod, since_s) for pod in own)
+        is_down = newest is not None and newest.facts.failed > 0 and not own
+        is_outdated = since_s is not None and (is_down or any(is_older(pod, since_s) for pod in own))
         must_wait = newest is not None and (is_outdated or newest.devices != wanted.devices)
         key = f"{target}/{wanted.devices}/{since_s}"
         return Present(
@@ -241,14 +256,17 @@ class RunningJob:
             return False
         return file is None or file == live_file(self._job.spec.knobs, read_sequence(file))
 
-    async def _place_values(self, present: Object | None, revision: int) -> RunningState:
+    async def _place_values(self, present: Object | None, revision: int) -> RunningState | Object:
+        """The ConfigMap as it was made now, or why there is none."""
         name = knobs_name(self._name)
         if present is not None:
             return _squatted("ConfigMap", name)
         annotations = {REVISION_ANNOTATION: str(revision), CHANGED_ANNOTATION: "0", VALUES_ANNOTATION: "1"}
         body = render_knobs(self._job, self._is_live, 1, annotations)
         made = await self._client.create(Kind.CONFIG_MAP, self._namespace, body)
-        return _starting() if not isinstance(made, Refused) or made.is_taken else _refused(made)
+        if not isinstance(made, Refused):
+            return made
+        return _starting() if made.is_taken else _refused(made)
 
     async def _update_values(self, values: Object) -> RunningState:
         """Put the values in force into the ConfigMap; older pods have others from that moment on."""
@@ -276,7 +294,7 @@ class RunningJob:
             case Advance(revision, without_probe):
                 version, name = values["metadata"]["resourceVersion"], values["metadata"]["name"]
                 marks = {REVISION_ANNOTATION: str(revision)}
-                marks |= {UNPROBED_ANNOTATION: digest_declared(self._job)} if without_probe else {}
+                marks |= {UNPROBED_ANNOTATION: self._declared} if without_probe else {}
                 body = {"metadata": {"resourceVersion": version, "annotations": marks}}
                 done: object = await self._client.patch(Kind.CONFIG_MAP, self._namespace, name, body)
             case Remove(facts):
@@ -291,7 +309,7 @@ class RunningJob:
     def _is_unprobed(self, values: Object) -> bool:
         """Whether it is on record that this very template could not run with the probe."""
         annotations = values["metadata"].get("annotations") or {}
-        return annotations.get(UNPROBED_ANNOTATION) == digest_declared(self._job)
+        return annotations.get(UNPROBED_ANNOTATION) == self._declared
 
     async def _create(self, revision: int, values: Object, note: Note) -> RunningState:
         """The Job of a revision, after what its pods need: names for its ranks, and the probe where it can be had."""
@@ -302,11 +320,14 @@ class RunningJob:
         is_out = self._is_unprobed(values)
         placed = None if is_out else await place_probe(self._client, self._namespace, self._probe)
         probe = None if is_out or isinstance(placed, Refused) else self._probe.name
+        if revision > 0:  # the Job before is gone: with it may go the last use of an older probe
+            await sweep_probes(self._client, self._namespace, self._probe)
         number = whole((values["metadata"].get("annotations") or {}).get(VALUES_ANNOTATION), 0)
         body = render_job(self._job, revision, probe, number)
         made = await self._client.create(Kind.JOB, self._namespace, body)
         if not isinstance(made, Refused):
-            return RunningState(note=note, acted=True)
+            started = Note(reason=note.reason, sentence=f"0 of {self._job.spec.replicas} pods are ready.")
+            return RunningState(note=started, acted=True, is_new=True)
         if not made.is_taken:
             return _refused(made)
         return await self._find_stray(revision) or RunningState(note=note, acted=True)

@@ -13,15 +13,16 @@ import signal
 import warnings
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
-from multiprocessing import parent_process
+from multiprocessing import parent_process, resource_tracker
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter, Metadata
-from torch.distributed.checkpoint.metadata import MetadataIndex, TensorStorageMetadata
+from torch.distributed import ProcessGroup
+from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, TensorStorageMetadata
 from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.checkpoint.state_dict_saver import AsyncCheckpointerType
@@ -129,16 +130,16 @@ def _is_format(name: str) -> bool:
     return isinstance(getattr(torch, name, None), torch.dtype)
 
 
-def save(state: State, writer: Writer, group: dist.ProcessGroup | None) -> None:
-    """Write and commit before returning, on all ranks. Raises dcp.CheckpointException."""
+def save(state: State, writer: Writer, group: ProcessGroup | None) -> None:
+    """Write and commit before returning, on all ranks. Raises CheckpointException."""
     _say_alone_on_purpose()
-    dcp.save(by_part(state), storage_writer=writer, process_group=group, no_dist=group is None)
+    state_dict_saver.save(by_part(state), storage_writer=writer, process_group=group, no_dist=group is None)
 
 
 class Behind:
     """Writes behind the training, in one mode. The memory that the state is copied to is kept from save to save."""
 
-    def __init__(self, mode: Mode, device: torch.device, group: dist.ProcessGroup | None) -> None:
+    def __init__(self, mode: Mode, device: torch.device, group: ProcessGroup | None) -> None:
         on_gpu = device.type == "cuda"
         self._mode, self._group = mode, group
         self._stager = DefaultStager(
@@ -158,10 +159,12 @@ class Behind:
         _say_alone_on_purpose()
         kind = AsyncCheckpointerType.PROCESS if self._mode == "process" else AsyncCheckpointerType.THREAD
         # The first save starts threads, and the process; they inherit what is blocked here, and so outlive a SIGTERM
-        # to the process group. One that comes meanwhile is delivered at the end.
+        # to the process group. One that comes meanwhile is delivered at the end. Python's tracker of shared memory
+        # unblocks both signals when it starts, so it starts before.
+        resource_tracker.ensure_running()
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
         try:
-            future = dcp.async_save(
+            future = state_dict_saver.async_save(
                 by_part(state),
                 storage_writer=writer,
                 process_group=self._group,
@@ -175,25 +178,25 @@ class Behind:
         return future
 
 
-def load(state: State, reader: Reader, group: dist.ProcessGroup | None) -> None:
-    """Fill the tensors of a state from a checkpoint, each rank its own parts. Raises dcp.CheckpointException."""
+def load(state: State, reader: Reader, group: ProcessGroup | None) -> None:
+    """Fill the tensors of a state from a checkpoint, each rank its own parts. Raises CheckpointException."""
     _say_alone_on_purpose()
-    dcp.load(by_part(state), storage_reader=reader, process_group=group, no_dist=group is None)
+    state_dict_loader.load(by_part(state), storage_reader=reader, process_group=group, no_dist=group is None)
 
 
-def open_group(mode: Mode, world: int) -> dist.ProcessGroup | None:
+def open_group(mode: Mode, world: int) -> ProcessGroup | None:
     """The group in which ranks agree on checkpoints; its messages never meet the training's. None for one process.
 
     The writing process of `process` needs a group even of one, because torch starts it from one.
     """
-    if world > 1:
-        return dist.new_group(backend="gloo")
-    if mode == "thread":
+    if world == 1 and mode == "thread":
         return None
     if not dist.is_initialized():
         os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
-        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    return dist.new_group(backend="gloo")
+        alone = dist.HashStore()  # type: ignore[attr-defined]  # public, though its module does not say so
+        dist.init_process_group("gloo", store=alone, rank=0, world_size=1)
+    group: ProcessGroup = dist.new_group(backend="gloo")  # the ranks' own, beside what they train with
+    return group
 
 
 def _say_alone_on_purpose() -> None:

@@ -1,0 +1,71 @@
+"""How a run ends while a checkpoint is being written: by a signal to all, by a bad step, by a writer that dies."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+from amdahl_trainer import ckpt, ckpt_dcp, ckpt_folder
+from amdahl_trainer.errors import Exit
+
+SCRIPT = Path(__file__).with_name("killed_at.py")
+BEHIND = {"checkpoint.every_steps": 1, "checkpoint.async_save": True}
+
+
+def newest(done, tiny, name):
+    """The newest checkpoint of a run: its step, and all its tensors."""
+    home = ckpt.directory(tiny({"run.out_dir": str(done.home.parent / "out" / name)}))
+    path = ckpt_folder.complete(home)[-1]
+    reader = ckpt_dcp.Reader(path)
+    state = {key: torch.empty(shape) for key, shape in reader.shapes().items() if key.startswith("model.")}
+    ckpt_dcp.load(state, reader, None)
+    return ckpt_folder.read_meta(path).step, state
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["thread", "process"])
+def test_a_sigterm_to_every_process_finishes_the_save_under_way(start, mode):
+    """Rank, loader and writer all get it, as from a terminal or a supervisor; the run yields with its last step."""
+    told = {**BEHIND, "run.max_steps": 100_000, "checkpoint.async_mode": mode, "data.num_workers": 1}
+    ranks = start("stopped", told, nproc=2)
+    ranks.wait_for(lambda record: record.get("durable", False))
+    for pid in ranks.pids:
+        os.killpg(pid, signal.SIGTERM)  # each rank is started in a group of its own
+    ended = ranks.join()
+    assert ended.codes == [Exit.YIELDED] * 2, ended.output
+    for rank in (0, 1):
+        durable = [save["step"] for save in ended.of("save", rank) if save.get("durable")]
+        assert durable == list(range(1, len(ended.of("step", rank)) + 1)), "each save became durable, in order"
+
+
+def test_a_bad_step_leaves_the_save_under_way_durable_and_finite(run, tiny):
+    """The step is refused before it touches a parameter, and what was being written before it is finished."""
+    told = {**BEHIND, "optim.lr": 1e30, "optim.warmup_steps": 0, "checkpoint.keep": 1}
+    bad = run("bad", told, nproc=2)
+    assert bad.codes == [Exit.NON_FINITE] * 2, bad.output
+    step, weights = newest(bad, tiny, "bad")
+    assert step == len(bad.of("step")) - 1
+    assert f"the newest checkpoint is of step {step}" in bad.output
+    assert all(tensor.isfinite().all() for tensor in weights.values())
+
+
+@pytest.mark.slow
+def test_a_writer_that_dies_is_named_and_costs_no_good_checkpoint(start, run, tmp_path):
+    """The process that writes is killed alone: the trainer says so and ends; the next one goes on from the last commit."""
+    entry = tmp_path / "entry"
+    entry.mkdir()
+    (entry / "sitecustomize.py").write_text(f"import runpy\nrunpy.run_path({str(SCRIPT)!r})['install']()\n")
+    told = {**BEHIND, "checkpoint.async_mode": "process"}
+    environ = {"PYTHONPATH": str(entry), "KILL_AT": r"os.rename \.draft-step-00000003-\w+"}
+    ended = start("dies", told, out="one", environ=environ).join()
+    assert ended.codes == [Exit.CRASHED], ended.output
+    assert "checkpoint of step 3 could not be written" in ended.output
+    assert "the newest whole one is of step 2" in ended.output
+    assert "Traceback" not in ended.output
+    whole = run("whole")
+    resumed = run("resumed", {**told, "checkpoint.async_mode": "thread"}, out="one")
+    assert resumed.losses == whole.losses[2:]

@@ -143,7 +143,7 @@ class _Pass:
         if decision is None:
             return AT_ONCE_S
         running = await self._keep_running(memory)
-        if running.acted:
+        if running.acted and not running.is_new:
             return AT_ONCE_S
         await self._look_around()
         obstacles = await self._find_obstacles(running)
@@ -160,7 +160,7 @@ class _Pass:
             withheld=self._is_spec_only,
             admit=partial(self._admit, obstacles),
         )
-        await self._sweep(ticked, ports)
+        await self._sweep(ticked, ports, running.has_blocks)
         await self._announce(ticked)
         if has_acted(ticked):
             return AT_ONCE_S
@@ -249,7 +249,7 @@ class _Pass:
         }
         return fleet.admit(key, Limits(trials=settings.parallel_trials, namespace_trials=caps))
 
-    async def _sweep(self, ticked: Tick, ports: Ports) -> None:
+    async def _sweep(self, ticked: Tick, ports: Ports, has_blocks: bool) -> None:
         """Stop every run but the present one: after a restart, and whenever an experiment has ended or pauses."""
         action, flights, swept = ticked.action, self._recollection.in_flight, self._recollection.swept
         request = action.request if isinstance(action, Observe | Launch | Challenge) else None
@@ -257,9 +257,9 @@ class _Pass:
         if is_block and request is not None:
             flights[self._key] = request.run
         is_over = not is_block and flights.pop(self._key, None) is not None
-        if is_over or swept.get(self._key) != self._identity.job_uid:
+        if is_over or (has_blocks and swept.get(self._key) != self._identity.job_uid):
             await reconcile.sweep(ports, keep=[request.run] if request else [])
-            swept[self._key] = self._identity.job_uid
+        swept[self._key] = self._identity.job_uid
 
     async def _announce(self, ticked: Tick) -> None:
         """Tell the owner what was decided; `kubectl describe` shows it."""

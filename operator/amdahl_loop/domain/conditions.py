@@ -133,6 +133,8 @@ def update_conditions(
     now, updated = to_timestamp(float(int(now_s))), {condition.type: condition for condition in conditions}
     for finding in findings:
         before = updated.get(finding.type)
+        if before is not None and _says_so(before, finding, generation):
+            continue
         updated[finding.type] = JobCondition(
             type=finding.type,
             status=finding.status,
@@ -143,6 +145,12 @@ def update_conditions(
         )
     order = list(JobConditionType)
     return tuple(sorted(updated.values(), key=lambda condition: order.index(condition.type)))
+
+
+def _says_so(condition: JobCondition, finding: Finding, generation: int) -> bool:
+    """Whether a condition says this already, word for word."""
+    told = (condition.status, condition.reason, condition.message, condition.observed_generation)
+    return told == (finding.status, finding.reason.value, clip(finding.sentence), generation)
 
 
 def _say(is_so: bool) -> ConditionStatus:

@@ -4,6 +4,8 @@ One pure function from the facts of a pass and the status before it to the statu
 of stays as it was; what has not changed is letter for letter the same, so that an idle job is never written to.
 """
 
+from collections.abc import Sequence
+
 from amdahl_loop.domain.api.parts import clip, read_knob, write_knob
 from amdahl_loop.domain.api.timestamps import to_timestamp
 from amdahl_loop.domain.api.training_job import (
@@ -58,7 +60,7 @@ def describe(facts: Facts, before: TrainingJobStatus, generation: int, now_s: fl
     update: dict[str, object] = {
         "effective_knobs": report_knobs(snapshot),
         "active_experiment": None if running is None else running.name,
-        "last_verdicts": report_verdicts(snapshot),
+        "last_verdicts": report_verdicts(snapshot, before.last_verdicts),
     }
     if facts.bank is not None:
         update["bank"] = report_bank(facts.bank, before.bank)
@@ -124,13 +126,15 @@ def _prover(snapshot: Snapshot, knob: KnobName, value: KnobValue) -> str | None:
     return None
 
 
-def report_verdicts(snapshot: Snapshot) -> tuple[VerdictReport, ...]:
-    """How this job's latest experiments ended, newest first."""
+def report_verdicts(snapshot: Snapshot, before: Sequence[VerdictReport] = ()) -> tuple[VerdictReport, ...]:
+    """How this job's latest experiments ended, newest first; what was told before is not put into words again."""
     closed_at_s = snapshot.memory.closed_at_s
     closed = [e for e in snapshot.experiments if e.verdict is not None and e.name in closed_at_s]
     closed.sort(key=lambda experiment: -closed_at_s[experiment.name])
+    told = {(report.experiment, report.closed_at): report for report in before}
     return tuple(
-        VerdictReport(
+        told.get((experiment.name, to_timestamp(closed_at_s[experiment.name])))
+        or VerdictReport(
             experiment=experiment.name,
             word=experiment.verdict.word,
             change=clip("; ".join(str(change) for change in experiment.plan.hypothesis.changes), MAX_CHANGE),

@@ -8,18 +8,36 @@ ApiUnavailable, and the caller's queue comes back later.
 import asyncio
 import hashlib
 import random
-import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime
 from http import HTTPStatus
 from pathlib import Path
-from typing import Literal, NamedTuple, Self
+from typing import Literal, Self
 
+from amdahl_loop.adapters.kube.answers import (
+    ApiUnavailable,
+    Cause,
+    Page,
+    Refused,
+    is_transient,
+    must,
+    read,
+    read_refusal,
+)
 from amdahl_loop.adapters.kube.kinds import Kind, Object
+from amdahl_loop.adapters.kube.transport import (
+    BARE,
+    WHOLE,
+    Answer,
+    Request,
+    Transport,
+    UnreachableError,
+    open_transport,
+)
 from amdahl_loop.adapters.kube.transport import USER_AGENT as USER_AGENT
-from amdahl_loop.adapters.kube.transport import WHOLE, Answer, Request, Transport, UnreachableError, open_transport
+
+__all__ = ["ApiUnavailable", "Cause", "KubeClient", "Refused"]
 
 FIELD_MANAGER = "amdahl-loop"
 ATTEMPTS = 6
@@ -31,78 +49,12 @@ LONGEST_RETRY_AFTER_S = 30.0
 CLOCKS_AGREE_S = 2.0
 """Clocks that differ by less are taken for equal: the server tells whole seconds, and an answer takes its time."""
 
-_NO_RIGHT = re.compile(r'User "[^"]*" cannot \w+ resource "')
 _APPLY = "application/apply-patch+yaml"
 _MERGE = "application/merge-patch+json"
 _OURS = (("fieldManager", FIELD_MANAGER), ("fieldValidation", "Strict"))
 """Strict: a misspelt field of a user's template is refused with its name, never dropped in silence."""
 
 Propagation = Literal["Background", "Foreground", "Orphan"]
-
-
-@dataclass(frozen=True, slots=True)
-class Cause:
-    """One reason of a refusal: for 409 on apply a manager's claim, for 422 a field."""
-
-    reason: str
-    field: str
-    message: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Refused:
-    """The server understood and said no."""
-
-    status: int
-    reason: str
-    message: str
-    causes: tuple[Cause, ...] = ()
-    retry_after_s: float | None = None
-
-    @property
-    def is_taken(self) -> bool:
-        """An object of that name is there already; adopt it if it is ours."""
-        return self.reason == "AlreadyExists"
-
-    @property
-    def is_outdated(self) -> bool:
-        """The object has changed since it was read, or another one bears its name now: read again."""
-        return self.status == HTTPStatus.CONFLICT and not self.is_taken
-
-    @property
-    def is_gone(self) -> bool:
-        """There is no such object, or none any more."""
-        return self.status == HTTPStatus.NOT_FOUND
-
-    @property
-    def is_over_quota(self) -> bool:
-        """The namespace's quota has no room for it."""
-        return self.status == HTTPStatus.FORBIDDEN and "exceeded quota" in self.message
-
-    @property
-    def lacks_right(self) -> bool:
-        """The server does not know us, or we may not ask for this: nothing is wrong with what was asked for.
-
-        Admission says what it has against an object; authorization says who cannot do what to which kind.
-        """
-        is_forbidden = self.status == HTTPStatus.FORBIDDEN and _NO_RIGHT.search(self.message) is not None
-        return self.status == HTTPStatus.UNAUTHORIZED or is_forbidden
-
-
-class Page(NamedTuple):
-    """A part of a list, and the version of the whole."""
-
-    items: Sequence[Object]
-    resource_version: str
-
-
-class ApiUnavailable(Exception):  # noqa: N818 (a state of the world, and the contract's word)
-    """The API server gives no usable answer for now; `refused` holds its last word, where it had one."""
-
-    def __init__(self, what: str, refused: Refused | None = None, retry_after_s: float | None = None) -> None:
-        super().__init__(what)
-        self.refused = refused
-        self.retry_after_s = retry_after_s
 
 
 class KubeClient:
@@ -148,7 +100,14 @@ class KubeClient:
         answer = await self._send(Request(method="GET", path=kind.path(namespace, name)))
         if answer.status == HTTPStatus.NOT_FOUND:
             return None
-        return _must(answer, f"read {kind.value.plural} {namespace}/{name}")
+        return must(answer, f"read {kind.value.plural} {namespace}/{name}")
+
+    async def get_uid(self, kind: Kind, namespace: str, name: str) -> str | None:
+        """UID of an object as it is now, without its content being sent; None where there is none."""
+        answer = await self._send(Request(method="GET", path=kind.path(namespace, name), accept=BARE))
+        if answer.status == HTTPStatus.NOT_FOUND:
+            return None
+        return str(must(answer, f"read {kind.value.plural} {namespace}/{name}")["metadata"]["uid"])
 
     async def list(
         self, kind: Kind, namespace: str | None, labels: str = "", limit: int = 500, fields: str = ""
@@ -189,7 +148,7 @@ class KubeClient:
                 token, answer = following, await ask(following)  # too slow for one view: the rest comes as it is now
                 continue
             page = Page(
-                _must(answer, f"list {kind.value.plural}").get("items") or (), str(metadata.get("resourceVersion", ""))
+                must(answer, f"list {kind.value.plural}").get("items") or (), str(metadata.get("resourceVersion", ""))
             )
             if not following:
                 yield page
@@ -207,7 +166,7 @@ class KubeClient:
         """Create an object by its name. A lost answer looks like a name that is taken: the caller adopts its own."""
         query = (*_OURS, *((("dryRun", "All"),) if dry_run else ()))
         body = kind.header | body
-        return _value(await self._send(Request(method="POST", path=kind.path(namespace), query=query, body=body)))
+        return read(await self._send(Request(method="POST", path=kind.path(namespace), query=query, body=body)))
 
     async def replace(self, kind: Kind, namespace: str, name: str, body: Object) -> Object | Refused:
         """Replace an object of ours; the body carries the resourceVersion it was read at."""
@@ -219,17 +178,17 @@ class KubeClient:
 
     async def _put(self, path: str, kind: Kind, body: Object) -> Object | Refused:
         assert body["metadata"].get("resourceVersion"), "an update without a resourceVersion could undo another's"
-        return _value(await self._send(Request(method="PUT", path=path, query=_OURS, body=kind.header | body)))
+        return read(await self._send(Request(method="PUT", path=path, query=_OURS, body=kind.header | body)))
 
     async def patch(self, kind: Kind, namespace: str, name: str, body: Object) -> Object | Refused:
         """Merge some fields into an object of ours; with `metadata.resourceVersion`, only if it is still that one."""
         path = kind.path(namespace, name)
-        return _value(await self._send(Request(method="PATCH", path=path, query=_OURS, body=body, content_type=_MERGE)))
+        return read(await self._send(Request(method="PATCH", path=path, query=_OURS, body=body, content_type=_MERGE)))
 
     async def patch_status(self, kind: Kind, namespace: str, name: str, body: Object) -> Object | Refused:
         """Merge some fields into an object's status; with `metadata.resourceVersion`, only if it is still that one."""
         path = kind.path(namespace, name, "status")
-        return _value(await self._send(Request(method="PATCH", path=path, query=_OURS, body=body, content_type=_MERGE)))
+        return read(await self._send(Request(method="PATCH", path=path, query=_OURS, body=body, content_type=_MERGE)))
 
     async def apply(self, kind: Kind, namespace: str, name: str, body: Object, force: bool = False) -> Object | Refused:
         """Server-side apply as our field manager; a 409 names the managers of fields that are not ours."""
@@ -237,7 +196,7 @@ class KubeClient:
         path = kind.path(namespace, name)
         body = kind.header | body
         body["metadata"] = {"name": name} | body.get("metadata", {})
-        return _value(await self._send(Request(method="PATCH", path=path, query=query, body=body, content_type=_APPLY)))
+        return read(await self._send(Request(method="PATCH", path=path, query=query, body=body, content_type=_APPLY)))
 
     async def delete(
         self, kind: Kind, namespace: str, name: str, uid: str, propagation: Propagation = "Background"
@@ -245,7 +204,7 @@ class KubeClient:
         """Delete the object of that name and uid; False where it is gone already, 409 where another bears its name."""
         options = {"propagationPolicy": propagation, "preconditions": {"uid": uid}}
         answer = await self._send(Request(method="DELETE", path=kind.path(namespace, name), body=options))
-        value = _value(answer)
+        value = read(answer)
         if isinstance(value, Refused):
             return False if value.is_gone else value
         return True
@@ -293,45 +252,12 @@ class KubeClient:
                 if answer.at_s is not None:
                     ahead_s = answer.at_s - self._clock()
                     self._ahead_s = ahead_s if abs(ahead_s) >= CLOCKS_AGREE_S else 0.0
-                if not _is_transient(answer.status):
+                if not is_transient(answer.status):
                     return answer
-                refused, asked_s = _read_refusal(answer), answer.retry_after_s
+                refused, asked_s = read_refusal(answer), answer.retry_after_s
                 last = f"{answer.status} {refused.message}"
             if (asked_s or 0.0) > LONGEST_RETRY_AFTER_S or attempt + 1 == ATTEMPTS:
                 break
             await self._sleep(max(asked_s or 0.0, pause_s * (0.5 + 0.5 * self._draw())))
             pause_s = min(LONGEST_PAUSE_S, 2 * pause_s)
         raise ApiUnavailable(f"{request.method} {request.path}: {last}"[:500], refused, asked_s)
-
-
-def _is_transient(status: int) -> bool:
-    return status == HTTPStatus.TOO_MANY_REQUESTS or status >= HTTPStatus.INTERNAL_SERVER_ERROR
-
-
-def _value(answer: Answer) -> Object | Refused:
-    return answer.body if answer.status < HTTPStatus.MULTIPLE_CHOICES else _read_refusal(answer)
-
-
-def _must(answer: Answer, what: str) -> Object:
-    """The body of an answer that must be one: what the operator may not read, it cannot work with."""
-    value = _value(answer)
-    if isinstance(value, Refused):
-        raise ApiUnavailable(f"cannot {what}: {value.status} {value.message}"[:500], value)
-    return value
-
-
-def _read_refusal(answer: Answer) -> Refused:
-    """The server's `Status` object; whatever is missing in it is empty."""
-    body = answer.body
-    details = body.get("details") or {}
-    causes = tuple(
-        Cause(str(cause.get("reason", "")), str(cause.get("field", "")), str(cause.get("message", "")))
-        for cause in details.get("causes") or ()
-    )
-    return Refused(
-        status=answer.status,
-        reason=str(body.get("reason", "")),
-        message=str(body.get("message", "")),
-        causes=causes,
-        retry_after_s=answer.retry_after_s,
-    )

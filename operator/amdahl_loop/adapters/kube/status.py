@@ -23,6 +23,8 @@ async def write_status(client: KubeClient, seen: SeenJob, status: TrainingJobSta
 
     Outdated (409): the job changed meanwhile, and the next pass describes it anew.
     """
+    if status == seen.status:
+        return None
     patch = diff_status(seen.document.get("status") or {}, status)
     if not patch:
         return None

@@ -5,7 +5,7 @@ to a number of bytes, so that the size of a whole status is bounded by its field
 """
 
 import json
-from functools import partial
+from functools import lru_cache, partial
 from typing import Annotated
 
 from pydantic import BeforeValidator, ConfigDict, Field
@@ -25,6 +25,7 @@ class Reported(Frozen):
     model_config = ConfigDict(extra="ignore")
 
 
+@lru_cache(maxsize=4096)
 def clip(text: str, limit: int = MAX_SENTENCE) -> str:
     """The text on one line, cut so that its JSON takes at most `limit` bytes without the quotes around it."""
     if not text.isprintable():

@@ -7,6 +7,7 @@ POSIX counts.
 
 import re
 from decimal import Decimal
+from functools import lru_cache
 from typing import Annotated
 
 from pydantic import Field
@@ -21,6 +22,7 @@ Timestamp = Annotated[str, Field(max_length=40, pattern=_TEXT.pattern, json_sche
 """A moment in UTC, such as 2026-11-21T10:58:28.5Z."""
 
 
+@lru_cache(maxsize=4096)
 def to_timestamp(at_s: float) -> str:
     """RFC 3339 text of a moment, with the digits that tell it from every other float. `at_s` is 0 or later."""
     whole, _, fraction = f"{Decimal(repr(at_s)):f}".partition(".")
@@ -31,6 +33,7 @@ def to_timestamp(at_s: float) -> str:
     return f"{year:04}-{month:02}-{day:02}T{clock}{'.' + digits if digits else ''}Z"
 
 
+@lru_cache(maxsize=4096)
 def to_epoch_s(text: str) -> float:
     """Seconds since the epoch of such a text; ValueError names a text that is none."""
     found = _TEXT.match(text)

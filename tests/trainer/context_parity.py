@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from amdahl_trainer.attention import attend
 from amdahl_trainer.context import Context
@@ -17,7 +18,7 @@ torch.set_num_threads(1)
 CPU = torch.device("cpu")
 ROWS, TOKENS, HEADS, HEAD = 2, 48, 12, 8
 RAGGED = [[1] * 5 + [2] * 1 + [3] * 30 + [4] * 9 + [0] * 3, [1] * 48]
-SHORT = [[1 + at // 3 for at in range(48)], [1 + at // 4 for at in range(48)]]
+SHORT = [[1 + at // 3 for at in range(48)], [1 + at // 2 for at in range(48)]]
 DOCUMENTS = {name: find_documents(torch.tensor(rows), CPU) for name, rows in (("ragged", RAGGED), ("short", SHORT))}
 DOCUMENTS["one"] = None
 
@@ -82,13 +83,52 @@ def train(context, documents):
     return differ(total, wanted), differ(own, wanted)
 
 
+class Sent(TorchDispatchMode):
+    """Counts the bytes that collectives send, once for each rank that they go to."""
+
+    def __init__(self, world):
+        super().__init__()
+        self.world, self.bytes = world, 0
+
+    def __torch_dispatch__(self, function, _, args=(), kwargs=None):
+        name = str(function)
+        if name.startswith("c10d.send"):
+            self.bytes += args[0][0].nbytes
+        elif name.startswith(("c10d.alltoall_base", "c10d._reduce_scatter_base")):
+            self.bytes += args[1].nbytes * (self.world - 1) // self.world
+        elif name.startswith("c10d._allgather_base"):
+            self.bytes += args[1].nbytes * (self.world - 1)
+        return function(*args, **(kwargs or {}))
+
+
+def weigh(context, documents, kv_heads):
+    """Bytes that attention keeps for its backward pass, and sends in each pass."""
+    kept = {}
+
+    def keep(tensor):
+        is_mask = tensor.dim() in {2, 4} and tensor.shape[-1] not in {HEAD, HEADS}  # a GPU has none
+        if tensor.is_floating_point() and not is_mask:
+            kept[tensor.untyped_storage().data_ptr()] = tensor  # several views of one are kept once
+        return tensor
+
+    shapes = [(ROWS, TOKENS, heads, HEAD) for heads in (HEADS, kv_heads, kv_heads)]
+    own = [context.shard(drawn(0, *shape)).requires_grad_() for shape in shapes]
+    world = dist.get_world_size()
+    with Sent(world) as forward, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        out = attend(*own, documents, context)
+    with Sent(world) as backward:
+        torch.autograd.grad(out.sum(), own)
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values()), forward.bytes, backward.bytes
+
+
 dist.init_process_group("gloo")
 world = dist.get_world_size()
-found = {"parity": {}, "groups": {}, "half": {}, "model": {}, "seconds": time.monotonic()}
+found = {"parity": {}, "groups": {}, "half": {}, "model": {}, "bytes": {}, "seconds": time.monotonic()}
 for mode, balance in product(("allgather", "ulysses", "ring"), ("zigzag", "contiguous")):
     context = Context.over(dist.group.WORLD, mode, balance)
     for name, kv_heads in product(DOCUMENTS, (12, 3, 1)):
         found["parity"][mode, balance, name, kv_heads] = compare(context, DOCUMENTS[name], kv_heads)
+        found["bytes"][mode, balance, name, kv_heads] = weigh(context, DOCUMENTS[name], kv_heads)
     found["half"][mode, balance] = compare(context, DOCUMENTS["ragged"], 3, torch.bfloat16)
     found["model"][mode, balance] = train(context, DOCUMENTS["ragged"])
 if world == 4:  # groups whose ranks are not the world's: next to each other, and apart

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import astuple
 from itertools import pairwise, product
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from amdahl_trainer.blocks import Partial, Products, Sequences, merge
+from amdahl_trainer.context_memory import Shape, estimate
 from amdahl_trainer.cp_ring import count_hops, find_blocks
 from amdahl_trainer.documents import make_mask
 from amdahl_trainer.shards import Shards, check
@@ -68,6 +70,18 @@ def test_gradients_of_parameters_add_up_over_the_ranks_of_a_row(found, world, mo
         summed, own = rank["model"][mode, balance]
         assert summed <= 5e-6
         assert own > 0.1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("mode", "balance"), CASES)
+@pytest.mark.parametrize("world", [2, 4])
+def test_bytes_kept_and_sent_are_those_computed(found, world, mode, balance):
+    """To the byte, against what autograd saves and collectives are given; the ring stops early for short documents."""
+    hops = {"one": world, "ragged": world, "short": 1}
+    for (*how, documents, kv_heads), measured in found[world][0]["bytes"].items():
+        if how == [mode, balance]:
+            computed = estimate(mode, Shape(2, 48, 12, kv_heads, 8, 4), world, hops[documents])
+            assert astuple(computed) == measured, (documents, kv_heads)
 
 
 @given(SHARDS, st.integers(1, 5), st.integers(0, 2))

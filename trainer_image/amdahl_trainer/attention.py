@@ -78,7 +78,8 @@ def attend_pieces(q_bthd: Tensor, k_bsgd: Tensor, v_bsgd: Tensor, pieces: tuple[
     keys, values = (take(part.flatten(0, 1), seen) for part in (k_bsgd, v_bsgd))
     if can_flash(q_bthd):
         ends_q, ends_k = (lay_out(tuple(map(len, parts)), q_bthd.device) for parts in (queries, keys))
-        return _varlen(torch.cat(queries), torch.cat(keys), torch.cat(values), ends_q, ends_k).view_as(q_bthd)
+        q, k, v = (parts[0] if len(parts) == 1 else torch.cat(parts) for parts in (queries, keys, values))
+        return _varlen(q, k, v, ends_q, ends_k).view_as(q_bthd)
     return torch.cat(list(map(_attend_piece, queries, keys, values))).view_as(q_bthd)
 
 

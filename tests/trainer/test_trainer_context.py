@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import astuple
 from itertools import pairwise, product
 from pathlib import Path
@@ -288,3 +289,13 @@ def test_what_does_not_come_out_even_is_refused(shards, mode, tokens, heads, say
 def test_what_comes_out_even_is_accepted(mode):
     """Four ranks, rows of 64, four heads."""
     check(Shards(4, "zigzag"), mode, 64, 4)
+
+
+def test_the_documented_costs_are_the_computed_ones():
+    """The table of docs/trainer/context-parallel.md, in MiB."""
+    text = (Path(__file__).parents[2] / "docs" / "trainer" / "context-parallel.md").read_text()
+    lines = re.findall(r"^\| (allgather|ulysses|ring) \| (\d+) \| (\d+) \| (\d+) \| (\d+) \|$", text, re.MULTILINE)
+    assert len(lines) == 8
+    for mode, world, *documented in lines:
+        computed = estimate(mode, Shape(1, 131_072, 32, 8, 128, 2), int(world))
+        assert [round(count / 2**20) for count in astuple(computed)] == list(map(int, documented))

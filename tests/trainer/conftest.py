@@ -20,8 +20,8 @@ import torch
 from amdahl_trainer import config as configs
 from amdahl_trainer import train
 from amdahl_trainer.config import Config, Scalar
-from amdahl_trainer.dp import Alone, Place
 from amdahl_trainer.loop import Engine
+from amdahl_trainer.peers import Alone, Place
 from amdahl_trainer.report import Reporter, Telemetry
 
 torch.set_num_threads(1)

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from amdahl_trainer import knobs
 from amdahl_trainer.config import Config
 from amdahl_trainer.data.loader import Settings
-from amdahl_trainer.dp import Place
 from amdahl_trainer.errors import ConfigError
 from amdahl_trainer.knobs import KnobFile, Knobs, Update, Window
+from amdahl_trainer.peers import Place
 
 START = Knobs(Settings(0, 2, False), 50, False)
 PAIR = Place(0, 2, 0, 2)

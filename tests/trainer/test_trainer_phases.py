@@ -13,8 +13,8 @@ from amdahl_probe.spans import PHASES, Ledger
 from amdahl_trainer.ckpt import Checkpoints
 from amdahl_trainer.data.loader import Loader
 from amdahl_trainer.device import HostClock, Reading, attribute
-from amdahl_trainer.dp import Alone, Replica
 from amdahl_trainer.knobs import KnobFile
+from amdahl_trainer.peers import Alone
 
 MS = 1_000_000
 
@@ -60,7 +60,6 @@ def train_on_injected_clock(make_engine, config, tmp_path, **delays):
     if "forward" in delays:
         forward = delayed(type(parts.replica.model), "forward", hands, delays["forward"])
         parts.replica.model.__class__ = forward
-        changes["replica"] = Replica(parts.replica.model, parts.replica.model, 1)
     if "load" in delays:
         parts.loader.__class__ = delayed(Loader, "next", hands, delays["load"])
     for name, value in changes.items():

@@ -1,156 +1,42 @@
-"""How do ranks act as one? Data parallelism on torch's DDP, and the few words that ranks exchange each step.
+"""Data parallelism: every rank holds the whole model, and gradients are summed over ranks. On torch's DDP.
 
-`Group` is a real process group, `Alone` a single process; the loop does not know which it has. Control messages go
-through gloo on the CPU, so that reading them never waits for a GPU.
+Messages of `bucket_mb` are sent while the backward pass still computes earlier layers; what remains after the last
+local gradient is exposed. DDP divides the sum by the number of ranks, which the loss must make good: it is normalised
+by the tokens of all ranks already.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from datetime import timedelta
-from typing import NamedTuple, Protocol
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from amdahl_trainer.errors import ConfigError
+from amdahl_trainer.replica import Reduced
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where this process stands among all, from the environment that torchrun and our launcher set."""
-
-    rank: int = 0
-    world: int = 1
-    local_rank: int = 0
-    local_world: int = 1
-
-    @classmethod
-    def from_environ(cls, environ: Mapping[str, str]) -> Place:
-        """Parse RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE; absent ones say a single process."""
-        try:
-            rank, world = int(environ.get("RANK", "0")), int(environ.get("WORLD_SIZE", "1"))
-            local = int(environ.get("LOCAL_RANK", str(rank)))
-            return cls(rank, world, local, int(environ.get("LOCAL_WORLD_SIZE", str(world))))
-        except ValueError as error:
-            raise ConfigError(f"RANK, WORLD_SIZE and LOCAL_RANK must be whole numbers: {error}") from error
-
-
-class Agreement(NamedTuple):
-    """What the ranks told each other before a step."""
-
-    valid: int
-    stop: bool
-    news: bool
-
-
-class Peers(Protocol):
-    """The other ranks."""
-
-    def agree(self, valid: int, stop: bool, news: bool) -> Agreement:
-        """Sum of valid tokens; whether any rank must stop; whether rank 0 has news to broadcast."""
-
-    def total(self, value: Tensor) -> Tensor:
-        """Sum over ranks, on the tensor's device."""
-
-    def broadcast(self, text: str | None) -> str | None:
-        """Rank 0's text."""
-
-    def barrier(self) -> None:
-        """Wait for all."""
-
-
-class Alone:
-    """A single process."""
-
-    def agree(self, valid: int, stop: bool, news: bool) -> Agreement:
-        """What it says itself."""
-        return Agreement(valid, stop, news)
-
-    def total(self, value: Tensor) -> Tensor:
-        """The value."""
-        return value
-
-    def broadcast(self, text: str | None) -> str | None:
-        """The text."""
-        return text
-
-    def barrier(self) -> None:
-        """Nobody to wait for."""
-
-
-class Group:
-    """The default process group."""
-
-    def __init__(self, device: torch.device, timeout_s: int) -> None:
-        """Join. Raises ConfigError if the rendezvous cannot be reached."""
-        if not os.environ.get("MASTER_ADDR"):
-            raise ConfigError("WORLD_SIZE is set but MASTER_ADDR is not; start with amdahl_trainer.launch or torchrun")
-        backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
-        dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
-
-    def agree(self, valid: int, stop: bool, news: bool) -> Agreement:
-        """One small all-reduce."""
-        said = torch.tensor([valid, stop, news], dtype=torch.int64)
-        dist.all_reduce(said)
-        tokens, stops, tells = said.tolist()
-        return Agreement(tokens, stops > 0, tells > 0)
-
-    def total(self, value: Tensor) -> Tensor:
-        """One all-reduce, in place."""
-        dist.all_reduce(value)
-        return value
-
-    def broadcast(self, text: str | None) -> str | None:
-        """Any text, None included."""
-        box = [text]
-        dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
-        return box[0]
-
-    def barrier(self) -> None:
-        """An all-reduce on the CPU: `dist.barrier` would use the GPU where there is one."""
-        dist.all_reduce(torch.zeros(1))
-
-
-def join(place: Place, device: torch.device, timeout_s: int) -> Peers:
-    """The peers of this process."""
-    return Group(device, timeout_s) if place.world > 1 else Alone()
-
-
-@dataclass(frozen=True)
-class Replica:
-    """A model whose gradients are summed over ranks, divided by their number."""
-
-    forward: nn.Module
-    model: nn.Module
-    world: int
-
-    def sync(self, last: bool) -> AbstractContextManager[None]:
-        """Around a micro-batch: gradients are exchanged in the last one's backward pass only."""
-        if last or not isinstance(self.forward, DistributedDataParallel):
-            return contextlib.nullcontext()
-        return self.forward.no_sync()
-
-
-def replicate(
-    model: nn.Module, place: Place, device: torch.device, bucket_mb: float, on_gradient: Callable[[], None]
-) -> Replica:
-    """Wrap with DDP if there are several ranks. `on_gradient` is called as each local gradient becomes complete."""
-    if place.world == 1:
-        return Replica(model, model, 1)
+def mark(model: nn.Module, on_gradient: Callable[[], None]) -> None:
+    """Call `on_gradient` as each local gradient becomes complete."""
     for weight in model.parameters():
         watch: Callable[..., object] = weight.register_post_accumulate_grad_hook  # untyped in torch
         watch(lambda _: on_gradient())
+
+
+def replicate(model: nn.Module, group: dist.ProcessGroup | None, device: torch.device, bucket_mb: float) -> Reduced:
+    """Wrap a model of plain parameters with DDP over a group; None is all ranks."""
     wrapped = DistributedDataParallel(
         model,
         device_ids=None if device.type == "cpu" else [device.index],
+        process_group=group,
         bucket_cap_mb=bucket_mb,
         gradient_as_bucket_view=True,
     )
-    return Replica(wrapped, model, place.world)
+
+    def sync(last: bool) -> AbstractContextManager[None]:
+        return contextlib.nullcontext() if last else wrapped.no_sync()
+
+    return Reduced(wrapped, sync, dist.get_world_size(group))

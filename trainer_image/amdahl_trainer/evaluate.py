@@ -7,28 +7,29 @@ import math
 import numpy as np
 import torch
 
-from amdahl_trainer.config import Config, check_batch
 from amdahl_trainer.data.rows import Corpora
-from amdahl_trainer.documents import find_documents
-from amdahl_trainer.dp import Peers, Place
-from amdahl_trainer.loss import IGNORED, loss_sum
-from amdahl_trainer.model import Llama
+from amdahl_trainer.feed import pad
+from amdahl_trainer.loss import IGNORED
+from amdahl_trainer.mesh import Mesh
+from amdahl_trainer.peers import Peers
+from amdahl_trainer.replica import Replica
 
 
-@torch.no_grad()
-def bits_per_byte(model: Llama, corpora: Corpora, place: Place, peers: Peers, config: Config) -> float:
-    """Cross entropy of the first `eval.sequences` held-out rows, shared among ranks, in bits per byte of text."""
+def bits_per_byte(replica: Replica, corpora: Corpora, mesh: Mesh, peers: Peers, sequences: int) -> float:
+    """Cross entropy of the first `sequences` held-out rows, shared among ranks, in bits per byte of text.
+
+    Every rank runs the same number of passes, on rows that count for nothing where it has none left: where a model is
+    split, a pass needs all ranks.
+    """
     rows = corpora.held_out
-    mine = range(place.rank, min(config.eval.sequences, len(rows)), place.world)
-    at_once = check_batch(config.batch, place.world)
-    device = next(model.parameters()).device
-    sums = torch.zeros(2, dtype=torch.float64, device=device)  # nats, bytes
-    for first in range(0, len(mine), at_once):
-        made = [rows.row(index) for index in mine[first : first + at_once]]
-        inputs, targets, segments = (torch.from_numpy(np.stack(part)) for part in zip(*made, strict=True))
-        documents = find_documents(segments, device) if config.data.doc_mask else None
-        logits = model(inputs.to(device), documents)
-        sums[0] += loss_sum(logits, targets.to(device))
-        sums[1] += int(sum(corpora.token_bytes[row.targets[row.targets != IGNORED]].sum() for row in made))
-    nats, size = peers.total(sums).tolist()
-    return float(nats / math.log(2) / size)
+    count = min(sequences, len(rows))
+    mine = range(mesh.seat.dp, count, mesh.degrees.dp)
+    nats, size = torch.zeros((), dtype=torch.float64), 0
+    for first in range(0, -(-count // mesh.degrees.dp), replica.rows):
+        made = [rows.row(index) for index in mine[first : first + replica.rows]]
+        packed = np.array(made, dtype=np.int64).reshape(-1, 3, rows.seq_len).swapaxes(0, 1)
+        nats = nats + replica.evaluate(pad(torch.from_numpy(packed), replica.rows))
+        if mesh.seat.reads:
+            size += int(sum(corpora.token_bytes[row.targets[row.targets != IGNORED]].sum() for row in made))
+    told = peers.total(torch.stack((nats, torch.tensor(float(size), dtype=torch.float64, device=nats.device))))
+    return float(told[0] / math.log(2) / told[1])

@@ -14,8 +14,8 @@ from typing import Literal
 
 from amdahl_trainer.config import Config
 from amdahl_trainer.data.loader import Settings
-from amdahl_trainer.dp import Place
 from amdahl_trainer.errors import ConfigError
+from amdahl_trainer.peers import Place
 
 Value = bool | int | float | str | None
 

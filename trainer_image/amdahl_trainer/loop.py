@@ -6,16 +6,13 @@ A lap of the ledger runs from the end of one optimizer step to the end of the ne
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import time
 from collections import deque
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
 
 from amdahl_probe.emit import Batches
 from amdahl_probe.spans import Ledger
@@ -25,11 +22,11 @@ from amdahl_trainer.config import Config
 from amdahl_trainer.data.loader import Batch, Loader
 from amdahl_trainer.data.order import Order
 from amdahl_trainer.device import Clock
-from amdahl_trainer.documents import find_documents
-from amdahl_trainer.dp import Agreement, Peers, Place, Replica
 from amdahl_trainer.errors import NonFiniteError
 from amdahl_trainer.knobs import KnobFile, Knobs, Update, Window
-from amdahl_trainer.loss import loss_sum
+from amdahl_trainer.mesh import Seat
+from amdahl_trainer.peers import Agreement, Peers, Place
+from amdahl_trainer.replica import Replica
 from amdahl_trainer.report import Reporter, Step, describe
 
 
@@ -41,6 +38,7 @@ class Parts:
     place: Place
     device: torch.device
     peers: Peers
+    seat: Seat
     replica: Replica
     optimizer: torch.optim.Optimizer
     loader: Loader
@@ -48,7 +46,6 @@ class Parts:
     clock: Clock
     ledger: Ledger
     reporter: Reporter
-    micro_batch: int
     cost: flops.PerToken
     peak: float | None
     evaluate: Callable[[], float]
@@ -89,7 +86,7 @@ class Engine:
             parts.ledger.rest("compute")
             parts.clock.begin()
             with parts.ledger.span("comm"):
-                agreed = parts.peers.agree(batch.valid, parts.wants_stop(), news is not None)
+                agreed = parts.peers.agree(batch.valid if parts.seat.reads else 0, parts.wants_stop(), news is not None)
             if agreed.stop:
                 break
             self._step(batch, agreed)
@@ -114,12 +111,12 @@ class Engine:
 
     def _step(self, batch: Batch, agreed: Agreement) -> None:
         parts, config = self.parts, self.parts.config
-        loss = accumulate(parts.replica, batch, agreed.valid, parts.micro_batch, config)
+        loss = parts.replica.accumulate(batch.packed, agreed.valid)
         parts.clock.backward_done()
         with parts.ledger.span("comm"):
             loss = parts.peers.total(loss)
         lr = optim.learning_rate(self.progress.step, config.optim, config.decay_steps)
-        norm, refused = optim.apply(parts.replica.model, parts.optimizer, config.optim, lr, loss)
+        norm, refused = optim.apply(parts.replica.model, parts.optimizer, config.optim, lr, loss, parts.replica.stages)
         parts.clock.finish(torch.stack((loss, norm, refused)))
         self.progress = Progress(self.progress.step + 1, parts.loader.position)
         phases = parts.ledger.take()
@@ -130,9 +127,9 @@ class Engine:
             total=self.progress.step,
             end_ns=parts.ledger.mark_ns,
             phases=phases,
-            batch=describe(batch),
+            batch=describe(batch, parts.seat.reads),
             loader=Batches().plus(batch.cost_ns),
-            valid=batch.valid,
+            valid=batch.valid if parts.seat.reads else 0,
             lr=lr,
             seq=self.seq,
             tags=tags,
@@ -236,41 +233,6 @@ class Engine:
         self.progress = enter(window, self.progress, self.parts.loader, self.parts.config.run.seed)
         if window.offset is not None or window.seed is not None:
             self.parts.reporter.recorder.offset(self.seq, self.progress.position, window.seed, True)
-
-
-def accumulate(replica: Replica, batch: Batch, valid: int, micro_batch: int, config: Config) -> Tensor:
-    """Forward and backward of a rank's batch, micro-batch by micro-batch; gradients are those of the global mean.
-
-    Args:
-        replica: the model on this rank.
-        batch: the rank's rows.
-        valid: tokens of the step over all ranks, the one divisor of every loss.
-        micro_batch: rows of one forward pass; divides the rank's rows.
-        config: for document masks and number formats.
-
-    Returns:
-        The rank's share of the loss, a detached scalar on the device; the shares of all ranks sum to the loss.
-    """
-    device = next(replica.model.parameters()).device
-    total = torch.zeros((), device=device)
-    for first in range(0, len(batch.samples), micro_batch):
-        last = first + micro_batch >= len(batch.samples)
-        rows = slice(first, first + micro_batch)
-        inputs, targets = (part[rows].to(device, non_blocking=True) for part in (batch.inputs, batch.targets))
-        documents = find_documents(batch.segments[rows], device) if config.data.doc_mask else None
-        with replica.sync(last):
-            with _precision(config.precision.compute, device):
-                logits = replica.forward(inputs, documents)
-            share = loss_sum(logits, targets) / valid
-            torch.autograd.backward(share * replica.world)  # DDP divides the sum over ranks by their number
-        total += share.detach()
-    return total
-
-
-def _precision(compute: str, device: torch.device) -> AbstractContextManager[object]:
-    if compute == "float32":
-        return contextlib.nullcontext()
-    return torch.autocast(device.type, dtype=torch.bfloat16)
 
 
 def enter(window: Window, progress: Progress, loader: Loader, run_seed: int) -> Progress:

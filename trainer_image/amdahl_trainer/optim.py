@@ -7,9 +7,12 @@ need not wait for the answer; every rank decides alike, because loss and gradien
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from amdahl_trainer.config import Optim
 
@@ -37,14 +40,23 @@ def learning_rate(step: int, config: Optim, decay_steps: int) -> float:
 
 
 def apply(
-    model: nn.Module, optimizer: torch.optim.Optimizer, config: Optim, lr: float, loss: Tensor
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    config: Optim,
+    lr: float,
+    loss: Tensor,
+    stages: dist.ProcessGroup | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Clip and update, unless loss or gradients are not finite. Gradients are cleared.
+
+    `stages` are the ranks that hold other parameters of the same model.
 
     Returns:
         The gradient norm before clipping and whether the step was refused (1.0 or 0.0): scalars on the device.
     """
-    norm = nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip or math.inf)
+    weights = [weight for weight in model.parameters() if weight.grad is not None]
+    norm = total_norm(weights, stages)
+    nn.utils.clip_grads_with_norm_(weights, config.grad_clip or math.inf, norm)
     refused = (~(torch.isfinite(norm) & torch.isfinite(loss))).float()
     for group in optimizer.param_groups:
         group["lr"] = lr
@@ -53,3 +65,15 @@ def apply(
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return norm, refused
+
+
+def total_norm(weights: Sequence[Tensor], stages: dist.ProcessGroup | None) -> Tensor:
+    """The norm of the gradients of the whole model: of this rank's parameters, and of those of other stages."""
+    norm = nn.utils.get_total_norm([weight.grad for weight in weights if weight.grad is not None])
+    if isinstance(norm, DTensor):
+        norm = norm.full_tensor()
+    if stages is not None:
+        norm = norm.square()
+        dist.all_reduce(norm, group=stages)
+        norm = norm.sqrt()
+    return norm

@@ -13,8 +13,8 @@ from amdahl_probe.trace import Trace
 from amdahl_trainer import flops
 from amdahl_trainer.data.loader import Batch
 from amdahl_trainer.device import Reading, attribute
-from amdahl_trainer.dp import Place
 from amdahl_trainer.errors import ConfigError
+from amdahl_trainer.peers import Place
 
 
 @dataclass(frozen=True)
@@ -58,9 +58,10 @@ class Step:
     tags: tuple[str, ...]
 
 
-def describe(batch: Batch) -> digests.BatchDigest:
-    """The digest of a batch: shapes, a few elements and the sample numbers."""
-    return digests.digest([batch.inputs, batch.targets, batch.segments], batch.samples)
+def describe(batch: Batch, is_counted: bool) -> digests.BatchDigest:
+    """The digest of a batch: shapes, a few elements and the sample numbers, unless another rank counts them."""
+    found = digests.digest([batch.inputs, batch.targets, batch.segments], batch.samples)
+    return found if is_counted else found._replace(samples=0, elements=0, ids=0)
 
 
 class Reporter:

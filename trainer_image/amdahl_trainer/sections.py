@@ -123,7 +123,11 @@ class Parallel:
         "how attention sees other ranks' tokens",
         choices=("allgather", "ulysses", "ring"),
     )
-    cp_balance: str = key("zigzag", "which tokens a rank of cp takes", choices=("zigzag", "none"))
+    cp_balance: str = key(
+        "zigzag",
+        "tokens a rank of cp takes: chunks from both ends, or one",
+        choices=("zigzag", "contiguous"),
+    )
 
 
 @dataclass(frozen=True)

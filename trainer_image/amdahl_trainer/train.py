@@ -14,18 +14,19 @@ from torch import nn
 
 from amdahl_trainer import config as configs
 from amdahl_trainer import device as devices
-from amdahl_trainer import dp, flops, knobs, optim
+from amdahl_trainer import flops, knobs, optim, parallel
+from amdahl_trainer import peers as others
 from amdahl_trainer.ckpt import Checkpoints, Progress
 from amdahl_trainer.config import Config
 from amdahl_trainer.data import rows
 from amdahl_trainer.data.loader import Loader
 from amdahl_trainer.data.order import Order, Share
-from amdahl_trainer.dp import Peers, Place
 from amdahl_trainer.errors import ConfigError, Exit
 from amdahl_trainer.evaluate import bits_per_byte
 from amdahl_trainer.knobs import KnobFile, Knobs, Update
 from amdahl_trainer.loop import Engine, Parts
-from amdahl_trainer.model import Llama
+from amdahl_trainer.mesh import Mesh
+from amdahl_trainer.peers import Peers, Place
 from amdahl_trainer.report import Reporter, Telemetry
 
 
@@ -84,7 +85,7 @@ def train(config: Config, environ: Mapping[str, str], begun_ns: int) -> Exit:
     wants_stop = StopRequest()
     startup = Startup(begun_ns)
     place = Place.from_environ(environ)
-    configs.check_batch(config.batch, place.world)  # before anyone waits for anyone
+    parallel.fit(config, place)  # before anyone waits for anyone
     if config.run.torch_threads:
         torch.set_num_threads(config.run.torch_threads)
     device = devices.choose(place.local_rank)
@@ -92,7 +93,7 @@ def train(config: Config, environ: Mapping[str, str], begun_ns: int) -> Exit:
     startup.end("import")
     steps, why = 0, "exit"
     try:
-        peers = dp.join(place, device, config.limits.comm_timeout_s)
+        peers = others.join(place, device, config.limits.comm_timeout_s)
         startup.end("rendezvous")
         engine = build(Job(config, environ, place, device, peers, reporter), startup, wants_stop)
         try:
@@ -140,13 +141,14 @@ def build(job: Job, startup: Startup, wants_stop: Callable[[], bool]) -> Engine:
     corpora = _ensure_corpora(job)
     startup.end("data")
     torch.manual_seed(config.run.seed)
-    model = Llama(config.model).to(device)
-    optimizer = optim.build(model, config.optim)
+    mesh = Mesh(parallel.fit(config, place), place.rank, device)
+    clock = devices.clock(device)
+    replica = parallel.parallelize(config, mesh, device, clock.gradient)
+    optimizer = optim.build(replica.model, config.optim)
     startup.end("model")
     checkpoints = Checkpoints(config, place.rank, place.world)
-    progress = _resume(checkpoints, model, optimizer, job.reporter)
+    progress = _resume(checkpoints, replica.model, optimizer, job.reporter)
     startup.end("restore")
-    clock = devices.clock(device)
     outcome = knobs.apply(
         knobs.from_environ(job.environ), Knobs.from_config(config), place, has_gpu=device.type == "cuda"
     )
@@ -156,17 +158,17 @@ def build(job: Job, startup: Startup, wants_stop: Callable[[], bool]) -> Engine:
         place=place,
         device=device,
         peers=job.peers,
-        replica=dp.replicate(model, place, device, config.parallel.bucket_mb, clock.gradient),
+        seat=mesh.seat,
+        replica=replica,
         optimizer=optimizer,
-        loader=_new_loader(corpora, config, place, outcome.knobs),
+        loader=_new_loader(corpora, config, mesh, outcome.knobs),
         checkpoints=checkpoints,
         clock=clock,
         ledger=job.reporter.new_ledger(startup.begun_ns),
         reporter=job.reporter,
-        micro_batch=configs.check_batch(config.batch, place.world),
         cost=flops.per_token(config.model, config.data.seq_len, corpora.train.mean_document),
         peak=flops.peak_flops(devices.name(device), config.precision.compute),
-        evaluate=lambda: bits_per_byte(model, corpora, place, job.peers, config),
+        evaluate=lambda: bits_per_byte(replica, corpora, mesh, job.peers, config.eval.sequences),
         wants_stop=wants_stop,
         knob_file=KnobFile(job.environ.get("AMDAHL_KNOBS_FILE") if place.rank == 0 else None),
         is_trial=job.environ.get("AMDAHL_TRIAL") == "1",
@@ -198,9 +200,9 @@ def _ensure_corpora(job: Job) -> rows.Corpora:
     return rows.ensure(job.config)
 
 
-def _new_loader(corpora: rows.Corpora, config: Config, place: Place, settings: Knobs) -> Loader:
+def _new_loader(corpora: rows.Corpora, config: Config, mesh: Mesh, settings: Knobs) -> Loader:
     order = Order(len(corpora.train), config.run.seed)
-    share = Share(place.rank, place.world, config.batch.global_sequences)
+    share = Share(mesh.seat.dp, mesh.degrees.dp, config.batch.global_sequences)
     return Loader(corpora.train, order, share, settings.loader)
 
 

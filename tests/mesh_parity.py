@@ -1,0 +1,175 @@
+"""What every parallel mode is held against: one step of the plain model in one process, written by hand.
+
+Ranks see the same rows: ragged, with several documents each and padding, made from nothing but the configuration.
+"""
+
+import itertools
+import json
+import time
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F  # noqa: N812 (the name every torch reader knows)
+from torch.distributed.tensor import DTensor
+
+from amdahl_trainer import config as configs
+from amdahl_trainer import optim, parallel
+from amdahl_trainer.documents import find_documents
+from amdahl_trainer.loss import IGNORED
+from amdahl_trainer.mesh import Mesh
+from amdahl_trainer.model import Llama
+
+CPU = torch.device("cpu")
+
+#: Grouped heads, enough blocks for four stages, and an epsilon of Adam that does not turn rounding into steps.
+TINY = {
+    "model.n_layers": 4,
+    "model.d_model": 32,
+    "model.n_heads": 4,
+    "model.n_kv_heads": 4,
+    "model.d_ff": 48,
+    "model.vocab_size": 320,
+    "model.tie_embeddings": False,
+    "data.seq_len": 64,
+    "batch.global_sequences": 8,
+    "batch.micro_batch": 2,
+    "optim.eps": 1e-2,
+    "optim.lr": 1e-2,
+    "parallel.bucket_mb": 0.02,
+}
+
+
+def make_rows(config):
+    """(3, rows, S) inputs, targets and segments; row r has r + 1 documents and 5 r slots of padding."""
+    generator = torch.Generator().manual_seed(7)
+    rows, seq = config.batch.global_sequences, config.data.seq_len
+    inputs = torch.randint(0, 256, (rows, seq), generator=generator)
+    targets = torch.randint(0, 256, (rows, seq), generator=generator)
+    segments = torch.zeros(rows, seq, dtype=torch.int64)
+    for row in range(rows):
+        end = seq - 5 * (row % 8)
+        edges = torch.linspace(0, end, row % 4 + 2).long().tolist()
+        for number, (first, last) in enumerate(itertools.pairwise(edges), start=1):
+            segments[row, first:last] = number
+        targets[row, end:] = IGNORED
+    return torch.stack((inputs, targets, segments))
+
+
+def reference(values):
+    """The step of one process, written by hand."""
+    config = configs.build({**TINY, **values})
+    torch.manual_seed(config.run.seed)
+    model = Llama(config.model)
+    inputs, targets, segments = make_rows(config)
+    documents = find_documents(segments, CPU) if config.data.doc_mask else None
+
+    def sum_of_losses():
+        logits = model(inputs, documents)
+        return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="sum")
+
+    first, total = copies(model), sum_of_losses()
+    loss = total / (segments > 0).sum()
+    loss.backward()
+    gradients = {name: weight.grad.clone() for name, weight in model.named_parameters()}
+    norm = torch.cat([grad.flatten() for grad in gradients.values()]).norm()
+    optim.apply(model, optim.build(model, config.optim), config.optim, config.optim.lr, loss.detach())
+    with torch.no_grad():
+        sums = float(total), float(sum_of_losses())
+    found = {"loss": loss.detach(), "norm": norm, "sums": sums}
+    return {**found, "first": first, "gradients": gradients, "after": copies(model)}
+
+
+def take_step(values, place, others):
+    """The same through the trainer's own parts; on rank 0 what came of it on all ranks, elsewhere None."""
+    config = configs.build(values)
+    mesh = Mesh(parallel.fit(config, place), place.rank, CPU)
+    marks = []
+    replica = parallel.parallelize(config, mesh, CPU, lambda: marks.append(1))
+    model, rows = replica.model, make_rows(config)
+    mine = rows[:, mesh.seat.dp :: mesh.degrees.dp]
+    optimizer = optim.build(model, config.optim)
+
+    def sum_of_losses():
+        turns = range(0, mine.shape[1], replica.rows)
+        return float(others.total(sum(replica.evaluate(mine[:, at : at + replica.rows]) for at in turns)))
+
+    tensors, before = {"first": copies(model)}, sum_of_losses()
+    valid = others.agree(int((mine[2] > 0).sum()) if mesh.seat.reads else 0, False, False).valid
+    loss = others.total(replica.accumulate(mine, valid))
+    tensors["gradients"] = {name: whole(w.grad) for name, w in model.named_parameters() if w.grad is not None}
+    norm, refused = optim.apply(model, optimizer, config.optim, config.optim.lr, loss, replica.stages)
+    tensors["after"] = copies(model)
+    found = {"loss": loss, "norm": norm, "refused": bool(refused), "sums": (before, sum_of_losses())}
+    return merge(found | {"valid": valid, "marks": len(marks)}, tensors, place)
+
+
+def merge(found, tensors, place):
+    """On rank 0 the tensors of all ranks under one another's names, and how far those of one name are apart."""
+    gathered = [tensors]
+    if place.world > 1:
+        gathered = [None] * place.world if place.rank == 0 else None
+        dist.gather_object(tensors, gathered)
+    if gathered is None:
+        return None
+    found["spread"] = 0.0
+    for kind in tensors:
+        found[kind] = merged = {}
+        for name, tensor in ((name, tensor) for rank in gathered for name, tensor in rank[kind].items()):
+            found["spread"] = max(found["spread"], float((merged.setdefault(name, tensor) - tensor).abs().max()))
+    return found
+
+
+def copies(model):
+    """Whole parameters, on every rank that has a piece of them."""
+    return {name: whole(weight) for name, weight in model.named_parameters()}
+
+
+def whole(tensor):
+    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach().clone()
+
+
+def apart(found, wanted):
+    """The greatest difference of two sets of tensors, relative to the largest entry."""
+    assert set(found) == set(wanted), set(found) ^ set(wanted)
+    largest = max(float(tensor.abs().max()) for tensor in wanted.values())
+    return max(float((found[name] - wanted[name]).abs().max()) for name in wanted) / largest
+
+
+def has_ended(pid):
+    """Whether a process is a zombie, which its zygote has not yet been asked about."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+
+
+class Pool:
+    """Ranks that are started once and take one case after the other."""
+
+    def __init__(self, start, world):
+        self.ranks = start(world)
+        self.home = self.ranks.home
+        self.count = 0
+        self.is_open = True
+
+    def run(self, values, timeout_s=120):
+        """What one step of a configuration does on these ranks."""
+        number, self.count = self.count, self.count + 1
+        self._tell(number, {**TINY, **values})
+        result = self.home / f"result-{number}.pt"
+        deadline = time.monotonic() + timeout_s
+        while not result.exists():
+            if time.monotonic() > deadline or any(map(has_ended, self.ranks.pids)):
+                self.is_open = False
+                done = self.ranks.join(1)
+                raise AssertionError(f"ranks ended with {done.codes}: {done.output[-3000:]}")
+            time.sleep(0.005)
+        return torch.load(result)
+
+    def close(self):
+        self._tell(self.count, None)
+        done = self.ranks.join()
+        assert set(done.codes) == {0}, done.output
+
+    def _tell(self, number, values):
+        draft = self.home / f"draft-{number}.json"
+        draft.write_text(json.dumps(values))
+        draft.rename(self.home / f"case-{number}.json")

@@ -1,0 +1,170 @@
+"""The parity matrix: on every mesh a step is the step of one process, in loss, gradients and parameters."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+import pytest
+
+from amdahl_trainer.peers import Alone, Place
+from mesh_parity import TINY, Pool, apart, reference, take_step
+
+SCRIPT = str(Path(__file__).with_name("mesh_rank.py"))
+
+AFAB, ONE_EACH, INTERLEAVED = (
+    {"parallel.pp": 2, "parallel.pp_schedule": schedule} for schedule in ("afab", "1f1b", "interleaved")
+)
+TP, PP4, CP = {"parallel.tp": 2}, {"parallel.pp": 4, "batch.micro_batch": 1}, {"parallel.cp": 2}
+FSDP, HSDP = {"parallel.dp_mode": "fsdp2"}, {"parallel.dp_mode": "hsdp", "parallel.shard": 2}
+NO_SP, ASYNC, TIED = {"parallel.sp": False}, {"parallel.async_tp": True}, {"model.tie_embeddings": True}
+RING, ULYSSES = {"parallel.cp_mode": "ring"}, {"parallel.cp_mode": "ulysses"}
+CHUNKS, WHOLE_BLOCK = {"memory.loss_chunks": 4}, {"memory.activation_checkpoint": "block"}
+SELECTIVE = {"memory.activation_checkpoint": "selective"}
+
+ONE = {
+    **{f"micro-batch {rows}": {"batch.micro_batch": rows} for rows in (1, 2, 4, 8)},
+    "tied": TIED,
+    "loss in pieces": CHUNKS,
+    "blocks again": WHOLE_BLOCK,
+    "cheap operations again": SELECTIVE,
+}
+
+TWO = {
+    **{f"ddp, micro-batch {rows}": {"batch.micro_batch": rows} for rows in (1, 2, 4)},
+    "ddp, tied": TIED,
+    "ddp, everything again": {**WHOLE_BLOCK, **CHUNKS},
+    "fsdp2": FSDP,
+    "fsdp2, one micro-batch": {**FSDP, "batch.micro_batch": 4},
+    "fsdp2, tied": {**FSDP, **TIED},
+    "fsdp2, everything again": {**FSDP, **WHOLE_BLOCK, **CHUNKS},
+    "fsdp2, cheap operations again": {**FSDP, **SELECTIVE},
+    "tp": TP,
+    "tp, grouped heads": {**TP, "model.n_kv_heads": 2},
+    "tp, tied": {**TP, **TIED},
+    "tp, loss in pieces": {**TP, **CHUNKS},
+    "tp, blocks again": {**TP, **WHOLE_BLOCK},
+    "tp, cheap operations again": {**TP, **SELECTIVE},
+    "tp without sp": {**TP, **NO_SP},
+    "tp without sp, tied": {**TP, **NO_SP, **TIED},
+    "tp without sp, loss in pieces": {**TP, **NO_SP, **CHUNKS},
+    "async tp": {**TP, **ASYNC},
+    "async tp, blocks again": {**TP, **ASYNC, **WHOLE_BLOCK},
+    "async tp without sp": {**TP, **NO_SP, **ASYNC},
+    "pp afab": AFAB,
+    "pp afab, one micro-batch": {**AFAB, "batch.micro_batch": 8},
+    "pp 1f1b": ONE_EACH,
+    "pp 1f1b, 2 micro-batches": {**ONE_EACH, "batch.micro_batch": 4},
+    "pp 1f1b, 8 micro-batches": {**ONE_EACH, "batch.micro_batch": 1},
+    "pp interleaved": INTERLEAVED,
+    "pp interleaved, blocks again": {**INTERLEAVED, **WHOLE_BLOCK, **CHUNKS},
+    "pp, uneven stages": {**ONE_EACH, "model.n_layers": 3},
+    **{
+        f"cp {mode}, {balance}, {'documents' if mask else 'whole rows'}": {
+            **CP,
+            "parallel.cp_mode": mode,
+            "parallel.cp_balance": balance,
+            "data.doc_mask": mask,
+        }
+        for mode in ("allgather", "ulysses", "ring")
+        for balance in ("zigzag", "contiguous")
+        for mask in (True, False)
+    },
+    "cp, fsdp2": {**CP, **FSDP},
+    "cp, loss in pieces, blocks again": {**CP, **CHUNKS, **WHOLE_BLOCK},
+}
+
+FOUR = {
+    "ddp": {},
+    "fsdp2": FSDP,
+    "hsdp": HSDP,
+    "hsdp, tied": {**HSDP, **TIED},
+    "tp 4": {"parallel.tp": 4},
+    "pp 4 afab": {**PP4, "parallel.pp_schedule": "afab"},
+    "pp 4 1f1b": {**PP4, "parallel.pp_schedule": "1f1b"},
+    **{f"cp 4 {mode}": {"parallel.cp": 4, "parallel.cp_mode": mode} for mode in ("allgather", "ulysses", "ring")},
+    "ddp x tp": TP,
+    "ddp x tp, tied": {**TP, **TIED},
+    "ddp x async tp without sp": {**TP, **ASYNC, **NO_SP},
+    "fsdp2 x tp": {**TP, **FSDP},
+    "fsdp2 x tp, everything again": {**TP, **FSDP, **WHOLE_BLOCK, **CHUNKS},
+    "fsdp2 x async tp": {**TP, **FSDP, **ASYNC},
+    "ddp x pp afab": AFAB,
+    "ddp x pp 1f1b": ONE_EACH,
+    "ddp x pp interleaved": INTERLEAVED,
+    "fsdp2 x pp afab": {**FSDP, **AFAB},
+    "fsdp2 x pp 1f1b": {**FSDP, **ONE_EACH},
+    "fsdp2 x pp interleaved": {**FSDP, **INTERLEAVED},
+    "ddp x cp": CP,
+    "ddp x cp ring": {**CP, **RING},
+    "fsdp2 x cp ulysses": {**CP, **ULYSSES, **FSDP},
+    "hsdp over cp": {**CP, "parallel.dp_mode": "hsdp", "parallel.shard": 1},
+    "tp x pp 1f1b": {**TP, **ONE_EACH},
+    "tp x pp interleaved": {**TP, **INTERLEAVED},
+    "async tp x pp afab without sp": {**TP, **ASYNC, **NO_SP, **AFAB},
+    "tp x cp": {**TP, **CP},
+    "tp x cp ulysses": {**TP, **CP, **ULYSSES},
+    "async tp x cp ring": {**TP, **ASYNC, **CP, **RING},
+    "tp x cp, loss in pieces": {**TP, **CP, **CHUNKS},
+    "pp 1f1b x cp": {**ONE_EACH, **CP},
+    "pp interleaved x cp ring": {**INTERLEAVED, **CP, **RING},
+}
+
+
+@functools.cache
+def wanted(items):
+    return reference(dict(items))
+
+
+def assert_parity(found, values):
+    """Gradients within 5e-6 of the largest, loss within 2e-6, parameters alike on all ranks."""
+    maths = tuple(sorted((name, value) for name, value in values.items() if name.startswith(("model.", "data."))))
+    one = wanted(maths)
+    assert apart(found["first"], one["first"]) == 0.0
+    assert apart(found["gradients"], one["gradients"]) <= 5e-6
+    assert apart(found["after"], one["after"]) <= 5e-6
+    assert abs(float(found["loss"] - one["loss"])) <= 2e-6
+    assert found["sums"] == pytest.approx(one["sums"], rel=1e-6)
+    assert float(found["norm"]) == pytest.approx(float(one["norm"]), rel=5e-6)
+    assert found["spread"] == 0.0
+    assert not found["refused"]
+
+
+@pytest.fixture(scope="session")
+def pool(zygote, tmp_path_factory):
+    """`pool(2)`: ranks that stay for all cases."""
+    made = {}
+
+    def start(world):
+        home = tmp_path_factory.mktemp(f"world{world}")
+        return zygote.start(home, [str(home)], world, {}, SCRIPT)
+
+    def get(world):
+        if world not in made or not made[world].is_open:
+            made[world] = Pool(start, world)
+        return made[world]
+
+    yield get
+    for one in made.values():
+        if one.is_open:
+            one.close()
+
+
+@pytest.mark.parametrize("values", ONE.values(), ids=ONE)
+def test_one_process_takes_the_step_written_by_hand(values):
+    """Accumulation, pieces of the loss and activations computed again change rounding only."""
+    assert_parity(take_step({**TINY, **values}, Place(), Alone()), values)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("values", TWO.values(), ids=TWO)
+def test_two_ranks_take_the_step_of_one(pool, values):
+    """Every mode on two ranks."""
+    assert_parity(pool(2).run(values), values)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("values", FOUR.values(), ids=FOUR)
+def test_four_ranks_take_the_step_of_one(pool, values):
+    """Every mode on four ranks, and every product of two."""
+    assert_parity(pool(4).run(values), values)

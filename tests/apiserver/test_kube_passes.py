@@ -212,6 +212,26 @@ def test_a_crash_loop_under_a_proven_value_takes_it_back(passes: Callable[..., N
     passes(scenario)
 
 
+def test_a_verdict_that_was_written_by_hand_is_not_put_in_force(passes: Callable[..., None]) -> None:
+    """Without the policies an administrator may write it: no block shows the win, so nothing is changed, and the job says so."""
+
+    async def scenario(job: Passes) -> None:
+        await job.settle()
+        ledger = await job.ledger()
+        plan = make_plan(name="pydocs-e0", job="pydocs", job_uid=ledger.seen.uid)
+        before, after = Knobs(dataloader_workers=0), Knobs(dataloader_workers=2)
+        await ledger.add_plan(plan.model_copy(update={"baseline": before, "variant": after}))
+        await ledger.add_verdict("pydocs-e0", WON, job.scene.clock())
+        seen = await job.settle()
+        assert seen.declared.knobs == before
+        assert (await job.values())["AMDAHL_DATALOADER_WORKERS"] == "0"
+        status, reason, message = said(seen, "Tuned")
+        assert (status, reason) == ("False", "Unproven")
+        assert "pydocs-e0 says that it has won" in message
+
+    passes(scenario)
+
+
 def test_an_old_manifest_over_two_wins_never_runs_its_old_values(passes: Callable[..., None]) -> None:
     """The revert is on record before anything runs by the spec: pods are never started with values that nobody wants."""
     first, second = (

@@ -28,12 +28,14 @@ from amdahl_loop.domain.verdicts import Verdict, VerdictWord
 from amdahl_loop.reconcile import Identity, Ports, Tick, tick
 from builders import FAMILY, FINGERPRINT, UID, make_job, make_observation, make_window
 from fakes import SimulatedRunner, Truth, compute_bound, loader_bound
-from judge_builders import make_plan
+from judge_builders import make_constants, make_plan
 
 T = JobConditionType
 TRUE, FALSE, UNKNOWN = ConditionStatus.TRUE, ConditionStatus.FALSE, ConditionStatus.UNKNOWN
 RUNNING = Note(reason=Reason.AS_DECLARED, sentence="1 of 1 pods run.")
 HALT = Halt(sentence="No knob is expected to help.")
+OTHER_JUDGE = make_constants(judge_version="2")
+"""Constants of an experiment that another version judged: its word is believed."""
 WON = Verdict(word=VerdictWord.WON, sentence="Saves 30 %.", effect=0.36, effect_se=0.01)
 
 
@@ -181,7 +183,8 @@ def test_a_running_block_is_named() -> None:
     ("job", "experiments", "applications", "extra", "status", "reason"),
     [
         pytest.param(0, [], [], {}, FALSE, Reason.NO_WIN, id="nothing tried"),
-        pytest.param(0, [make_experiment(verdict=WON)], [], {}, FALSE, Reason.WON_UNAPPLIED, id="won, not yet applied"),
+        pytest.param(0, [make_experiment(verdict=WON, constants=OTHER_JUDGE)], [], {}, FALSE, Reason.WON_UNAPPLIED, id="won, not yet applied"),
+        pytest.param(0, [make_experiment(verdict=WON)], [], {}, FALSE, Reason.UNPROVEN, id="says that it won, and shows nothing"),
         pytest.param(0, [make_experiment(verdict=WON)], [make_application()], {}, TRUE, Reason.PROVEN_VALUES, id="overlay"),
         pytest.param(2, [make_experiment(verdict=WON)], [make_application()], {}, TRUE, Reason.PROVEN_VALUES, id="in the spec"),
         pytest.param(0, [make_experiment(verdict=WON)], [make_application(ApplicationKind.REVERTED)], {}, TRUE, Reason.PROVEN_VALUES, id="put back, runs as overlay"),

@@ -6,7 +6,7 @@ import pytest
 
 from amdahl_loop.adapters.kube.entering import EARLY_S, count_early_ends, names_path
 from amdahl_loop.adapters.kube.objects import ContainerFacts, Ended, PodFacts, read_job, read_pod
-from amdahl_loop.adapters.kube.present import is_older, is_well, others_since_s, read_revision
+from amdahl_loop.adapters.kube.present import have_failed_before, is_older, is_well, others_since_s, read_revision
 from amdahl_loop.adapters.kube.render_running import CHANGED_ANNOTATION, VALUES_ANNOTATION, render_job
 from amdahl_loop.adapters.kube.revisions import SURE_S
 from pod_builders import PROBE, make_cluster_job, make_template
@@ -111,6 +111,22 @@ def test_numbers_tell_which_values_a_job_was_made_with(
 def test_a_container_has_new_values_if_it_started_well_after_them(since_s: float | None, is_old: bool) -> None:
     """Between the change and what a kubelet reads, and between two clocks, there are seconds; in doubt it is restarted."""
     assert is_older(pod(running_since_s=since_s), 1000.0) is is_old
+
+
+@pytest.mark.parametrize(
+    ("pods", "is_so"),
+    [
+        pytest.param([], False, id="nothing was there"),
+        pytest.param([pod(ended=end())], True, id="failed with the values of before"),
+        pytest.param([pod(ended=end()), pod(ended=end())], True, id="again and again"),
+        pytest.param([pod(ended=end()), pod(ended=Ended(exit_code=1, started_at_s=101.0))], False, id="and once with the new ones"),
+        pytest.param([pod(ended=end(exit_code=0))], False, id="done"),
+        pytest.param([pod()], False, id="on its way"),
+    ],
+)  # fmt: skip
+def test_a_program_that_is_down_is_started_with_new_values_at_once(pods: list[PodFacts], is_so: bool) -> None:
+    """The values changed at 100: what failed before has not had them; what failed since is a crash loop of its own."""
+    assert have_failed_before(pods, 100.0) is is_so
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ with the numbers. Pure: the same facts always give the same findings, so that no
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
+from amdahl_loop.domain import judge
 from amdahl_loop.domain.api.conditions import ConditionStatus, JobCondition, JobConditionType
 from amdahl_loop.domain.api.parts import MAX_SENTENCE, clip
 from amdahl_loop.domain.api.timestamps import to_timestamp
@@ -19,6 +20,7 @@ from amdahl_loop.domain.knob_values import Knobs
 from amdahl_loop.domain.ledger import ApplicationKind
 from amdahl_loop.domain.phases import Unobservable
 from amdahl_loop.domain.plan import (
+    APPLYING,
     Action,
     Apply,
     Challenge,
@@ -264,6 +266,10 @@ def _find_tuned(facts: Facts, snapshot: Snapshot) -> Finding:
             JobConditionType.TUNED, TRUE, Reason.PROVEN_VALUES, f"{_say_win(taken.name, taken)}, in the spec."
         )
     if wins:
+        is_new = all(application.experiment != wins[-1].name for application in applications)
+        if is_new and snapshot.job.spec.tuning.mode in APPLYING and not judge.upholds(wins[-1]):
+            sentence = f"{wins[-1].name} says that it has won, and its recorded blocks do not show it: it is not used."
+            return Finding(JobConditionType.TUNED, FALSE, Reason.UNPROVEN, sentence)
         is_advice = snapshot.job.spec.tuning.mode is Mode.RECOMMEND
         reason = Reason.RECOMMENDED if is_advice else Reason.WON_UNAPPLIED
         return Finding(

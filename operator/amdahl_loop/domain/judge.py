@@ -9,13 +9,14 @@ from amdahl_loop.domain import cadence, vetoes
 from amdahl_loop.domain.assessment import Assessment, Candidate, Case, Closed, NeedBlocks, close, open_case
 from amdahl_loop.domain.blocks import Stage
 from amdahl_loop.domain.challenge import carry_claim, challenge
+from amdahl_loop.domain.constants import JUDGE_VERSION
 from amdahl_loop.domain.discovery import discover
 from amdahl_loop.domain.experiments import Experiment
 from amdahl_loop.domain.proof import NeedProof, Unproven, prove_same_work
 from amdahl_loop.domain.telemetry import Arm
 from amdahl_loop.domain.verdicts import VerdictWord, VetoName
 
-__all__ = ["Assessment", "Candidate", "Closed", "NeedBlocks", "assess"]
+__all__ = ["Assessment", "Candidate", "Closed", "NeedBlocks", "assess", "upholds"]
 
 MAX_BASELINE_FAULTS = 3
 """A baseline that fails this often cannot be compared with anything."""
@@ -36,6 +37,19 @@ def assess(experiment: Experiment) -> Assessment:
         return ended
     claim = carry_claim(case, proof.vetoes) if case.plan.skip_discovery else discover(case, proof.vetoes)
     return claim if isinstance(claim, Assessment) else challenge(case, claim)
+
+
+def upholds(win: Experiment) -> bool:
+    """Whether a win is what its recorded blocks show; those that tested it on afterwards are left out.
+
+    Nobody's word is put in force, whoever wrote it into the ledger. What another version judged is believed: this one
+    cannot judge it again.
+    """
+    if win.plan.constants.judge_version != JUDGE_VERSION:
+        return True
+    before = tuple(block for block in win.blocks if block.spec.stage is not Stage.HOLDOUT)
+    judged = assess(win.model_copy(update={"verdict": None, "blocks": before}))
+    return isinstance(judged, Closed) and judged.verdict.word is VerdictWord.WON
 
 
 def _guard_every_block(case: Case) -> Closed | None:

@@ -261,12 +261,12 @@ def _cancelled(why: str, reason: str) -> Verdict:
 
 
 def _unapplied_win(snapshot: Snapshot) -> Experiment | None:
-    """A win of this job that was measured from the values in force and was neither applied nor rolled back."""
+    """A win of this job from the values in force, shown by its blocks, that was neither applied nor rolled back."""
     if snapshot.job.spec.tuning.mode not in APPLYING:
         return None
     done = {application.experiment for application in snapshot.memory.applications}
     for win in reversed(snapshot.history.wins):
-        if win.name not in done and win.plan.baseline == snapshot.knobs:
+        if win.name not in done and win.plan.baseline == snapshot.knobs and judge.upholds(win):
             return win
     return None
 

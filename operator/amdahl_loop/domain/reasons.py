@@ -80,6 +80,8 @@ class Reason(StrEnum):
     """A win is proven; `tuning.mode` leaves it to the owner to use it."""
     WON_UNAPPLIED = "WonUnapplied"
     """A win is proven and not in force."""
+    UNPROVEN = "Unproven"
+    """An experiment says that it has won, and the blocks on its record do not show it."""
     ROLLED_BACK = "RolledBack"
     """The last proven values were taken back."""
     NO_WIN = "NoWin"

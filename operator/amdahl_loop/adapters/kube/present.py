@@ -4,7 +4,7 @@ Numbers that were written down beside the values tell whether a Job was made bef
 restart of a container may have changed, and for Jobs of older operators, dates have to be compared.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from amdahl_loop.adapters.kube.objects import JobFacts, PodFacts
 from amdahl_loop.adapters.kube.render import PROBE_VOLUME
@@ -41,6 +41,14 @@ def is_older(pod: PodFacts, changed_s: float) -> bool:
     """Whether a pod may have been started before the values changed; one that waits will be started with them."""
     since_s = pod.trainer.running_since_s
     return since_s is not None and since_s < changed_s + SURE_S
+
+
+def have_failed_before(pods: Sequence[PodFacts], changed_s: float) -> bool:
+    """Whether all that there was of a program has failed, none of it started after the values changed."""
+    ends = [pod.trainer.ended for pod in pods]
+    return bool(ends) and all(
+        end is not None and end.exit_code and (end.started_at_s or 0) <= changed_s for end in ends
+    )
 
 
 def is_well(facts: JobFacts) -> bool:

@@ -11,7 +11,14 @@ from amdahl_loop.adapters.kube.entering import count_early_ends, names_path
 from amdahl_loop.adapters.kube.in_turn import find_guest
 from amdahl_loop.adapters.kube.kinds import Kind, Object
 from amdahl_loop.adapters.kube.objects import JobFacts, PodFacts, controller_uid, read_job, read_pod
-from amdahl_loop.adapters.kube.present import is_older, is_well, others_since_s, read_revision, whole
+from amdahl_loop.adapters.kube.present import (
+    have_failed_before,
+    is_older,
+    is_well,
+    others_since_s,
+    read_revision,
+    whole,
+)
 from amdahl_loop.adapters.kube.probe import Probe, place_probe, sweep_probes
 from amdahl_loop.adapters.kube.ranks import ensure_service
 from amdahl_loop.adapters.kube.render import KNOBS_KEY, find_clashes
@@ -199,8 +206,9 @@ class RunningJob:
         pods = await self._pods()
         present = [pod for number, pod in pods if number == target]
         own = [pod for pod in present if not pod.is_over]
-        is_down = newest is not None and newest.facts.failed > 0 and not own
-        is_outdated = since_s is not None and (is_down or any(is_older(pod, since_s) for pod in own))
+        is_outdated = since_s is not None and (
+            any(is_older(pod, since_s) for pod in own) if own else have_failed_before(present, since_s)
+        )
         must_wait = newest is not None and (is_outdated or newest.devices != wanted.devices)
         key = f"{target}/{wanted.devices}/{since_s}"
         return Present(

@@ -320,7 +320,7 @@ def test_a_full_disk_keeps_the_last_good_one_and_says_what_is_needed(tiny, monke
         checkpoints.save(*make_parts(config), Progress(3, 24), asynchronous)
         checkpoints.finished(waiting=True)
 
-    said = r"could not be written .*it takes \d+ bytes and \d+ are free; the newest whole one is of step 2; make room"
+    said = r"could not be written .*No space left on device; it takes \d+ bytes and \d+ are free; the newest whole one is of step 2; make room"
     with pytest.raises(TrainerError, match=said):
         fail()
     assert list(checkpoints.home.iterdir()) == [good]

@@ -1,8 +1,9 @@
-"""How a run ends while a checkpoint is being written: by a signal to all, by a bad step, by a writer that dies."""
+"""How a run ends by its checkpoints: while one is written, by a disk or a writer that fails, by one that is bad."""
 
 from __future__ import annotations
 
 import os
+import re
 import signal
 from pathlib import Path
 
@@ -40,6 +41,8 @@ def test_a_sigterm_to_every_process_finishes_the_save_under_way(start, mode):
     for rank in (0, 1):
         durable = [save["step"] for save in ended.of("save", rank) if save.get("durable")]
         assert durable == list(range(1, len(ended.of("step", rank)) + 1)), "each save became durable, in order"
+    if mode == "process":
+        assert "saves waited for the one before" in ended.output  # its first takes seconds, a step milliseconds
 
 
 def test_a_bad_step_leaves_the_save_under_way_durable_and_finite(run, tiny):
@@ -69,3 +72,42 @@ def test_a_writer_that_dies_is_named_and_costs_no_good_checkpoint(start, run, tm
     whole = run("whole")
     resumed = run("resumed", {**told, "checkpoint.async_mode": "thread"}, out="one")
     assert resumed.losses == whole.losses[2:]
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_disk_that_refuses_one_rank_ends_all_of_them(start, asynchronous):
+    """The kernel's own refusal; each rank says which rank it was, and no checkpoint is made of the other's shard."""
+    told = {**BEHIND, "checkpoint.async_save": asynchronous}
+    script = str(Path(__file__).with_name("small_disk.py"))
+    ended = start("full", told, nproc=2, script=script, environ={"SMALL_DISK": "1"}).join()
+    assert ended.codes == [Exit.CRASHED] * 2, ended.output
+    for rank in (0, 1):
+        said = f"rank {rank}: checkpoint of step 1 could not be written"
+        assert re.search(f"{said} .*: rank 1: .*File too large.*there is no other", ended.output)
+    assert "Traceback" not in ended.output
+    assert list((ended.home.parent / "out" / "full" / "checkpoints").iterdir()) == []
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(bytes(content))
+
+
+@pytest.mark.parametrize(
+    ("damage", "changes", "message"),
+    [
+        (lambda path: flip(path / "__1_0.distcp"), {}, "__1_0.distcp does not have the CRC-32"),
+        (lambda path: (path / "__1_0.distcp").unlink(), {}, "__1_0.distcp has 0 bytes"),
+        (lambda _: None, {"model.d_ff": 64}, "trained differently: model.d_ff 48 -> 64"),
+        (lambda _: None, {"model.d_ff": 64, "checkpoint.allow_semantics_change": True}, "does not fit this model"),
+    ],
+)
+def test_a_bad_checkpoint_ends_all_ranks_alike(run, damage, changes, message):
+    """Whichever rank sees it, both say it and leave with the code of a wrong configuration; nobody waits for anybody."""
+    written = run("written", {"run.max_steps": 1}, nproc=2, out="bad")
+    damage(written.home.parent / "out" / "bad" / "checkpoints" / "step-00000001")
+    ended = run("read", changes, nproc=2, out="bad")
+    assert ended.codes == [Exit.CONFIG] * 2, ended.output
+    assert [bool(re.search(f"rank {rank}: .*{message}", ended.output)) for rank in (0, 1)] == [True, True]
+    assert "Traceback" not in ended.output

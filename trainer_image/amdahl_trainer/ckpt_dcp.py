@@ -54,8 +54,14 @@ class Writer(FileSystemWriter):
         self._draft, self._meta, self._keep = draft, meta, keep
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> torch.futures.Future[list[WriteResult]]:
-        """Write this rank's shards, then read them once for their sums."""
-        results = list(super().write_data(plan, planner).wait())
+        """Write this rank's shards, then read them once for their sums. Raises OSError if the disk refuses."""
+        try:
+            results = list(super().write_data(plan, planner).wait())
+        except RuntimeError as error:
+            refusal = _refusal(error)
+            if refusal is None:
+                raise
+            raise OSError(refusal.errno, refusal.strerror) from error
         names = sorted({result.storage_data.relative_path for result in results})
         sums = [folder.sum_of(self._draft / name) for name in names]
         summed: list[WriteResult] = [
@@ -76,6 +82,13 @@ class Writer(FileSystemWriter):
         home = self._draft.parent
         folder.commit(self._draft, replace(self._meta, number=folder.next_number(home), files=files))
         folder.retain(home, self._keep)
+
+
+def _refusal(error: BaseException | None) -> OSError | None:
+    """What the disk said: torch's writer of archives fails once more when it closes one, and tells only of that."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 class Reader(FileSystemReader):

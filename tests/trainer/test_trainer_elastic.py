@@ -83,3 +83,30 @@ def test_any_layout_reads_what_any_other_wrote_to_the_bit(start, tied):
         first = first or kept
         assert kept.keys() == first.keys()
         assert all(torch.equal(kept[name], first[name]) for name in first), (number, layout)
+
+
+#: Layouts of a run in turn: how many ranks, and the keys that divide the work among them.
+MOVES = [
+    (2, {"parallel.dp_mode": "fsdp2"}),
+    (2, {"parallel.tp": 2}),
+    (4, {"parallel.dp_mode": "fsdp2", "parallel.tp": 2}),
+    (2, {"parallel.pp": 2, "batch.micro_batch": 2}),
+    (4, {"parallel.dp_mode": "hsdp", "parallel.shard": 2}),
+    (2, {"parallel.cp": 2}),
+    (1, {}),
+]
+
+
+@pytest.mark.slow
+def test_a_run_that_moves_from_layout_to_layout_equals_an_uninterrupted_one(run, tiny):
+    """Two steps in each: losses agree to 2e-6 with one process that was never stopped, samples are the same."""
+    steps = 2 * len(MOVES)
+    changes = {**DIVISIBLE, "model.tie_embeddings": False, "optim.decay_steps": steps}
+    whole = run("whole", {**changes, "run.max_steps": steps})
+    losses = []
+    for number, (world, layout) in enumerate(MOVES, start=1):
+        told = {**changes, **layout, "run.max_steps": 2 * number, "checkpoint.keep": 1}
+        part = run(f"{number}", told, nproc=world, out="moved")
+        assert part.codes == [Exit.FINISHED] * world, (layout, part.output)
+        losses += part.losses
+    assert max(abs(a - b) for a, b in zip(losses, whole.losses, strict=True)) <= 2e-6

@@ -144,11 +144,12 @@ def packed_rows(draw):
 def test_blocks_of_a_round_are_the_mask_and_no_hop_is_for_nothing(packed):
     """Every pair that sees each other is in one block, no other is; and nothing meets after the last hop."""
     shards, bounds = packed
-    tokens, ranks = bounds[0][-1], range(shards.world)
+    tokens, ranks, hops = bounds[0][-1], range(shards.world), count_hops(bounds, shards)
+    assert any(find_blocks(bounds, shards, rank, (rank - hops + 1) % shards.world) for rank in ranks)
     seen = torch.zeros(len(bounds) * tokens, len(bounds) * tokens, dtype=torch.int)
     rows = torch.arange(len(bounds) * tokens).view(len(bounds), tokens)
     held = [shards.cut(rows, 1)[rank].flatten() for rank in ranks]
-    for rank, hop in product(ranks, range(count_hops(bounds, shards))):
+    for rank, hop in product(ranks, range(hops)):
         source = (rank - hop) % shards.world
         for block in find_blocks(bounds, shards, rank, source):
             queries, keys = (

@@ -17,7 +17,7 @@ import torch.nn.functional as F  # noqa: N812 (the name every torch reader knows
 from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
 
-from amdahl_trainer.documents import Bounds, Documents, Piece, flat, meet, take
+from amdahl_trainer.documents import Documents, Piece, flat, meet, take
 
 #: torch 2.11 has no grouped heads here, 2.13 has.
 _GROUPED: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
@@ -62,7 +62,7 @@ def attend(
         q, k, v = (part.flatten(0, 1) for part in (q_bshd, k_bsgd, v_bsgd))
         ends = documents.offsets, documents.longest
         return _varlen(q, k, v, ends, ends).view_as(q_bshd)
-    mixed: Tensor = _attend_apart(q_bshd, k_bsgd, v_bsgd, documents.bounds)
+    mixed: Tensor = _attend_apart(q_bshd, k_bsgd, v_bsgd, documents)
     return mixed
 
 
@@ -84,10 +84,10 @@ def attend_pieces(q_bthd: Tensor, k_bsgd: Tensor, v_bsgd: Tensor, pieces: tuple[
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]  # torch's. A graph of this would be of these documents
-def _attend_apart(q_bshd: Tensor, k_bsgd: Tensor, v_bsgd: Tensor, bounds: Bounds) -> Tensor:
+def _attend_apart(q_bshd: Tensor, k_bsgd: Tensor, v_bsgd: Tensor, documents: Documents) -> Tensor:
     """Attention with a call for each document."""
     whole = 0, q_bshd.shape[1]
-    return attend_pieces(q_bshd, k_bsgd, v_bsgd, meet(bounds, whole, whole))
+    return attend_pieces(q_bshd, k_bsgd, v_bsgd, meet(documents.bounds, whole, whole))
 
 
 def _attend_piece(q_mhd: Tensor, k_ngd: Tensor, v_ngd: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import lru_cache
+from itertools import chain, product
 from typing import Any, NamedTuple
 
 import torch
@@ -24,7 +25,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from amdahl_trainer.blocks import Partial, Sequences, kernel_for, merge
-from amdahl_trainer.documents import Bounds, Documents, Span, bounds_of, flat, meet, merge_spans
+from amdahl_trainer.documents import Bounds, Documents, Span, bounds_of, flat, meet, merge_spans, reaches
 from amdahl_trainer.shards import Shards, Spread
 
 
@@ -64,11 +65,13 @@ def find_blocks(bounds: Bounds, shards: Shards, rank: int, source: int) -> tuple
 @lru_cache(maxsize=64)
 def count_hops(bounds: Bounds, shards: Shards) -> int:
     """Hops of the ring, the own keys being the first: up to the last at which anything meets on any rank."""
-    ranks = range(shards.world)
-    used = [
-        hop for hop in ranks if any(find_blocks(bounds, shards, rank, (rank - hop) % shards.world) for rank in ranks)
-    ]
-    return used[-1] + 1
+    tokens, ranks = bounds[0][-1], range(shards.world)
+    spans = [shards.spans(rank, tokens) for rank in ranks]
+    for hop in reversed(ranks[1:]):
+        pairs = chain.from_iterable(product(spans[rank], spans[rank - hop]) for rank in ranks)
+        if any(reaches(bounds, keys, queries) for queries, keys in pairs):
+            return hop + 1
+    return 1
 
 
 class _Ring(torch.autograd.Function):
@@ -99,12 +102,8 @@ class _Ring(torch.autograd.Function):
     def backward(ctx: Any, grad_bthe: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of queries, keys and values."""
         q, kv, out, lse = ctx.saved_tensors
-        grad, kernel, spread, hops = (
-            grad_bthe.flatten(0, 1),
-            kernel_for(q),
-            ctx.spread,
-            count_hops(ctx.bounds, ctx.spread.shards),
-        )
+        grad, kernel, spread = grad_bthe.contiguous().flatten(0, 1), kernel_for(q), ctx.spread
+        hops = count_hops(ctx.bounds, spread.shards)
         grad_q = q.new_zeros(q.shape, dtype=torch.float32)
         travelling: _Underway | None = None
         for hop, (source, (k, v)) in enumerate(_come_round(kv, ctx.bounds, spread)):

@@ -136,6 +136,12 @@ def meet(bounds: Bounds, queries: Span, keys: Span, query_at: int = 0, key_at: i
     return tuple(found)
 
 
+def reaches(bounds: Bounds, keys: Span, queries: Span) -> bool:
+    """Whether queries of a chunk meet keys of another: some row's document begins in or before these, ends in those."""
+    apart = (bisect_right(row, keys[1] - 1) != bisect_right(row, queries[0]) for row in bounds)
+    return keys[1] <= queries[0] and not all(apart)
+
+
 def flat(row: int, span: Span, tokens: int) -> Span:
     """A span of a row as one of rows of `tokens` laid end to end."""
     return _shift(span, row * tokens)

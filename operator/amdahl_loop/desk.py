@@ -6,7 +6,7 @@ nothing new: whoever wrote it has decided on what comes next.
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple, Self
 
@@ -115,7 +115,12 @@ class Desk:
         (self.roster.keys.discard if is_gone else self.roster.keys.add)(key)
         self._wake(key, Version.of(document, is_gone))
 
-    def see_child(self, document: Object, is_gone: bool) -> None:
+    async def see_children(self, documents: Iterable[Object]) -> None:
+        """All that jobs have, after a time of which nothing was heard."""
+        for document in documents:
+            await self.see_child(document, is_gone=False)
+
+    async def see_child(self, document: Object, is_gone: bool) -> None:
         """Something of a job changed."""
         metadata = document["metadata"]
         job = (metadata.get("labels") or {}).get(JOB_LABEL)

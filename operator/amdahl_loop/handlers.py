@@ -6,6 +6,7 @@ is there. Deleting a job never waits for us, and an event that was lost is made 
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import os
 import sys
@@ -18,12 +19,13 @@ import aiohttp
 import kopf
 
 from amdahl_loop.adapters.kube.client import ApiUnavailable, KubeClient
-from amdahl_loop.adapters.kube.closed import OPEN, ClosedWatch
+from amdahl_loop.adapters.kube.closed import OPEN, follow_closed
 from amdahl_loop.adapters.kube.experiments import load_index
 from amdahl_loop.adapters.kube.kinds import Kind, Object
 from amdahl_loop.adapters.kube.probe import pack_probe
 from amdahl_loop.adapters.kube.scrape import open_scrapes
 from amdahl_loop.adapters.kube.transport import USER_AGENT, Answer, Request, Transport, open_transport
+from amdahl_loop.adapters.kube.watches import Watch
 from amdahl_loop.adapters.metrics import Metrics
 from amdahl_loop.desk import Desk, Echoes
 from amdahl_loop.domain.api.kinds import GROUP, VERSION
@@ -58,14 +60,6 @@ def build_registry(desk: Desk) -> kopf.OperatorRegistry:
     async def see_experiment(event: kopf.RawEvent, **_: Any) -> None:
         await desk.see_experiment(*_read(event))
 
-    @kopf.on.event("batch", "v1", "jobs", registry=registry)
-    async def see_block(event: kopf.RawEvent, **_: Any) -> None:
-        desk.see_child(*_read(event))
-
-    @kopf.on.event("", "v1", "pods", registry=registry)
-    async def see_pod(event: kopf.RawEvent, **_: Any) -> None:
-        desk.see_child(*_read(event))
-
     @kopf.on.event(GROUP, VERSION, "tuningpolicies", registry=registry)
     async def see_policy(event: kopf.RawEvent, **_: Any) -> None:
         desk.see_policy(*_read(event))
@@ -85,7 +79,7 @@ def _read(event: kopf.RawEvent) -> tuple[Object, bool]:
 
 
 def configure_watching(settings: kopf.OperatorSettings) -> None:
-    """Time limits on every request and watch; children are selected by the server; kopf keeps and posts nothing."""
+    """Time limits on every request and watch; closed experiments are not selected; kopf keeps and posts nothing."""
     settings.networking.connect_timeout = 10
     settings.networking.request_timeout = 60
     settings.networking.enforce_retry_after = True
@@ -93,8 +87,6 @@ def configure_watching(settings: kopf.OperatorSettings) -> None:
     settings.watching.server_timeout = 600
     settings.watching.client_timeout = 660
     settings.watching.chunk_size = 100
-    settings.watching.label_selectors["jobs"] = JOB_LABEL
-    settings.watching.label_selectors["pods"] = JOB_LABEL
     settings.watching.label_selectors["experiments"] = OPEN
     settings.posting.enabled = False
     settings.scanning.disabled = True
@@ -216,8 +208,13 @@ async def open_desk(settings: Settings) -> AsyncIterator[Desk]:
             server = metrics.serve(settings.metrics_port)
             stack.callback(server.server_close)
             stack.callback(server.shutdown)
-        watches = [ClosedWatch(connection, client, index, namespace, desk.see_ledger) for namespace in namespaces]
-        working = [asyncio.create_task(work) for work in (desk.queue.run(), *(watch.follow() for watch in watches))]
+        works = [desk.queue.run()]
+        works += [follow_closed(connection, client, index, namespace, desk.see_ledger) for namespace in namespaces]
+        for kind, namespace in itertools.product((Kind.JOB, Kind.POD), namespaces):
+            watch = Watch(connection, client, kind, namespace, JOB_LABEL)
+            await watch.place()  # before the first pass: kopf's list of jobs has each looked at
+            works.append(watch.follow(desk.see_child, desk.see_children))
+        working = [asyncio.create_task(work) for work in works]
         try:
             yield desk
         finally:

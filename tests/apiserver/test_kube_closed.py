@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from amdahl_loop.adapters.kube.closed import ClosedWatch
+from amdahl_loop.adapters.kube.closed import follow_closed
 from amdahl_loop.adapters.kube.experiments import diff, label_closed, load_index
 from amdahl_loop.adapters.kube.index import ExperimentIndex, Key
 from amdahl_loop.adapters.kube.kinds import Kind, Object
@@ -86,8 +86,9 @@ def listen(
         ear.index = await load_index(scene.client, [scene.namespace])
         prepare(ear)
         connection = await open_transport(cluster.admin.kubeconfig)
-        watch = ClosedWatch(connection, scene.client, ear.index, scene.namespace, ear.tell, pause_s=0.0)
-        following = asyncio.create_task(watch.follow())
+        following = asyncio.create_task(
+            follow_closed(connection, scene.client, ear.index, scene.namespace, ear.tell, pause_s=0.0)
+        )
         try:
             await scenario(ear)
         finally:

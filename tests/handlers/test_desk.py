@@ -129,7 +129,7 @@ def test_an_event_that_overtakes_the_answer_is_weighed_after_the_pass(seen: str,
             nonlocal taken
             taken += 1
             if taken == 1:
-                desk.see_child(make("Job", seen, labels={"amdahl-loop.io/job": "train"}), is_gone=False)
+                await desk.see_child(make("Job", seen, labels={"amdahl-loop.io/job": "train"}), is_gone=False)
                 desk.echoes.note(ask("POST"), make("Job", "7"))
             done.set()
             return 300.0

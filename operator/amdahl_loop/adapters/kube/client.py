@@ -28,6 +28,7 @@ from amdahl_loop.adapters.kube.answers import (
 from amdahl_loop.adapters.kube.kinds import Kind, Object
 from amdahl_loop.adapters.kube.transport import (
     BARE,
+    BARE_LIST,
     WHOLE,
     Answer,
     Request,
@@ -108,6 +109,12 @@ class KubeClient:
         if answer.status == HTTPStatus.NOT_FOUND:
             return None
         return str(must(answer, f"read {kind.value.plural} {namespace}/{name}")["metadata"]["uid"])
+
+    async def version(self, kind: Kind, namespace: str | None) -> str:
+        """The version of a collection as it is now: from there on it can be watched."""
+        path, query = kind.path(namespace), (("limit", "1"),)
+        answer = await self._send(Request(method="GET", path=path, query=query, accept=BARE_LIST))
+        return str(must(answer, f"list {kind.value.plural}")["metadata"]["resourceVersion"])
 
     async def list(
         self, kind: Kind, namespace: str | None, labels: str = "", limit: int = 500, fields: str = ""

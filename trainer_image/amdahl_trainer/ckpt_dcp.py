@@ -7,6 +7,7 @@ has heard that all have been forced to the disk. A checkpoint is data: nothing i
 
 from __future__ import annotations
 
+import logging
 import os
 import pickle
 import signal
@@ -52,6 +53,12 @@ class Writer(FileSystemWriter):
         # A staged state is on the host already: copying ahead from a GPU would only open a CUDA context for nothing.
         super().__init__(draft, per_thread_copy_ahead=0 if staged else 10_000_000, overwrite=False)
         self._draft, self._meta, self._keep = draft, meta, keep
+
+    def set_up_storage_writer(self, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
+        """As the base class; in a process of its own, torch logs three lines a save unless it is told not to."""
+        super().set_up_storage_writer(is_coordinator, *args, **kwargs)
+        if parent_process() is not None:
+            logging.getLogger().setLevel(logging.WARNING)
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> torch.futures.Future[list[WriteResult]]:
         """Write this rank's shards, then read them once for their sums. Raises OSError if the disk refuses."""

@@ -6,7 +6,9 @@ Ranks see the same rows: ragged, with several documents each and padding, made f
 import itertools
 import json
 import time
+from contextlib import nullcontext
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
@@ -19,6 +21,7 @@ from amdahl_trainer.documents import find_documents
 from amdahl_trainer.loss import IGNORED
 from amdahl_trainer.mesh import Mesh
 from amdahl_trainer.model import Llama
+from amdahl_trainer.replica import Reduced
 
 CPU = torch.device("cpu")
 
@@ -80,12 +83,21 @@ def reference(values):
     return {**found, "first": first, "gradients": gradients, "after": copies(model)}
 
 
-def take_step(values, place, others):
+#: Classic mistakes, that the parity matrix would be worth nothing without finding.
+MISTAKES = ("each micro-batch by its own tokens", "no reduction over cp")
+
+
+def take_step(values, place, others, mistake=None):
     """The same through the trainer's own parts; on rank 0 what came of it on all ranks, elsewhere None."""
     config = configs.build(values)
     mesh = Mesh(parallel.fit(config, place), place.rank, CPU)
     marks = []
-    replica = parallel.parallelize(config, mesh, CPU, lambda: marks.append(1))
+    with (
+        patch.object(parallel, "_reduce", lambda module, *_: Reduced(module))
+        if mistake == MISTAKES[1]
+        else nullcontext()
+    ):
+        replica = parallel.parallelize(config, mesh, CPU, lambda: marks.append(1))
     model, rows = replica.model, make_rows(config)
     mine = rows[:, mesh.seat.dp :: mesh.degrees.dp]
     optimizer = optim.build(model, config.optim)
@@ -96,7 +108,8 @@ def take_step(values, place, others):
 
     tensors, before = {"first": copies(model)}, sum_of_losses()
     valid = others.agree(int((mine[2] > 0).sum()) if mesh.seat.reads else 0, False, False).valid
-    loss = others.total(replica.accumulate(mine, valid))
+    divisor = valid * config.batch.micro_batch // rows.shape[1] if mistake == MISTAKES[0] else valid
+    loss = others.total(replica.accumulate(mine, divisor))
     tensors["gradients"] = {name: whole(w.grad) for name, w in model.named_parameters() if w.grad is not None}
     norm, refused = optim.apply(model, optimizer, config.optim, config.optim.lr, loss, replica.stages)
     tensors["after"] = copies(model)
@@ -150,10 +163,10 @@ class Pool:
         self.count = 0
         self.is_open = True
 
-    def run(self, values, timeout_s=120):
+    def run(self, values, mistake=None, timeout_s=120):
         """What one step of a configuration does on these ranks."""
         number, self.count = self.count, self.count + 1
-        self._tell(number, {**TINY, **values})
+        self._tell(number, {"values": {**TINY, **values}, "mistake": mistake})
         result = self.home / f"result-{number}.pt"
         deadline = time.monotonic() + timeout_s
         while not result.exists():

@@ -2,6 +2,7 @@
 
 import os
 import time
+from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
 
 from amdahl_trainer.attention import attend
 from amdahl_trainer.context import Context
@@ -62,19 +64,23 @@ class Mini(nn.Module):
         return self.out(attend(*parts, documents, context).flatten(2))
 
 
-def train(context, documents):
+def recompute(model):
+    """The model with nothing of its forward pass kept: it is run again, messages and all, in the backward pass."""
+    return lambda *of: checkpoint(model, *of, use_reentrant=False)
+
+
+def train(context, documents, wrap=lambda model: model):
     """Relative differences of a model's gradients from those of one process: summed over ranks, and this rank's own."""
     tokens = torch.randint(0, 64, (ROWS, TOKENS), generator=torch.Generator().manual_seed(2))
     targets, positions = tokens.roll(-1, 1), torch.arange(TOKENS)
 
     def gradients(place, within):
         model = Mini()
-        logits = model(place(tokens, 1), place(positions, 0), documents, within)
-        loss = (
-            nn.functional.cross_entropy(logits.flatten(0, 1), place(targets, 1).flatten(), reduction="sum")
-            / tokens.numel()
-        )
-        return torch.cat([one.flatten() for one in torch.autograd.grad(loss, list(model.parameters()))])
+        run = wrap(model) if within else model
+        logits = run(place(tokens, 1), place(positions, 0), documents, within)
+        losses = nn.functional.cross_entropy(logits.flatten(0, 1), place(targets, 1).flatten(), reduction="sum")
+        (losses / tokens.numel()).backward()
+        return torch.cat([weight.grad.flatten() for weight in model.parameters()])
 
     wanted = gradients(lambda whole, _: whole, None)
     own = gradients(context.shard, context)
@@ -131,6 +137,8 @@ for mode, balance in product(("allgather", "ulysses", "ring"), ("zigzag", "conti
         found["bytes"][mode, balance, name, kv_heads] = weigh(context, DOCUMENTS[name], kv_heads)
     found["half"][mode, balance] = compare(context, DOCUMENTS["ragged"], 3, torch.bfloat16)
     found["model"][mode, balance] = train(context, DOCUMENTS["ragged"])
+    found["model"][mode, balance, "recomputed"] = train(context, DOCUMENTS["ragged"], recompute)
+found["model"]["compiled"] = train(context, DOCUMENTS["ragged"], partial(torch.compile, backend="eager"))
 if world == 4:  # groups whose ranks are not the world's: next to each other, and apart
     for name, layout in (("near", ((0, 1), (2, 3))), ("far", ((0, 2), (1, 3)))):
         group = [dist.new_group(ranks) for ranks in layout][[dist.get_rank() in ranks for ranks in layout].index(True)]

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from amdahl_trainer import attention
 from amdahl_trainer.attention import attend, attend_pieces, lay_out
 from amdahl_trainer.blocks import Flash, Sequences
 from amdahl_trainer.documents import (
@@ -243,6 +244,14 @@ def test_on_a_gpu_packed_rows_go_to_variable_length_flash_attention(pretended, d
         out = attend(*parts, documents)
     assert made.varlen == calls
     assert (out.shape, out.dtype, out.device.type) == (parts[0].shape, dtype, "cuda")
+
+
+def test_where_the_kernel_has_no_grouped_heads_they_are_copied(pretended, monkeypatch):
+    """As in torch 2.11: given fewer key heads and no flag for it, the kernel of 2.13 would refuse."""
+    monkeypatch.setattr(attention, "_GROUPED", {})
+    documents = Documents(ROWS, None, torch.empty(9, dtype=torch.int32, device="cuda"), 16)
+    parts = to_gpu(make_parts(kv_heads=2))
+    assert attend(*parts, documents).shape == parts[0].shape
 
 
 @pytest.mark.parametrize("kv_heads", [4, 2])

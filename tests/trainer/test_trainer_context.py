@@ -74,6 +74,14 @@ def test_gradients_of_parameters_add_up_over_the_ranks_of_a_row(found, world, mo
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("world", [2, 4])
+def test_a_model_may_be_run_again_or_compiled_around_it(found, world):
+    """Activation checkpointing repeats the messages in the backward pass; a compiled model leaves attention alone."""
+    for how in (*((*case, "recomputed") for case in CASES), "compiled"):
+        assert found[world][0]["model"][how][0] <= 5e-6, how
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("mode", "balance"), CASES)
 @pytest.mark.parametrize("world", [2, 4])
 def test_bytes_kept_and_sent_are_those_computed(found, world, mode, balance):

@@ -5,6 +5,7 @@ blocks, the verdict without its votes, and what all blocks held together.
 """
 
 import json
+import marshal
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -45,7 +46,7 @@ class Order(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One experiment as the index keeps it; `text` is its compact object, empty while it is open."""
+    """One experiment as the index keeps it; `text` is its compact object, marshalled, and empty while it is open."""
 
     key: Key
     order: Order
@@ -102,7 +103,7 @@ def make_row(document: Object) -> Row:
         job=job,
         kin=kin,
         question=intern(question),
-        text=json.dumps(compact(document), separators=(",", ":"), ensure_ascii=False).encode(),
+        text=marshal.dumps(compact(document)),
         in_force=newest != ApplicationKind.ROLLED_BACK,
         job_name=job_name,
     )
@@ -135,4 +136,4 @@ def _sum_held(parts: Iterable[Mapping[str, Any]]) -> float:
 @lru_cache(maxsize=EXPANDED)
 def expand(text: bytes) -> StoredExperiment | Unreadable:
     """The experiment that a compact object holds. Kin share them, so those in use are kept parsed."""
-    return read_experiment(json.loads(text))
+    return read_experiment(marshal.loads(text))  # noqa: S302  # written by this very process

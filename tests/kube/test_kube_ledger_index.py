@@ -1,7 +1,7 @@
 """What the index keeps of closed experiments, and that decisions need no more."""
 
 import asyncio
-import json
+import marshal
 from typing import Any
 
 import pytest
@@ -138,7 +138,7 @@ def shrink(memory: JobMemory) -> JobMemory:
     def one(experiment: Experiment) -> Experiment:
         if experiment.verdict is None or experiment.name in live:
             return experiment
-        stored = expand(json.dumps(compact(write(experiment, memory.closed_at_s[experiment.name]))).encode())
+        stored = expand(marshal.dumps(compact(write(experiment, memory.closed_at_s[experiment.name]))))
         assert isinstance(stored, StoredExperiment), stored
         return stored.experiment
 

@@ -164,8 +164,28 @@ class TestMetrics:
         assert used <= set(declared)
 
 
+ROWS, LABELS = torch.arange(96.0).reshape(8, 12), torch.arange(8)
+
+
 class TestDigests:
     """What tells batches apart, and what must not."""
+
+    @pytest.mark.parametrize(
+        ("batch", "indices", "expected"),
+        [
+            ([ROWS, LABELS], list(range(40, 48)), (8, 104, 3227200312, 3496929759, 643177527)),
+            ({"x": ROWS.bfloat16(), "y": LABELS}, [True, 1, 2], (3, 104, 350728399, 884504559, 4236349815)),
+            ((ROWS.t(), LABELS), ["a", "b"], (2, 104, 1494024219, 411949820, 1517727292)),
+            ([ROWS.to(torch.complex64)], [1 << 70, -1], (2, 96, 3691193041, 2608526508, 3456272029)),
+            (ROWS, None, (8, 96, 985094206, 4090447398, 3326017465)),
+            ([[ROWS, LABELS], {"z": ROWS.double()}], 5, (8, 200, 1349546012, 2316749318, 4280831239)),
+            ([LABELS] * 70, None, (8, 512, 1948178234, 2256041777, 4214891257)),
+            (None, None, (1, 0, 1580606521, 223132457, 223132457)),
+        ],
+    )
+    def test_a_digest_stays_what_it_is(self, batch: Any, indices: Any, expected: tuple[int, ...]) -> None:
+        """Recorded ledgers hold them: read, not read, of ids or of content, in containers of every make."""
+        assert [digests.digest(batch, indices) for _ in range(2)] == [expected] * 2
 
     @pytest.mark.parametrize(
         "change",

@@ -1,6 +1,7 @@
 """Untrusted lines become frozen values or refusals; the recorder's own lines are all believed."""
 
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -111,6 +112,60 @@ def test_the_recorder_and_the_parser_agree(tmp_path: Path) -> None:
     tail = Tail(tmp_path)
     assert tail.poll() == 9
     assert tail.logs[3].steps == [step]
+
+
+def test_a_forked_child_has_no_say(tmp_path: Path) -> None:
+    """It holds its parent's descriptor, and neither writes to it nor ends it."""
+    recorder = Recorder(str(tmp_path))
+    child = os.fork()
+    if child == 0:
+        recorder.end(1, "exit")
+        recorder.close()
+        os._exit(0)
+    os.waitpid(child, 0)
+    recorder.end(2, "exit")
+
+    (line,) = (tmp_path / "rank-0.jsonl").read_bytes().splitlines()
+    assert json.loads(line)["steps"] == 2
+
+
+def test_what_is_written_too_late_is_nowhere(tmp_path: Path) -> None:
+    """A descriptor that another thread is about to write to when the file ends is no other file's."""
+    recorder = Recorder(str(tmp_path))
+    written, write = [], os.write
+
+    def close_first(fd: int, line: bytes) -> int:
+        recorder.close()
+        (tmp_path / "other").write_bytes(b"")
+        with (tmp_path / "other").open("rb") as other:
+            written.append(other.fileno() == fd)
+            return write(fd, line)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "write", close_first)
+        recorder.end(1, "exit")
+
+    assert written == [False]
+    assert ((tmp_path / "rank-0.jsonl").read_bytes(), (tmp_path / "other").read_bytes()) == (b"", b"")
+
+
+@pytest.mark.parametrize("loss", [None, 1 / 3, -2.0, 1e-310, 5e300, float("nan"), float("-inf")])
+@pytest.mark.parametrize("tags", [(), ("ckpt", "gc")])
+def test_a_step_is_one_line_of_its_fields(loss: float | None, tags: tuple[str, ...], tmp_path: Path) -> None:
+    """Numbers to the last bit; a loss that is no number is unknown."""
+    recorder = Recorder(str(tmp_path))
+    recorder.step(
+        StepRecord(
+            3, 50, {"other": 1, "compute": 7}, 8, 64, "0000000a", "fedcba98", "0" * 8, loss, 2, Batches(1, 2, 3), tags
+        )
+    )
+
+    (line,) = (tmp_path / "rank-0.jsonl").read_bytes().splitlines()
+    assert json.loads(line) == {
+        "k": "step", "t": 50, "i": 3, "w": 8, "ph": {"other": 1, "compute": 7}, "n": 8, "el": 64, "sig": "0000000a",
+        "shape": "fedcba98", "ids": "00000000", "loss": loss if loss is not None and math.isfinite(loss) else None,
+        "seq": 2, "lb": [1, 2, 3], "tags": list(tags),
+    }  # fmt: skip
 
 
 def test_batches_add_up() -> None:

@@ -12,9 +12,10 @@ ACTIONS = st.one_of(
     st.tuples(st.just("push"), st.sampled_from(PHASES)),
     st.tuples(st.just("pop"), st.none()),
     st.tuples(st.just("pop"), st.integers(-3, 8)),
+    st.tuples(st.just("pop_and_rest"), st.sampled_from(PHASES)),
     st.tuples(st.just("rest"), st.sampled_from(PHASES)),
     st.tuples(st.just("spent"), st.sampled_from(PHASES)),
-    st.tuples(st.just("take"), st.none()),
+    st.tuples(st.just("take"), st.none() | st.sampled_from(PHASES)),
 )
 
 
@@ -40,7 +41,7 @@ def test_laps_sum_to_wall_time_exactly(script: list[tuple[tuple[str, object], in
     for (action, argument), ns in [*script, (("take", None), 0)]:
         clock.tick(ns)
         begun_ns = ledger.mark_ns
-        result = getattr(ledger, action)(*(() if action == "take" else (argument,)))
+        result = ledger.pop(None, argument) if action == "pop_and_rest" else getattr(ledger, action)(argument)
         if action == "take":
             laps.append((sum(result.values()), ledger.mark_ns - begun_ns))
             assert set(result) <= set(PHASES)
@@ -97,6 +98,21 @@ def test_only_the_owning_thread_counts_until_adopted() -> None:
     assert (ledger.bottom, ledger.is_mine()) == ("startup", False)
 
 
+def test_a_change_of_the_bottom_is_of_the_same_moment() -> None:
+    """With the end of a span, and with the end of a lap; a lap's own time is still the old bottom's."""
+    clock = Clock()
+    ledger = Ledger(clock, bottom="other")
+    span = ledger.push("input")
+    clock.tick(1)
+    ledger.pop(span, "compute")
+    clock.tick(10)
+    first = ledger.take("other")
+    clock.tick(100)
+
+    assert first == {"other": 0, "input": 1, "compute": 10}
+    assert (ledger.take(), ledger.bottom) == ({"other": 100}, "other")
+
+
 def test_closed_spans_are_traced() -> None:
     """Each closed span and each stretch at the bottom, with its begin and end."""
     clock = Clock()
@@ -106,5 +122,11 @@ def test_closed_spans_are_traced() -> None:
     with ledger.span("input"):
         clock.tick(7)
     ledger.rest("compute")
+    clock.tick(1)
+    ledger.pop(ledger.push("comm"), "other")
+    clock.tick(2)
+    ledger.take("compute")
 
-    assert list(trace) == [("input", 105, 112), ("startup", 100, 112)]
+    assert list(trace) == [
+        ("input", 105, 112), ("startup", 100, 112), ("comm", 113, 113), ("compute", 112, 113), ("other", 113, 115)
+    ]  # fmt: skip

@@ -36,7 +36,8 @@ class LastGradient:
         self.torch = torch
         self._ready_ns = 0
         self._ready_event: Optional[Any] = None
-        self._is_watching = False
+        #: Whether there is a model that DDP wraps.
+        self.is_watching = False
 
     def install(self) -> None:
         """Watch every model that DDP wraps from now on."""
@@ -58,7 +59,7 @@ class LastGradient:
         parameters: List[Any] = [p for p in model.parameters() if p.requires_grad]
         for parameter in parameters[:WATCHED]:
             self._hook(parameter)
-            self._is_watching = True
+            self.is_watching = True
 
     def _hook(self, parameter: Any) -> None:
         register = getattr(parameter, "register_post_accumulate_grad_hook", None)
@@ -83,7 +84,7 @@ class LastGradient:
 
     def end(self) -> None:
         """It has returned: charge its tail."""
-        if not self._is_watching or not self._ready_ns:
+        if not self._ready_ns:
             return
         if self._ready_event is None:
             self.probe.move("compute", "comm", time.monotonic_ns() - self._ready_ns)

@@ -8,11 +8,11 @@ must not end a training run.
 from __future__ import annotations
 
 import json
-import math
 import os
 import sys
-import threading
 import time
+import weakref
+from contextlib import suppress
 from pathlib import Path
 from typing import Callable, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Union
 
@@ -20,6 +20,7 @@ from amdahl_probe.metrics import Metrics
 
 VERSION = "amdahl.step/1"
 MAX_LINE_BYTES = 2000
+MAX_FLOAT = sys.float_info.max
 
 #: Longest text of a reason or name in a record, characters; keeps every record far below `MAX_LINE_BYTES`.
 MAX_TEXT = 200
@@ -47,7 +48,7 @@ class StepRecord(NamedTuple):
 
     step: int
     end_ns: int
-    phases: Mapping[str, int]
+    phases: Dict[str, int]
     samples: int
     elements: int
     sig: str
@@ -75,14 +76,12 @@ class Recorder:
         self._metrics = metrics
         self.steps = 0
         self._clock = clock
-        self._pid = os.getpid()
-        #: So that nobody writes to a descriptor that has just been closed; a signal's handler may come in between.
-        self._lock = threading.RLock()
         self._fd: Optional[int] = None
         if directory:
             Path(directory).mkdir(parents=True, exist_ok=True)
             path = Path(directory, f"rank-{rank}.jsonl")
             self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o644)
+            _open_recorders.add(self)
 
     def start(self, device: str, live: bool, by: str, t0_ns: Optional[int] = None) -> None:
         """First record: who writes. `t0_ns` is when the process began (`process_start_ns()` if not given)."""
@@ -112,27 +111,46 @@ class Recorder:
         self._write("startup", ns=ns, parts=dict(parts or {}))
 
     def step(self, step: StepRecord) -> None:
-        """One optimizer step. Its line is put together by hand: its names and texts are ours, and need no escapes."""
+        """One optimizer step."""
         index, end_ns, phases, samples, elements, sig, shape, ids, loss, seq, loader, tags = step
-        wall_ns = sum(phases.values())
-        if loss is not None and not math.isfinite(loss):
+        digests = (int(sig or "0", 16), int(shape or "0", 16), int(ids or "0", 16))
+        self.write_step(index, end_ns, phases, samples, elements, digests, loss, seq, loader, tags)
+
+    def write_step(
+        self,
+        index: int,
+        end_ns: int,
+        phases: Dict[str, int],
+        samples: int,
+        elements: int,
+        digests: Tuple[int, int, int],
+        loss: Optional[float],
+        seq: int,
+        loader: Tuple[int, int, int],
+        tags: Sequence[str],
+    ) -> None:
+        """The fields of a `StepRecord`, digests as numbers.
+
+        The line is put together by one call: its names and texts are ours, and need no escapes.
+        """
+        spent = tuple(phases.values())
+        wall_ns = sum(spent)
+        if loss is not None and not -MAX_FLOAT <= loss <= MAX_FLOAT:
             loss = None
         self.steps = index + 1
         if self._metrics is not None:
             self._metrics.observe_step(wall_ns, samples)
             self._metrics.add_phases({phase: ns for phase, ns in phases.items() if phase != "startup"})
-            self._metrics.loader_batches += loader.batches
-            self._metrics.loader_batch_ns += loader.sum_ns
+            self._metrics.loader_batches += loader[0]
+            self._metrics.loader_batch_ns += loader[1]
             self._metrics.loss = self._metrics.loss if loss is None else loss
         if self._fd is None:
             return
-        told = "null" if loss is None else repr(loss)
-        spent = ",".join([f'"{phase}":{ns}' for phase, ns in phases.items()])
+        template = _step_templates.get((loss is None, *phases)) or _make_step_template(loss is None, *phases)
+        said = b"null" if loss is None else loss
+        quoted = _encode(tags).encode() if tags else b"[]"
         self._append(
-            "step",
-            f'{{"k":"step","t":{end_ns},"i":{index},"w":{wall_ns},"ph":{{{spent}}},"n":{samples},"el":{elements},'
-            f'"sig":"{sig}","shape":"{shape}","ids":"{ids}","loss":{told},"seq":{seq},'
-            f'"lb":[{loader[0]},{loader[1]},{loader[2]}],"tags":{_encode(tags) if tags else "[]"}}}',
+            "step", template % (end_ns, index, wall_ns, *spent, samples, elements, *digests, said, seq, *loader, quoted)
         )
 
     def save(self, block_ns: int, asynchronous: bool, step: int, at_ns: Optional[int] = None) -> None:
@@ -165,35 +183,67 @@ class Recorder:
         self._write("end", steps=steps, why=why[:MAX_TEXT])
 
     def close(self) -> None:
-        """Close the file; later records are dropped."""
-        if os.getpid() != self._pid:  # the lock may be held by a thread that the fork has left behind
-            self._fd = None
+        """End the file; later records are dropped.
+
+        Its descriptor leads nowhere from now on, but stays open: another thread, or the code that this signal's handler
+        has interrupted, may be about to write to it, and must not find another file there.
+        """
+        fd, self._fd = self._fd, None
+        if fd is None:
             return
-        with self._lock:
-            fd, self._fd = self._fd, None
-            if fd is not None:
-                os.close(fd)
+        with suppress(OSError):  # without a place for it the descriptor stays what it is, and nobody uses it
+            nowhere = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+            os.dup2(nowhere, fd, inheritable=False)
+            os.close(nowhere)
+
+    def abandon(self) -> None:
+        """In a forked child, which has the descriptor but no say."""
+        self._fd = None
 
     def _write(self, kind: str, at_ns: Optional[int] = None, **fields: object) -> None:
         if self._fd is not None:
-            self._append(kind, _encode({"k": kind, "t": self._clock() if at_ns is None else at_ns, **fields}))
+            self._append(
+                kind, _encode({"k": kind, "t": self._clock() if at_ns is None else at_ns, **fields}).encode() + b"\n"
+            )
 
-    def _append(self, kind: str, text: str) -> None:
+    def _append(self, kind: str, line: bytes) -> None:
         """Write one record, the whole line at once."""
-        if os.getpid() != self._pid:  # a forked child has the descriptor but no say
+        fd = self._fd
+        if fd is None:
             return
-        line = text.encode() + b"\n"
-        failure = f"a {kind} record has {len(line)} bytes, more than {MAX_LINE_BYTES}"
-        with self._lock:
-            if self._fd is None:
+        try:
+            if len(line) <= MAX_LINE_BYTES and os.write(fd, line) == len(line):
                 return
-            try:
-                if len(line) <= MAX_LINE_BYTES and os.write(self._fd, line) == len(line):
-                    return
-            except OSError as error:
-                failure = str(error)
-            self.close()
+            failure = f"a {kind} record has {len(line)} bytes, more than {MAX_LINE_BYTES}"
+        except OSError as error:
+            failure = str(error)
+        self.close()
         sys.stderr.write(f"amdahl_probe: telemetry ends here: {failure}\n")
+
+
+#: What the line of a step looks like, by whether its loss is unknown and by the phases it names.
+_step_templates: Dict[Tuple[Union[bool, str], ...], bytes] = {}
+
+
+def _make_step_template(is_unknown: bool, *phases: str) -> bytes:
+    spent, loss = ",".join(f'"{phase}":%d' for phase in phases), "%b" if is_unknown else "%a"
+    text = (
+        f'{{"k":"step","t":%d,"i":%d,"w":%d,"ph":{{{spent}}},"n":%d,"el":%d,"sig":"%08x","shape":"%08x","ids":"%08x",'
+        f'"loss":{loss},"seq":%d,"lb":[%d,%d,%d],"tags":%b}}\n'
+    )
+    template = _step_templates[(is_unknown, *phases)] = text.encode()
+    return template
+
+
+_open_recorders: "weakref.WeakSet[Recorder]" = weakref.WeakSet()
+
+
+def _abandon_all() -> None:
+    for recorder in _open_recorders:
+        recorder.abandon()
+
+
+os.register_at_fork(after_in_child=_abandon_all)
 
 
 def process_start_ns(pid: int = 0) -> int:

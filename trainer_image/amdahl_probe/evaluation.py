@@ -62,14 +62,14 @@ class Evaluation:
 
     def promote(self, draft: Draft) -> None:
         """It was training: charge its time anew."""
-        draft.batches += self._provisional
+        draft.batches += tuple(self._provisional)
         self._provisional.clear()
         self._is_doubtful = False
         self._rest("compute")
         took_ns = self._ledger.spent("eval") - self._begun_ns
         if self._wait_ns:
-            draft.moves.append(("eval", "input", self._wait_ns))
-        draft.moves.append(("eval", "compute", took_ns - self._wait_ns))
+            draft.moves += (("eval", "input", self._wait_ns),)
+        draft.moves += (("eval", "compute", took_ns - self._wait_ns),)
 
     def end(self) -> None:
         """A training batch is asked for, or the loader is exhausted."""

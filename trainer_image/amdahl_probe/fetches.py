@@ -60,6 +60,14 @@ class FetchTimes:
 
     def take(self, base_seed: int) -> Optional[int]:
         """The oldest fetch of this iterator not yet taken, nanoseconds."""
+        mine = self._told.get(base_seed)
+        if mine:
+            return mine.popleft()
+        self._read()
+        mine = self._told.get(base_seed)
+        return mine.popleft() if mine else None
+
+    def _read(self) -> None:
         while self._read_end is not None:
             try:
                 told = os.read(self._read_end, FETCH.size * 256)
@@ -69,8 +77,6 @@ class FetchTimes:
                 self._told.setdefault(seed, deque(maxlen=4096)).append(took_ns)
             if len(told) < FETCH.size * 256:
                 break
-        mine = self._told.get(base_seed)
-        return mine.popleft() if mine else None
 
     def forget(self) -> None:
         """Close what a parent process had open."""

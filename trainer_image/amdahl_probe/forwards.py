@@ -36,7 +36,7 @@ class Forwards:
         self._module_class = torch.nn.Module
         self._is_grad_enabled = torch.is_grad_enabled
         handle = torch.nn.modules.module.register_module_forward_pre_hook(self.see_call)
-        self._hooks, self._id = handle.hooks_dict_ref(), handle.id
+        self._hooks, self._id, self._see_call = handle.hooks_dict_ref(), handle.id, self.see_call
         self._known: Dict[int, Tuple[Any, bool]] = {}
         self._is_wanted = False
         self._thread = 0
@@ -48,7 +48,7 @@ class Forwards:
         self._is_wanted = True
         self._thread = threading.get_ident()
         if not self._depth:
-            self._hooks[self._id] = self.see_call
+            self._hooks[self._id] = self._see_call
 
     def ignore(self) -> None:
         """Wait no longer."""

@@ -11,12 +11,14 @@ import functools
 import inspect
 import time
 import weakref
-from typing import Any, Callable, Dict, List, Optional, Tuple
+from typing import Any, Callable, Deque, Dict, List, Optional, Tuple
 
 from amdahl_probe import device, knobs, trial
+from amdahl_probe.digests import digest
 from amdahl_probe.fetches import FetchTimes
 from amdahl_probe.guarding import guarded
 from amdahl_probe.probe import Probe
+from amdahl_probe.spans import NOT_MINE
 
 
 class Source:
@@ -36,6 +38,8 @@ class Loaders:
         self._sources: "weakref.WeakKeyDictionary[Any, Source]" = weakref.WeakKeyDictionary()
         self._candidates: List[Source] = []
         self._knows_training = False
+        #: Whether the next backward pass has something to say about loaders.
+        self.is_unsure = True
         self._reported: List[Tuple[Any, Any]] = []
         #: Whether batches have to be thrown away before the first that counts.
         self.must_discard = probe.settings.offset is not None
@@ -43,6 +47,7 @@ class Loaders:
     def note_backward(self) -> None:
         """Loaders that gave batches since the last backward pass feed the training."""
         self._knows_training = True
+        self.is_unsure = False
         while self._candidates:
             self._candidates.pop().feeds_training = True
 
@@ -66,6 +71,7 @@ class Loaders:
             return True
         if source not in self._candidates:
             self._candidates.append(source)
+            self.is_unsure = True
         return not self._knows_training
 
     def place_knobs(self, given: Dict[str, Any]) -> Dict[str, Any]:
@@ -83,14 +89,13 @@ class Loaders:
     @guarded
     def follow(self, iterator: Any, loader: Any) -> None:
         """Put a recording, and in a trial rotated, sampler under an iterator."""
-        iterator._amdahl_source = self.find_source(loader)
-        iterator._amdahl_seen = None
+        iterator._amdahl_stream = stream = Stream(self, self.find_source(loader), iterator)
         if iterator._dataset_kind != 0:  # iterable data has no ids, and its sampler yields nothing
             return
         first = self._place_offset(iterator, loader) if self.probe.settings.offset is not None else 0
         if getattr(loader, "in_order", True):  # else batches arrive in another order than their indices
-            iterator._amdahl_seen = trial.new_seen()
-        iterator._sampler_iter = trial.rotate(iterator._sampler_iter, first, iterator._amdahl_seen)
+            stream.seen = trial.new_seen()
+        iterator._sampler_iter = trial.rotate(iterator._sampler_iter, first, stream.seen)
 
     def _place_offset(self, iterator: Any, loader: Any) -> int:
         offset, sampler = self.probe.settings.offset or 0, iterator._index_sampler
@@ -121,12 +126,6 @@ class Loaders:
         if span is not None:
             self.probe.leave_input(span)
             self.probe.end_request(is_over=False)
-
-    @guarded
-    def ask(self, iterator: Any) -> Optional[Request]:
-        """A batch is being asked for, in a training process, from an iterator whose making was seen."""
-        source = getattr(iterator, "_amdahl_source", None)
-        return Request(self, iterator, source) if source is not None and self.probe.is_rank() else None
 
     @guarded
     def time_fetch(self, took_ns: int) -> None:
@@ -160,40 +159,92 @@ class Loaders:
             self.probe.write(lambda recorder: recorder.offset(0, settings.offset or 0, settings.seed, applied, why))
 
 
-class Request:
-    """One batch being asked for: the spans and events around the script's own `next`."""
+class Stream:
+    """The batches of one iterator: the spans and events around the script's own `next`. One is asked for at a time."""
 
-    __slots__ = ("_begun_ns", "_event", "_span", "is_training", "iterator", "loaders", "probe")
+    __slots__ = (
+        "_begun_ns",
+        "_event",
+        "_fetches",
+        "_is_grad_enabled",
+        "_is_training",
+        "_loaders",
+        "_source",
+        "_span",
+        "_worker_seed",
+        "probe",
+        "seen",
+    )
 
-    def __init__(self, loaders: Loaders, iterator: Any, source: Source) -> None:
-        self.probe, self.loaders, self.iterator = loaders.probe, loaders, iterator
-        self.is_training = loaders.is_training(source)
-        if self.is_training:
-            self.probe.ask_first()
-        self._event = device.record_event(loaders.torch) if device.is_used(loaders.torch) else None
+    def __init__(self, loaders: Loaders, source: Source, iterator: Any) -> None:
+        """The iterator itself is not kept: its workers end when it is dropped."""
+        self.probe, self._loaders, self._source, self._fetches = loaders.probe, loaders, source, loaders.fetches
+        self._is_grad_enabled = loaders.torch.is_grad_enabled
+        self._worker_seed: Optional[int] = iterator._base_seed if iterator._num_workers else None
+        #: Indices of the batches on their way, where they are known.
+        self.seen: Optional[Deque[Any]] = None
+        self._is_training = False
+        self._begun_ns, self._span = 0, NOT_MINE
+        self._event: Optional[Any] = None
+
+    @guarded
+    def ask(self) -> bool:
+        """A batch is being asked for; true in a training process."""
+        probe = self.probe
+        if not (probe.is_steady and self._source.feeds_training and self._is_grad_enabled()):
+            return self._ask_newly()
+        if probe.has_device:
+            self._look_at_device()
+        self._is_training = True
+        self._span = span = probe.ledger.push("input")
+        if span != NOT_MINE:
+            probe.forwards.ignore()
+        return True
+
+    def _ask_newly(self) -> bool:
+        """Anything may have gone before, or this may be another loader than the training's."""
+        probe = self.probe
+        if not probe.is_rank():
+            return False
+        self._is_training = self._loaders.is_training(self._source)
+        if self._is_training:
+            probe.ask_first()
+        self._look_at_device()
+        self._span = probe.enter_input(self._is_training)
+        return True
+
+    def _look_at_device(self) -> None:
+        torch = self._loaders.torch
+        self.probe.has_device = torch.cuda.is_initialized()
+        self._event = device.record_event(torch) if device.is_used(torch) else None
         self._begun_ns = time.monotonic_ns()
-        self._span = self.probe.enter_input(self.is_training)
 
     @guarded
     def answer(self, batch: Any) -> None:
         """The batch is in hand."""
-        wait_ns = time.monotonic_ns() - self._begun_ns
-        self.probe.leave_input(self._span)
-        iterator, fetches = self.iterator, self.loaders.fetches
-        indices = iterator._amdahl_seen.popleft() if iterator._amdahl_seen else None
-        took_ns = fetches.take(iterator._base_seed) if iterator._num_workers else fetches.last_ns
-        if not self.is_training:
-            self.probe.count_provisional(batch, indices, wait_ns)
+        probe, seen, event = self.probe, self.seen, self._event
+        is_steady = probe.is_steady and self._is_training
+        wait_ns = 0 if is_steady and event is None else time.monotonic_ns() - self._begun_ns
+        probe.ledger.pop(self._span, "compute" if is_steady else None)
+        indices = seen.popleft() if seen else None
+        took_ns = self._fetches.last_ns if self._worker_seed is None else self._fetches.take(self._worker_seed)
+        if not self._is_training:
+            probe.count_provisional(batch, indices, wait_ns)
             return
-        if self._event is not None:
-            self.probe.add_wait("input", wait_ns, self._event, device.record_event(self.loaders.torch))
-        self.probe.count_batch(batch, indices, took_ns)
+        if event is not None:
+            probe.add_wait("input", wait_ns, event, device.record_event(self._loaders.torch))
+        draft = probe.steps.draft
+        draft.batches += (digest(batch, indices),)
+        if took_ns is not None:
+            draft.took_ns += (took_ns,)
+        if not is_steady:
+            probe.begin_training()
 
     @guarded
     def refuse(self) -> None:
         """There was no batch: the end of the epoch, or an error that is the script's."""
         self.probe.leave_input(self._span)
-        self.probe.end_request(is_over=not self.is_training)
+        self.probe.end_request(is_over=not self._is_training)
 
 
 def install(probe: Probe, torch: Any) -> Loaders:
@@ -268,28 +319,35 @@ def _patch_iterators(loaders: Loaders, iterator_class: Any) -> None:
         last = loaders.discard(self, ask) if loaders.must_discard and loaders.probe.on else None
         if last is not None:
             return last
-        request = loaders.ask(self)
+        stream = self._amdahl_stream
+        is_asked = stream is not None and stream.ask()
         try:
             batch = ask(self)
         except BaseException:
-            if request is not None:
-                request.refuse()
+            if is_asked:
+                stream.refuse()
             raise
-        if request is not None:
-            request.answer(batch)
+        if is_asked:
+            stream.answer(batch)
         return batch
+
+    iterator_class._amdahl_stream = None  # of an iterator whose making was not seen
 
     iterator_class.__init__, iterator_class._reset, iterator_class.__next__ = __init__, _reset, __next__
 
 
 def _patch_fetch(loaders: Loaders, fetcher_class: Any) -> None:
-    original = fetcher_class.fetch
+    original, probe, fetches = fetcher_class.fetch, loaders.probe, loaders.fetches
 
     @functools.wraps(original)
     def fetch(self: Any, index: Any) -> Any:
         begun_ns = time.monotonic_ns()
         data = original(self, index)
-        loaders.time_fetch(time.monotonic_ns() - begun_ns)
+        took_ns = time.monotonic_ns() - begun_ns
+        if probe.is_steady:  # no worker
+            fetches.last_ns = took_ns
+        else:
+            loaders.time_fetch(took_ns)
         return data
 
     fetcher_class.fetch = fetch

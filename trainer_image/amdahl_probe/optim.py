@@ -20,8 +20,8 @@ class Backwards:
         self.probe = probe
         self._plain = torch.Tensor
         self._loaders = loaders
-        self._gradients = LastGradient(probe, torch)
-        self._gradients.install()
+        self.gradients = LastGradient(probe, torch)
+        self.gradients.install()
         self._scaled_id: Optional[int] = None
         self._unscaled: Any = None
 
@@ -34,17 +34,22 @@ class Backwards:
     @guarded
     def begin(self, tensors: Any) -> None:
         """A backward pass begins from `tensors`."""
-        self._loaders.note_backward()
-        loss = self._unscaled if id(tensors) == self._scaled_id else tensors
-        self._scaled_id = self._unscaled = None
-        is_plain = type(loss) is self._plain and loss.numel() == 1 and (loss.is_cpu or loss.is_cuda)
-        self.probe.begin_backward(loss if is_plain else None)
-        self._gradients.begin()
+        if self._loaders.is_unsure:
+            self._loaders.note_backward()
+        loss = tensors
+        if self._scaled_id is not None:
+            if id(tensors) == self._scaled_id:
+                loss = self._unscaled
+            self._scaled_id = self._unscaled = None
+        self.probe.begin_backward(loss if type(loss) is self._plain and loss.numel() == 1 else None)
+        if self.gradients.is_watching:
+            self.gradients.begin()
 
     @guarded
     def end(self) -> None:
-        """It has returned, or raised."""
-        self._gradients.end()
+        """One has returned or raised, in which a gradient may have been waited for or an optimizer stepped."""
+        if self.gradients.is_watching:
+            self.gradients.end()
         self.probe.end_backward()
 
 
@@ -62,10 +67,14 @@ def install(probe: Probe, torch: Any, loaders: Loaders) -> None:
 
 
 def _hook_steps(probe: Probe, optimizers: Any) -> None:
+    def begin(*_: Any) -> None:
+        if probe.ledger.bottom == "other":
+            probe.begin_update()
+
     register = getattr(optimizers, "register_optimizer_step_post_hook", None)
     if register is not None:
-        optimizers.register_optimizer_step_pre_hook(lambda *_: probe.begin_update())
-        register(lambda optimizer, *_: probe.end_step(optimizer))
+        optimizers.register_optimizer_step_pre_hook(begin)
+        register(probe.end_step)
         return
     # Before torch 2.0: where the hooks run now, an empty method is called, which the profiler goes by.
     original = optimizers.Optimizer._optimizer_step_code  # noqa: SLF001 (see above)
@@ -79,7 +88,7 @@ def _hook_steps(probe: Probe, optimizers: Any) -> None:
 
 
 def _patch_backward(backwards: Backwards, autograd: Any) -> None:
-    original = autograd.backward
+    original, probe, gradients = autograd.backward, backwards.probe, backwards.gradients
 
     @functools.wraps(original)
     def backward(tensors: Any, *args: Any, **kwargs: Any) -> Any:
@@ -87,7 +96,9 @@ def _patch_backward(backwards: Backwards, autograd: Any) -> None:
         try:
             return original(tensors, *args, **kwargs)
         finally:
-            backwards.end()
+            probe.is_in_backward = False
+            if probe.has_stepped_in_backward or gradients.is_watching:
+                backwards.end()
 
     autograd.backward = backward
 

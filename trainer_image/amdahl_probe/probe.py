@@ -3,6 +3,12 @@
 The patches (`loader`, `optim`, `forwards`, `checkpoint`, `comm`) know torch; this file knows which event means what for
 the time line; what a rank, a startup, a step, a save and an evaluation are, is said in the files of these names.
 
+What every step runs through is flat: `loader.Stream.ask` and `answer`, `optim.Backwards.begin`, `begin_backward` and
+`end_step` here, and what these call in `spans`, `digests`, `steps`, `draft` and `emit`. It runs cold: milliseconds of
+other code have emptied the caches before each call, so that whatever is touched for the first time costs, an operation
+of torch 10 us, a formatted float or a lock 5 us, ten times what a loop would show (`benchmarks/probe_overhead.py`). So
+`is_steady` says in one comparison that nothing unusual goes on, and then nothing is asked, built or written twice.
+
 [P] Nothing here may break the training: what the patches call is `guarded`, here or where they call it from, and the
 first failure turns the probe off.
 """
@@ -14,9 +20,10 @@ import gc
 import sys
 import time
 from pathlib import Path
+from threading import get_ident
 from typing import Any, Callable, Dict, Mapping, Optional
 
-from amdahl_probe import device, digests, emit, trial
+from amdahl_probe import device, emit, trial
 from amdahl_probe.emit import Recorder
 from amdahl_probe.evaluation import Evaluation
 from amdahl_probe.forwards import Forwards
@@ -47,11 +54,15 @@ class Probe(Switch):
         self.ledger = Ledger(begin_ns=begun_ns, trace=self._trace.spans if self._trace else None)
         self._rank = Rank(self.torch, self.settings, begun_ns)
         self._startup = Startup(begun_ns, parts)
-        self._steps = Steps()
+        self.steps = Steps()
         self._saves = Saves(self._rank)
         self._evaluation = Evaluation(self.ledger, self._rest)
         self._is_adopted = self._is_seeded = self._is_fed = False
-        self._is_in_backward = self._has_stepped_in_backward = False
+        self.is_in_backward = self.has_stepped_in_backward = False
+        #: This process is a rank, its startup is over, and no evaluation can be open.
+        self.is_steady = False
+        #: A device has been seen at work.
+        self.has_device = False
 
     def _rest(self, phase: str) -> None:
         """Change what time counts as when no span is open; between steps, wait for a module's call to change it."""
@@ -74,7 +85,7 @@ class Probe(Switch):
 
     def _collected(self, moment: str, info: Mapping[str, int]) -> None:
         if info["generation"] == 2 and moment == "start":
-            self._steps.note_collection()
+            self.steps.note_collection()
 
     @guarded
     def forked(self) -> None:
@@ -101,9 +112,9 @@ class Probe(Switch):
         recorder = self._rank.recorder
         assert recorder is not None
         self._saves.flush()
-        self._steps.write(recorder, is_last=True)
+        self.steps.write(recorder, is_last=True)
         raised = getattr(sys, "last_type", None)  # set by the interpreter when an exception ends the script
-        recorder.end(self._steps.count, f"exception:{raised.__name__}" if raised else "exit")
+        recorder.end(self.steps.count, f"exception:{raised.__name__}" if raised else "exit")
         if self._trace is not None:
             self._trace.close(recorder.rank)
         recorder.close()
@@ -123,7 +134,9 @@ class Probe(Switch):
             return self.ledger.push("startup")
         if is_training:
             self._evaluation.end()
+            self.is_steady = self._is_adopted
         else:
+            self.is_steady = False
             self._evaluation.begin()
         self.forwards.ignore()  # a data set may call modules too
         return self.ledger.push("input" if is_training else "eval")
@@ -136,9 +149,8 @@ class Probe(Switch):
         """A training batch is being asked for; the first such moment matters."""
         self._startup.ask_first(self.ledger)
 
-    def count_batch(self, batch: Any, indices: Optional[Any], took_ns: Optional[int]) -> None:
-        """A training batch is in hand, for which the loader took `took_ns` (None if it did not say)."""
-        self._steps.draft.add_batch(digests.digest(batch, indices), took_ns)
+    def begin_training(self) -> None:
+        """A training batch is in hand, and anything may have gone before."""
         self._is_fed = True
         self._startup.end(self._rank)
         self._rest("compute")
@@ -148,6 +160,7 @@ class Probe(Switch):
 
         Where a loader feeds the training, its next batch ends the evaluation; elsewhere, a module's call does.
         """
+        self.is_steady = False
         self._evaluation.add(batch, indices, wait_ns, in_startup=not self._startup.is_over)
         if self._startup.is_over and not self._is_fed:
             self.forwards.watch()
@@ -165,69 +178,89 @@ class Probe(Switch):
         if is_recording and is_training:
             self._evaluation.interrupt()
         else:
+            self.is_steady = False
             self._evaluation.call(is_certain=not is_recording)
 
     def begin_backward(self, loss: Optional[Any]) -> None:
-        """A backward pass begins: this thread is the training thread, and what it was given is training data."""
-        if not self.is_rank():
+        """A backward pass begins: this thread is the training thread, and what it was given is training data.
+
+        `loss` is a tensor of one element, if it was given one.
+        """
+        if not self.is_steady and not self._settle():
             return
+        self.is_in_backward = True
+        if self.ledger.bottom != "compute":
+            self._rest("compute")
+        if loss is None:
+            return
+        draft = self.steps.draft
+        if loss.is_cpu:
+            draft.loss = loss.item() if draft.loss is None else draft.loss + loss.item()
+        elif loss.is_cuda:
+            self.has_device = True
+            draft.await_device().add_loss(self.torch, loss.detach())
+
+    def _settle(self) -> bool:
+        """What a backward pass means when anything else went before it; False where nobody trains."""
+        if not self.is_rank():
+            return False
         if not self._is_adopted:
             self._is_adopted = True
             self.ledger.adopt()
         self._startup.end(self._rank)
-        draft = self._steps.draft
         if self._evaluation.is_provisional:
-            self._evaluation.promote(draft)
-        self._is_in_backward = True
-        self._rest("compute")
-        if loss is not None:
-            draft.add_loss(self.torch, loss)
+            self._evaluation.promote(self.steps.draft)
+        self.is_steady = True
+        return True
 
     def end_backward(self) -> None:
         """It has returned. Optimizers that are stepped by its hooks end their steps here."""
-        self._is_in_backward = False
-        if self._has_stepped_in_backward:
-            self._has_stepped_in_backward = False
+        if self.has_stepped_in_backward:
+            self.has_stepped_in_backward = False
             self._rest("other")
 
     @guarded
     def begin_update(self) -> None:
-        """An optimizer begins to step: one of several may do so when the step has ended with another."""
-        if self.ledger.bottom == "other":
-            self._rest("compute")
+        """An optimizer begins to step when the step has ended with another: it is one of several."""
+        self._rest("compute")
 
     @guarded
-    def end_step(self, optimizer: Any) -> None:
+    def end_step(self, optimizer: Any, *_: Any) -> None:
         """An optimizer has stepped."""
-        if not self.is_rank():
+        if not self.is_steady:
+            if not self.is_rank():
+                return
+            self._startup.end(self._rank)
+        recorder, bottom = self._rank.recorder, None if self.is_in_backward else "other"
+        assert recorder is not None
+        if bottom is None:
+            self.has_stepped_in_backward = True
+        if not self.steps.are_marked_by(optimizer):
+            if bottom is not None:
+                self._rest(bottom)
             return
-        self._startup.end(self._rank)
-        is_marking = self._steps.are_marked_by(optimizer)
-        if is_marking:
+        if self._saves.open is not None:
             self._saves.flush()
-            self._steps.end(self.ledger)
-        if self._is_in_backward:
-            self._has_stepped_in_backward = True
-        else:
-            self._rest("other")
-        if is_marking:
-            self._steps.write(self._rank.recorder)
-            if self._trace is not None and self._rank.recorder is not None:
-                self._trace.flush(self._rank.recorder.rank)
+        self.steps.end(self.ledger, bottom)
+        if bottom is not None and self.ledger.owner == get_ident():
+            self.forwards.watch()
+        self.steps.write(recorder)
+        if self._trace is not None:
+            self._trace.flush(recorder.rank)
 
     # -- time that is charged otherwise ----------------------------------------------------------------------------
 
     def add_wait(self, phase: str, host_ns: int, begin: Any, end: Any) -> None:
         """A host wait between two device events: the part the device computed is not `phase`."""
-        self._steps.draft.late.waits.append(device.Wait(phase, host_ns, begin, end))
+        self.steps.draft.await_device().waits.append(device.Wait(phase, host_ns, begin, end))
 
     def add_tail(self, phase: str, begin: Any, end: Any) -> None:
         """Computing between two device events that was really `phase`."""
-        self._steps.draft.late.tails.append(device.Tail(phase, begin, end))
+        self.steps.draft.await_device().tails.append(device.Tail(phase, begin, end))
 
     def move(self, source: str, target: str, ns: int) -> None:
         """Charge part of the present step's `source` time to `target` instead."""
-        self._steps.draft.moves.append((source, target, ns))
+        self.steps.draft.moves += ((source, target, ns),)
 
     @guarded
     def add_startup(self, part: str, ns: int) -> None:
@@ -250,7 +283,7 @@ class Probe(Switch):
     @guarded
     def count_save(self, block_ns: int, in_training_thread: bool) -> None:
         """A file of a checkpoint has been written: by the training thread, or behind its back."""
-        self._saves.add(block_ns, in_training_thread, self._steps.count)
+        self._saves.add(block_ns, in_training_thread, self.steps.count)
 
     def is_saving(self) -> bool:
         """Whether the training thread, which is this one, has written a file of a checkpoint since the last step."""
@@ -259,4 +292,4 @@ class Probe(Switch):
     @guarded
     def count_async_save(self, block_ns: int) -> Optional[Callable[[int], None]]:
         """An asynchronous save was handed over; call the result with the total nanoseconds when it is durable."""
-        return self._saves.add_async(block_ns, self._steps.count)
+        return self._saves.add_async(block_ns, self.steps.count)

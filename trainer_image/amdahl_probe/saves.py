@@ -14,12 +14,12 @@ class Saves:
     def __init__(self, rank: Rank) -> None:
         self._rank = rank
         #: Of the checkpoint since the last step: nanoseconds blocked, steps before it, when its last file was written.
-        self._open: Optional[Tuple[int, int, int]] = None
+        self.open: Optional[Tuple[int, int, int]] = None
 
     @property
     def is_open(self) -> bool:
         """Whether the training thread has written a file since the last step."""
-        return self._rank.recorder is not None and self._open is not None
+        return self._rank.recorder is not None and self.open is not None
 
     def add(self, block_ns: int, in_training_thread: bool, step: int) -> None:
         """A file has been written after `step` steps: by the training thread, or behind its back."""
@@ -30,8 +30,8 @@ class Saves:
             recorder.save(0, True, step)
             recorder.durable(0, True, step, block_ns)
             return
-        before_ns = self._open[0] if self._open is not None else 0
-        self._open = (before_ns + block_ns, step, time.monotonic_ns())
+        before_ns = self.open[0] if self.open is not None else 0
+        self.open = (before_ns + block_ns, step, time.monotonic_ns())
 
     def add_async(self, block_ns: int, step: int) -> Optional[Callable[[int], None]]:
         """An asynchronous save was handed over; call the result with the total nanoseconds when it is durable."""
@@ -43,8 +43,8 @@ class Saves:
 
     def flush(self) -> None:
         """A step has ended, or the run: the files since the last one are a whole checkpoint."""
-        if self._open is not None and self._rank.recorder is not None:
-            block_ns, step, end_ns = self._open
-            self._open = None
+        if self.open is not None and self._rank.recorder is not None:
+            block_ns, step, end_ns = self.open
+            self.open = None
             self._rank.recorder.save(block_ns, False, step, end_ns)
             self._rank.recorder.durable(block_ns, False, step, block_ns, end_ns)

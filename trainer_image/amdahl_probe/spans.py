@@ -10,9 +10,9 @@ while its training thread waits, however busy its helpers are. `adopt` moves the
 
 from __future__ import annotations
 
-import threading
 import time
 from contextlib import contextmanager
+from threading import get_ident
 from typing import Callable, Deque, Dict, Iterator, List, Optional, Tuple
 
 PHASES = ("queue", "startup", "warmup", "input", "compute", "comm", "checkpoint", "eval", "other")
@@ -40,40 +40,51 @@ class Ledger:
     ) -> None:
         """Start counting now, or at `begin_ns` of the same clock. Closed spans are appended to `trace` if given."""
         self._clock = clock
-        self._owner = threading.get_ident()
+        #: The thread that counts.
+        self.owner = get_ident()
         self._trace = trace
         #: Time of the last `take` (or the beginning), nanoseconds: where the present lap starts.
         self.mark_ns = clock() if begin_ns is None else begin_ns
         self._last_ns = self.mark_ns
+        #: What time counts as when no span is open; changed by `rest` alone.
+        self.bottom = bottom
         self._stack: List[str] = [bottom]
         self._begun: List[int] = [self.mark_ns]
         self._spent: Dict[str, int] = {}
 
     def push(self, phase: str) -> int:
         """Open a span and return its depth, to be handed to `pop`."""
-        if threading.get_ident() != self._owner:
+        if get_ident() != self.owner:
             return NOT_MINE
-        now = self._count()
-        self._stack.append(phase)
-        self._begun.append(now)
-        return len(self._stack) - 1
+        stack, spent, now = self._stack, self._spent, self._clock()
+        top = stack[-1]
+        spent[top] = spent.get(top, 0) + now - self._last_ns
+        self._last_ns = now
+        stack.append(phase)
+        if self._trace is not None:
+            self._begun.append(now)
+        return len(stack) - 1
 
-    def pop(self, depth: Optional[int] = None) -> None:
+    def pop(self, depth: Optional[int] = None, bottom: Optional[str] = None) -> None:
         """Close the span at `depth` and all that were left open above it; by default the one on top.
 
-        The depth makes a span that an exception or an abandoned generator never closed harmless.
+        The depth makes a span that an exception or an abandoned generator never closed harmless. `bottom`, if given, is
+        what to `rest` at from the same moment on.
         """
-        if depth == NOT_MINE or threading.get_ident() != self._owner:
+        if depth == NOT_MINE or get_ident() != self.owner:
             return
-        keep = len(self._stack) - 1 if depth is None else depth
-        if not 0 < keep < len(self._stack):
-            return
-        now = self._count()
-        if self._trace is not None:
-            self._trace.extend(
-                (self._stack[at], self._begun[at], now) for at in range(len(self._stack) - 1, keep - 1, -1)
-            )
-        del self._stack[keep:], self._begun[keep:]
+        stack, spent, now = self._stack, self._spent, self._clock()
+        top = stack[-1]
+        spent[top] = spent.get(top, 0) + now - self._last_ns
+        self._last_ns = now
+        keep = len(stack) - 1 if depth is None else depth
+        if 0 < keep < len(stack):
+            if self._trace is not None:
+                self._trace.extend((stack[at], self._begun[at], now) for at in range(len(stack) - 1, keep - 1, -1))
+                del self._begun[keep:]
+            del stack[keep:]
+        if bottom is not None and bottom != stack[0]:
+            self._settle(bottom, now)
 
     @contextmanager
     def span(self, phase: str) -> Iterator[None]:
@@ -86,22 +97,23 @@ class Ledger:
 
     def rest(self, phase: str) -> None:
         """Change the bottom of the stack: what time counts as when no span is open."""
-        if threading.get_ident() != self._owner or self._stack[0] == phase:
-            return
-        now = self._count()
-        if self._trace is not None:
-            self._trace.append((self._stack[0], self._begun[0], now))
-        self._stack[0], self._begun[0] = phase, now
+        if get_ident() == self.owner and self.bottom != phase:
+            self._settle(phase, self._count())
 
-    def take(self) -> Dict[str, int]:
+    def take(self, bottom: Optional[str] = None) -> Dict[str, int]:
         """End the lap: phase -> nanoseconds since the last `take`, summing exactly to the wall time between the two.
 
-        Open spans stay open and go on in the next lap. The lap's end is `mark_ns` afterwards.
+        Open spans stay open and go on in the next lap. The lap's end is `mark_ns` afterwards. `bottom`, if given, is
+        what to `rest` at from the same moment on.
         """
-        now = self._count()
-        spent, self._spent = self._spent, {}
-        self.mark_ns = now
-        return {phase: spent[phase] for phase in PHASES if phase in spent} if spent else {self._stack[-1]: 0}
+        spent, now = self._spent, self._clock()
+        top = self._stack[-1]
+        spent[top] = spent.get(top, 0) + now - self._last_ns
+        self.mark_ns = self._last_ns = now
+        self._spent = {}
+        if bottom is not None and bottom != self.bottom and get_ident() == self.owner:
+            self._settle(bottom, now)
+        return spent
 
     def spent(self, phase: str) -> int:
         """Nanoseconds of `phase` in this lap until now."""
@@ -110,21 +122,23 @@ class Ledger:
 
     def adopt(self) -> None:
         """Make the calling thread the one that counts."""
-        self._owner = threading.get_ident()
+        self.owner = get_ident()
 
     def is_mine(self) -> bool:
         """Whether the calling thread is the one that counts."""
-        return threading.get_ident() == self._owner
-
-    @property
-    def bottom(self) -> str:
-        """What time counts as when no span is open."""
-        return self._stack[0]
+        return get_ident() == self.owner
 
     @property
     def depth(self) -> int:
         """Open spans above the bottom."""
         return len(self._stack) - 1
+
+    def _settle(self, bottom: str, now: int) -> None:
+        """What was counted until now was the old bottom's."""
+        if self._trace is not None:
+            self._trace.append((self.bottom, self._begun[0], now))
+            self._begun[0] = now
+        self.bottom = self._stack[0] = bottom
 
     def _count(self) -> int:
         now = self._clock()

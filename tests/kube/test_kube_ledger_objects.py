@@ -6,13 +6,17 @@ import pytest
 
 from amdahl_loop.adapters.kube.apply import read_conflict
 from amdahl_loop.adapters.kube.client import Cause
+from amdahl_loop.adapters.kube.experiments import diff, say_closed
 from amdahl_loop.adapters.kube.jobs import read_claims, see
 from amdahl_loop.adapters.kube.status import diff_status
 from amdahl_loop.domain.api.conditions import ConditionStatus, JobCondition, JobConditionType
+from amdahl_loop.domain.api.experiment import ExperimentStatus
+from amdahl_loop.domain.api.records import close
 from amdahl_loop.domain.api.training_job import BankReport, TrainingJobStatus
-from amdahl_loop.domain.api.wire import to_wire
+from amdahl_loop.domain.api.wire import from_wire, to_wire
 from amdahl_loop.domain.knob_values import KnobName
 from amdahl_loop.domain.stewards import Claim, Steward
+from amdahl_loop.domain.verdicts import Verdict, VerdictWord
 from builders import make_manifest
 
 WORKERS, CADENCE = KnobName.DATALOADER_WORKERS, KnobName.CHECKPOINT_EVERY_STEPS
@@ -159,3 +163,14 @@ class TestWhatIsSent:
         assert ("conditions" in patch) == changes
         if changes:
             assert patch["conditions"][-1] == foreign
+
+
+def test_closing_an_experiment_keeps_other_controllers_conditions() -> None:
+    """The list is sent as a whole, so theirs are sent back as they were read."""
+    theirs = make_condition("example.com/Checked", extra="kept")
+    stored = from_wire(ExperimentStatus, {"conditions": [theirs]})
+    document = {"metadata": {"resourceVersion": "7"}, "status": {"conditions": [theirs]}}
+    verdict = Verdict(word=VerdictWord.NO_GAIN, sentence="No gain.")
+    patch = diff(document, stored, say_closed(close(stored, verdict, 100.0)))["status"]
+    assert [condition["type"] for condition in patch["conditions"]] == ["Complete", "example.com/Checked"]
+    assert patch["conditions"][-1] == theirs

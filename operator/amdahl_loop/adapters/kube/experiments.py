@@ -26,6 +26,7 @@ OTHER_BYTES = 20 * 1024
 CLOSED_BYTES = OTHER_BYTES + 10 * 1024
 """The same, and a verdict with all its votes and vetoes at their longest."""
 
+_TYPES = frozenset(ExperimentConditionType)
 _log = logging.getLogger(__name__)
 
 
@@ -47,12 +48,16 @@ def render(plan: Plan, namespace: str, observation: ObservationReport | None = N
 def diff(document: Object, before: ExperimentStatus, after: ExperimentStatus) -> Object:
     """The merge patch that leads from one status to the next, bound to the version that was read.
 
-    Finished blocks are sent back letter for letter as they were read, since the server lets none of them change.
+    Finished blocks are sent back letter for letter as they were read, since the server lets none of them change; so are
+    other controllers' conditions.
     """
     present, old, new = document.get("status") or {}, to_wire(before), to_wire(after)
     patch = {name: new.get(name) for name in {**old, **new} if old.get(name) != new.get(name)}
     for name in {"blocks", "holdouts"}.intersection(patch):
         patch[name] = [*(present.get(name) or ()), *new[name][len(old[name]) :]]
+    if "conditions" in patch:
+        theirs = [c for c in present.get("conditions") or () if c.get("type") not in _TYPES]
+        patch["conditions"] = [*(patch["conditions"] or ()), *theirs]
     return {"metadata": {"resourceVersion": document["metadata"]["resourceVersion"]}, "status": patch}
 
 

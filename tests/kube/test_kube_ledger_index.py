@@ -1,6 +1,7 @@
 """What the index keeps of closed experiments, and that decisions need no more."""
 
 import asyncio
+import json
 import marshal
 from typing import Any
 
@@ -120,7 +121,7 @@ class TestCompactForm:
         whole = Experiment(plan=plan, verdict=NO_GAIN)
         for number, held_s in enumerate((0.1, 0.2, 1e-9, 1 / 3)):
             whole = whole.with_loss(Loss(run=f"{plan.name}-d{number}", started_at_s=1.0, held_device_s=held_s))
-        stored = expand(json.dumps(compact(write(whole, 5.0))).encode())
+        stored = expand(marshal.dumps(compact(write(whole, 5.0))))
         assert isinstance(stored, StoredExperiment)
         assert stored.experiment.held_device_s == whole.held_device_s
         assert stored.closed_at_s == 5.0
@@ -131,12 +132,13 @@ class TestCompactForm:
 
 
 def shrink(memory: JobMemory) -> JobMemory:
-    """The memory as a cluster's ledger recalls it: closed experiments compact, but for those whose values are in force."""
+    """The memory as a cluster's ledger recalls it: closed experiments compact, but for wins that are or may be in force."""
     newest = {application.experiment: application.kind for application in memory.applications}
     live = {name for name, kind in newest.items() if kind is not ApplicationKind.ROLLED_BACK}
 
     def one(experiment: Experiment) -> Experiment:
-        if experiment.verdict is None or experiment.name in live:
+        is_new_win = experiment.is_won and experiment.name not in newest
+        if experiment.verdict is None or experiment.name in live or is_new_win:
             return experiment
         stored = expand(marshal.dumps(compact(write(experiment, memory.closed_at_s[experiment.name]))))
         assert isinstance(stored, StoredExperiment), stored
@@ -156,16 +158,14 @@ class TestWhatIsReadLive:
     @pytest.mark.parametrize(
         ("kinds", "is_live"),
         [
-            ((), False),
+            ((), True),
             ((ApplicationKind.APPLIED,), True),
             ((ApplicationKind.APPLIED, ApplicationKind.REVERTED), True),
             ((ApplicationKind.APPLIED, ApplicationKind.ROLLED_BACK), False),
         ],
     )
-    def test_closed_experiments_only_while_their_values_are_in_force(
-        self, kinds: tuple[ApplicationKind, ...], is_live: bool
-    ) -> None:
-        """A value that its owner put back in the spec still runs, as an overlay."""
+    def test_wins_until_their_values_are_taken_back(self, kinds: tuple[ApplicationKind, ...], is_live: bool) -> None:
+        """What may be put in force is judged by its blocks; a value that its owner put back still runs, as an overlay."""
         index = ExperimentIndex()
         won = Experiment(plan=make_plan(name="e0"), verdict=Verdict(word=VerdictWord.WON, sentence="Won."))
         index.learn(write(won, 1.0, tuple(make_application(kind, "e0") for kind in kinds)))

@@ -154,9 +154,9 @@ class ExperimentIndex:
         self._uncertain.add(key)
 
     def is_unsettled(self, key: Key) -> bool:
-        """Whether the Experiment has to be read live: unknown, open, in force, or being written."""
+        """Whether the Experiment has to be read live: unknown, open, being written, or a win that is or may be in force."""
         row = self._rows.get(key)
-        return row is None or row.is_open or row.in_force or key in self._uncertain
+        return row is None or row.is_open or row.is_needed_whole or key in self._uncertain
 
     def is_older(self, document: Object, now_s: float, patience_s: float) -> bool:
         """Whether a read shows an Experiment as it was before what the server has shown already.

@@ -17,6 +17,7 @@ from amdahl_loop.adapters.kube.kinds import Object
 from amdahl_loop.domain.api.records import StoredExperiment, Unreadable, read_experiment
 from amdahl_loop.domain.api.timestamps import to_epoch_s
 from amdahl_loop.domain.ledger import ApplicationKind
+from amdahl_loop.domain.verdicts import VerdictWord
 
 EXPANDED = 4096
 """Closed experiments that stay parsed, about 10 KiB each: those of a namespace's jobs, which are looked at together."""
@@ -56,7 +57,8 @@ class Row:
     question: str = ""
     """What was asked, who proposed it and what was found: the newest such row of a group stands for all."""
     text: bytes = b""
-    in_force: bool = False
+    is_needed_whole: bool = False
+    """Whether its values are in force, or it has won and may yet be: what its blocks show then counts."""
     job_name: str = ""
 
     @property
@@ -96,7 +98,8 @@ def make_row(document: Object) -> Row:
         return Row(key=key, order=order, job=job, kin=kin, job_name=job_name)
     asked = spec.get("hypothesis") or {}
     question = json.dumps([asked.get("changes"), asked.get("source"), verdict.get("word")])
-    newest = (status.get("applications") or [{}])[-1].get("kind", ApplicationKind.ROLLED_BACK)
+    applied = [application.get("kind") for application in status.get("applications") or ()]
+    is_new_win = verdict.get("word") == VerdictWord.WON and not applied
     return Row(
         key=key,
         order=order,
@@ -104,7 +107,7 @@ def make_row(document: Object) -> Row:
         kin=kin,
         question=intern(question),
         text=marshal.dumps(compact(document)),
-        in_force=newest != ApplicationKind.ROLLED_BACK,
+        is_needed_whole=is_new_win or (bool(applied) and applied[-1] != ApplicationKind.ROLLED_BACK),
         job_name=job_name,
     )
 

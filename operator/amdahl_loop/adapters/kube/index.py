@@ -154,7 +154,7 @@ class ExperimentIndex:
         self._uncertain.add(key)
 
     def is_unsettled(self, key: Key) -> bool:
-        """Whether the Experiment has to be read live: unknown, open, being written, or a win that is or may be in force."""
+        """Whether the Experiment has to be read live: unknown, open, being written, or a win that may count."""
         row = self._rows.get(key)
         return row is None or row.is_open or row.is_needed_whole or key in self._uncertain
 

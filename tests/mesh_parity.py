@@ -18,6 +18,7 @@ from torch.distributed.tensor import DTensor
 from amdahl_trainer import config as configs
 from amdahl_trainer import optim, parallel
 from amdahl_trainer.documents import find_documents
+from amdahl_trainer.feed import pad
 from amdahl_trainer.loss import IGNORED
 from amdahl_trainer.mesh import Mesh
 from amdahl_trainer.model import Llama
@@ -59,12 +60,12 @@ def make_rows(config):
     return torch.stack((inputs, targets, segments))
 
 
-def reference(values):
+def reference(values, take=None):
     """The step of one process, written by hand."""
     config = configs.build({**TINY, **values})
     torch.manual_seed(config.run.seed)
     model = Llama(config.model)
-    inputs, targets, segments = make_rows(config)
+    inputs, targets, segments = make_rows(config)[:, :take]
     documents = find_documents(segments, CPU) if config.data.doc_mask else None
 
     def sum_of_losses():
@@ -87,7 +88,7 @@ def reference(values):
 MISTAKES = ("each micro-batch by its own tokens", "no reduction over cp")
 
 
-def take_step(values, place, others, mistake=None):
+def take_step(values, place, others, mistake=None, take=None):
     """The same through the trainer's own parts; on rank 0 what came of it on all ranks, elsewhere None."""
     config = configs.build(values)
     mesh = Mesh(parallel.fit(config, place), place.rank, CPU)
@@ -98,13 +99,13 @@ def take_step(values, place, others, mistake=None):
         else nullcontext()
     ):
         replica = parallel.parallelize(config, mesh, CPU, lambda: marks.append(1))
-    model, rows = replica.model, make_rows(config)
+    model, rows = replica.model, make_rows(config)[:, :take]
     mine = rows[:, mesh.seat.dp :: mesh.degrees.dp]
     optimizer = optim.build(model, config.optim)
 
     def sum_of_losses():
-        turns = range(0, mine.shape[1], replica.rows)
-        return float(others.total(sum(replica.evaluate(mine[:, at : at + replica.rows]) for at in turns)))
+        turns = (mine[:, at : at + replica.rows] for at in range(0, mine.shape[1], replica.rows))
+        return float(others.total(sum(replica.evaluate(pad(turn, replica.rows)) for turn in turns)))
 
     tensors, before = {"first": copies(model)}, sum_of_losses()
     valid = others.agree(int((mine[2] > 0).sum()) if mesh.seat.reads else 0, False, False).valid
@@ -163,10 +164,10 @@ class Pool:
         self.count = 0
         self.is_open = True
 
-    def run(self, values, mistake=None, timeout_s=120):
-        """What one step of a configuration does on these ranks."""
+    def run(self, values, timeout_s=120, **how):
+        """What one step of a configuration does on these ranks; `how` is for `take_step`."""
         number, self.count = self.count, self.count + 1
-        self._tell(number, {"values": {**TINY, **values}, "mistake": mistake})
+        self._tell(number, {"values": {**TINY, **values}, **how})
         result = self.home / f"result-{number}.pt"
         deadline = time.monotonic() + timeout_s
         while not result.exists():

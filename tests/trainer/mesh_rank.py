@@ -36,7 +36,7 @@ def main():
         if case is None:
             break
         try:
-            found = take_step(case["values"], place, others, case["mistake"])
+            found = take_step(case.pop("values"), place, others, **case)
         except TrainerError as error:
             found = {"refused_with": str(error)}
         except Exception:  # noqa: BLE001 (the others may be waiting: nobody can go on)

@@ -41,6 +41,7 @@ def test_a_sigterm_to_every_process_finishes_the_save_under_way(start, mode):
     for rank in (0, 1):
         durable = [save["step"] for save in ended.of("save", rank) if save.get("durable")]
         assert durable == list(range(1, len(ended.of("step", rank)) + 1)), "each save became durable, in order"
+    assert "Traceback" not in ended.output
     if mode == "process":
         assert "saves waited for the one before" in ended.output  # its first takes seconds, a step milliseconds
 

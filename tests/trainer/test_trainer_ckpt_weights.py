@@ -119,7 +119,9 @@ def test_a_run_begins_from_public_weights_and_its_first_moments(tiny, tmp_path):
     found = Checkpoints(config).resume(model, optimizer)
     assert found is not None
     assert found[1] == Progress(0, 0)
-    assert torch.equal(model.get_parameter("blocks.0.attention.q.weight"), tensors["model.layers.0.self_attn.q_proj.weight"])
+    assert torch.equal(
+        model.get_parameter("blocks.0.attention.q.weight"), tensors["model.layers.0.self_attn.q_proj.weight"]
+    )
     assert model.head.weight is model.embedding.weight
     assert torch.equal(model.head.weight, tensors["model.embed_tokens.weight"])
     assert not optimizer.state

@@ -146,6 +146,11 @@ class Checkpoints:
         written, self._written = self._written, []
         return written
 
+    def close(self) -> None:
+        """Nothing more will be saved: end the process that writes, if there is one and it has nothing to do."""
+        if self._behind is not None and self._flight is None:
+            self._behind.close()
+
     def _land(self, waiting: bool) -> None:
         """Take note of a save that has ended."""
         flight = self._flight

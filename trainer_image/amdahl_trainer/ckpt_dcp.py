@@ -8,6 +8,7 @@ has heard that all have been forced to the disk. A checkpoint is data: nothing i
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import os
 import pickle
 import signal
@@ -15,6 +16,7 @@ import warnings
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from multiprocessing import parent_process, resource_tracker
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any, Literal
 
@@ -196,6 +198,13 @@ class Behind:
             signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         assert isinstance(future, Future), "staging was not asynchronous"
         return future
+
+    def close(self) -> None:
+        """End the process that writes. Left alone it ends too, with a traceback about its trainer's end."""
+        for child in multiprocessing.active_children():
+            if self._mode == "process" and isinstance(child, SpawnProcess):  # loader workers are forked
+                child.kill()
+                child.join()
 
 
 def load(state: State, reader: Reader, group: ProcessGroup | None) -> None:

@@ -123,6 +123,7 @@ def _run(engine: Engine, startup: Startup) -> bool:
         is_finished = engine.run(begin)
     finally:
         parts.loader.close()
+        parts.checkpoints.close()
     if parts.checkpoints.waits:
         parts.reporter.say(f"{parts.checkpoints.waits} saves waited for the one before: they come faster than the disk")
     parts.reporter.say(f"{'finished' if is_finished else 'yielded'} at step {engine.progress.step}")

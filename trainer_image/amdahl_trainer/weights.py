@@ -30,6 +30,7 @@ from amdahl_trainer import config as configs
 from amdahl_trainer.ckpt import Progress
 from amdahl_trainer.config import Config
 from amdahl_trainer.errors import ConfigError, Exit, TrainerError
+from amdahl_trainer.model import Llama
 from amdahl_trainer.sections import Model
 
 #: Names outside the blocks: ours to theirs.
@@ -215,8 +216,6 @@ def read(source: Path, model: Model) -> dict[str, Tensor]:
 
 
 def _shapes(model: Model) -> dict[str, torch.Size]:
-    from amdahl_trainer.model import Llama
-
     with torch.device("meta"):
         return {name: value.shape for name, value in Llama(model).state_dict().items()}
 

@@ -4,6 +4,7 @@ Names are derived and every effect is preceded by a read, so that a pass that wa
 what is the job's own is touched: an object of the right name that somebody else owns is named, never changed.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from amdahl_loop.adapters.kube.client import KubeClient, Refused
@@ -123,6 +124,8 @@ class RunningJob:
             return RunningState(note=Note(reason=Reason.INVALID_SPEC, sentence="\n".join(clashes)))
         jobs = await self._jobs()
         revisions = tuple(read_revision(facts) for facts in jobs if REVISION_LABEL in facts.labels)
+        if (end := self._find_end(revisions)) is not None:
+            return end
         values = await self._client.get(Kind.CONFIG_MAP, self._namespace, knobs_name(self._name))
         if values is None or not self._owns(values):
             placed = await self._place_values(values, max((r.number for r in revisions), default=0))
@@ -147,6 +150,14 @@ class RunningJob:
             has_blocks=self._has_blocks,
             is_unprobed=self._is_unprobed(values) and not self._is_measured,
         )
+
+    def _find_end(self, revisions: Sequence[Revision]) -> RunningState | None:
+        """Whether the job has run to its end, with the probe: no value changes that, and nothing else is asked."""
+        only = revisions[0] if len(revisions) == 1 else None
+        if only is None or not only.facts.is_complete or only.facts.is_deleting or not only.has_probe:
+            return None
+        note = decide(self._wanted(), Present(target=only.number, revisions=revisions)).note
+        return RunningState(note=note, revision=only.number, has_blocks=self._has_blocks)
 
     async def _find_stray(self, revision: int) -> RunningState | None:
         """A Job that is there and was not listed: somebody else's, or ours, and its labels were stripped."""

@@ -29,7 +29,7 @@ CALL_PAIRS = 12_000
 KEY_BLOCK = 512
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)  # not frozen: torch 2.11 looks into a frozen value and compiles anew for other bounds
 class Documents:
     """Where the documents of packed rows begin and end, with what a kernel on their device needs to know of it."""
 

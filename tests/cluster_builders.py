@@ -25,7 +25,7 @@ PRIORITY_CLASS = {
     "apiVersion": "scheduling.k8s.io/v1",
     "kind": "PriorityClass",
     "metadata": {"name": "amdahl-loop-trial"},
-    "value": -1000000000,
+    "value": -1000,
     "preemptionPolicy": "Never",
 }
 

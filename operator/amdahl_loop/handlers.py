@@ -6,6 +6,7 @@ is there. Deleting a job never waits for us, and an event that was lost is made 
 
 import asyncio
 import contextlib
+import gc
 import itertools
 import logging
 import os
@@ -188,6 +189,7 @@ async def open_desk(settings: Settings) -> AsyncIterator[Desk]:
     async with KubeClient(transport) as client, contextlib.AsyncExitStack() as stack:
         namespaces = settings.namespaces or (None,)
         index, probe = await asyncio.gather(load_index(client, namespaces), asyncio.to_thread(pack_probe))
+        gc.freeze()  # what was loaded stays: the collector need not look through it again and again
         recollection = Recollection(since_s=client.now_s(), index=index)
         desk = Desk(client, recollection, echoes, lambda key: timed(operator.advance(key), metrics), settings.workers)
         metrics = Metrics(lambda: list(recollection.told.values()), lambda: (len(desk.queue), desk.queue.oldest_s))

@@ -114,8 +114,11 @@ def take_step(values, place, others, mistake=None, take=None):
     tensors["gradients"] = {name: whole(w.grad) for name, w in model.named_parameters() if w.grad is not None}
     norm, refused = optim.apply(model, optimizer, config.optim, config.optim.lr, loss, replica.stages)
     tensors["after"] = copies(model)
+    held = torch.tensor(sum(local(weight).numel() for weight in model.parameters()))
+    if place.world > 1:
+        dist.all_reduce(held, dist.ReduceOp.MAX)
     found = {"loss": loss, "norm": norm, "refused": bool(refused), "sums": (before, sum_of_losses())}
-    return merge(found | {"valid": valid, "marks": len(marks)}, tensors, place)
+    return merge(found | {"valid": valid, "marks": len(marks), "held": int(held)}, tensors, place)
 
 
 def merge(found, tensors, place):
@@ -137,6 +140,10 @@ def merge(found, tensors, place):
 def copies(model):
     """Whole parameters, on every rank that has a piece of them."""
     return {name: whole(weight) for name, weight in model.named_parameters()}
+
+
+def local(tensor):
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def whole(tensor):

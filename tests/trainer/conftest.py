@@ -196,7 +196,7 @@ def zygote() -> Iterator[Zygote]:
     yield made
     assert made.process.stdin is not None
     made.process.stdin.close()
-    made.process.wait(10)
+    made.process.wait(60)
     assert made.process.stdout is not None
     made.process.stdout.close()
 

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from amdahl_trainer import config as configs
+from amdahl_trainer import memory, parallel
 from amdahl_trainer.peers import Alone, Place
 from mesh_parity import MISTAKES, TINY, Pool, apart, reference, take_step
 
@@ -228,3 +230,17 @@ def test_bfloat16_is_near_and_parameters_stay_float32(pool, values):
 def test_a_last_batch_of_fewer_rows_counts_as_what_it_is(pool, mode, rows):
     """1, 5 or 7 of 8 rows: messages between stages keep their shape, and rows that are not there weigh nothing."""
     assert_parity(pool(2).run(mode, take=rows), mode, rows)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "values",
+    [FSDP, HSDP, TP, {**TP, **TIED}, {**TP, **FSDP}, ONE_EACH, INTERLEAVED, {**FSDP, **CP}, {**FSDP, **ONE_EACH}],
+    ids=["fsdp2", "hsdp", "tp", "tp, tied", "tp x fsdp2", "pp", "interleaved", "cp x fsdp2", "pp x fsdp2"],
+)
+def test_a_rank_holds_as_many_parameters_as_the_plan_says(pool, values):
+    """To the last element, on the rank that holds the most."""
+    config = configs.build({**TINY, **values})
+    degrees = parallel.fit(config, Place(0, 4, 0, 4))
+    planned = max(memory.estimate(config, degrees, stage).parameters for stage in range(degrees.pp))
+    assert pool(4).run(values)["held"] * 4 == planned

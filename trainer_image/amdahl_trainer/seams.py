@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from amdahl_trainer import attention, loss
@@ -34,7 +35,9 @@ Criterion = Callable[[nn.Module, Tensor, Tensor], Tensor]
 
 
 def project_each(x: Tensor, layers: Sequence[nn.Module]) -> Sequence[Tensor]:
-    """One layer after the other."""
+    """One layer after the other. Autocast would cast the input, and keep the copy, once for each."""
+    if torch.is_autocast_enabled(x.device.type):
+        x = x.to(torch.get_autocast_dtype(x.device.type))
     return [layer(x) for layer in layers]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from amdahl_trainer.peers import Place
 from mesh_parity import make_rows
 
 CPU = torch.device("cpu")
+CONFIGS = Path(configs.__file__).parents[1] / "configs"
 
 
 class Live(TorchDispatchMode):
@@ -191,3 +193,19 @@ def test_planning_and_starting_refuse_alike():
     """A plan accepts exactly what a run accepts."""
     config = configs.build(EIGHT_B)
     assert plan.make(config, 16, 8, "H100").degrees == parallel.fit(config, Place(0, 16, 0, 8))
+
+
+RECIPES = {
+    "100m-1gpu": (1, 75_762_432),
+    "1b-8gpu": (8, 1_100_048_384),
+    "7b-64gpu": (64, 6_738_415_616),
+    "long-context": (8, 8_030_261_248),
+}
+
+
+@pytest.mark.parametrize(("name", "world", "parameters"), [(name, *told) for name, told in RECIPES.items()])
+def test_recipes_for_gpus_fit_the_devices_they_are_named_for(name, world, parameters):
+    """Known shapes have their known sizes, and each rank needs less than 64 of a device's 80 GiB."""
+    found = plan.make(configs.load(str(CONFIGS / f"{name}.yaml"), {}, []), world, 8, "H100")
+    assert found.parameters == parameters
+    assert max(needs.total for needs in found.needs) < 64 * plan.GIB

@@ -6,6 +6,8 @@ PY := .venv/bin/python
 STAMP := .venv/.installed
 OLDEST := .venv-oldest-torch/bin/python
 TESTBED := PYTHONPATH=tests $(PY) -m testbed
+# A worker takes a file at a time, with a cluster of its own where the file asks for one.
+WORKERS ?= -n 2 --dist loadfile
 
 .PHONY: help venv demo demo-verify test test-oldest-torch e2e sweep gitops cluster-demo cluster-up cluster-down check crds images bench lock clean
 
@@ -30,8 +32,10 @@ demo: $(STAMP) ## tune the demo job on this machine: observe, try, refute, apply
 demo-verify: $(STAMP) ## measure the demo's claim from outside: five interleaved runs of both settings
 	@$(PY) benchmarks/demo_verify.py --ledger build/demo/ledger.sqlite
 
-test: $(STAMP) ## every test that needs no cluster, with real processes (about ten minutes)
-	@$(PY) -m pytest -q -m "not cluster and not quiet"
+test: $(STAMP) ## every test that needs no cluster, with real processes (about a quarter of an hour)
+	@$(PY) -m pytest -q $(WORKERS) -m "not cluster and not quiet" --ignore=tests/scenarios
+	@echo "==> verdicts by real timing: nothing runs beside them"
+	@$(PY) -m pytest -q tests/scenarios
 
 test-oldest-torch: $(STAMP) .venv-oldest-torch/.installed ## the probe's tests with scripts on the oldest torch (about four minutes)
 	@AMDAHL_PROBE_PYTHON=$(CURDIR)/$(OLDEST) $(PY) -m pytest -q tests/probe
@@ -43,7 +47,7 @@ test-oldest-torch: $(STAMP) .venv-oldest-torch/.installed ## the probe's tests w
 	@touch $@
 
 e2e: $(STAMP) ## every test on a real Kubernetes, built here from Go modules (needs Go, and root for nodes)
-	@$(PY) -m pytest -q -m "cluster and not quiet"
+	@$(PY) -m pytest -q $(WORKERS) -m "cluster and not quiet"
 
 sweep: $(STAMP) ## kill the operator before and after every write of whole scenarios (up to an hour; docs/reliability.md)
 	@$(PY) -m pytest -q -s tests/reliability -m "cluster and slow"

@@ -7,6 +7,7 @@ import itertools
 import json
 import time
 from contextlib import nullcontext
+from functools import cache
 from pathlib import Path
 from unittest.mock import patch
 
@@ -88,10 +89,16 @@ def reference(values, take=None):
 MISTAKES = ("each micro-batch by its own tokens", "no reduction over cp")
 
 
+@cache
+def join_mesh(degrees, rank):
+    """One mesh for all cases of its degrees: each process group has threads of its own, which never rest."""
+    return Mesh(degrees, rank, CPU)
+
+
 def take_step(values, place, others, mistake=None, take=None):
     """The same through the trainer's own parts; on rank 0 what came of it on all ranks, elsewhere None."""
     config = configs.build(values)
-    mesh = Mesh(parallel.fit(config, place), place.rank, CPU)
+    mesh = join_mesh(parallel.fit(config, place), place.rank)
     marks = []
     with (
         patch.object(parallel, "_reduce", lambda module, *_: Reduced(module))

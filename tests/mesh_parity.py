@@ -178,7 +178,7 @@ class Pool:
         self.count = 0
         self.is_open = True
 
-    def run(self, values, timeout_s=120, **how):
+    def run(self, values, timeout_s=900, **how):
         """What one step of a configuration does on these ranks; `how` is for `take_step`."""
         number, self.count = self.count, self.count + 1
         self._tell(number, {"values": {**TINY, **values}, **how})

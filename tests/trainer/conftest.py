@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import random
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -130,7 +132,7 @@ class Ranks:
         path = self.home / f"rank-{rank}.jsonl"
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
-    def wait_for(self, is_there: Callable[[dict[str, Any]], bool], timeout_s: float = 60) -> dict[str, Any]:
+    def wait_for(self, is_there: Callable[[dict[str, Any]], bool], timeout_s: float = 300) -> dict[str, Any]:
         """The first record of rank 0 that is as wanted."""
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
@@ -143,7 +145,7 @@ class Ranks:
     def signal(self, number: int, rank: int = 0) -> None:
         os.kill(self.pids[rank], number)
 
-    def join(self, timeout_s: float = 120) -> Run:
+    def join(self, timeout_s: float = 600) -> Run:
         codes = [self.zygote.ask({"do": "wait", "pid": pid, "timeout_s": timeout_s})["code"] for pid in self.pids]
         return Run(codes, self.home, [self.records(rank) for rank in range(len(self.pids))])
 
@@ -185,9 +187,12 @@ def _plain_environ() -> dict[str, str]:
 
 
 def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Not one that the kernel gives away for outgoing connections (32768 on): another test's could take it meanwhile."""
+    while True:
+        port = random.SystemRandom().randrange(20_000, 32_000)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 @pytest.fixture(scope="session")

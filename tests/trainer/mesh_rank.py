@@ -26,7 +26,7 @@ def main():
     home = Path(sys.argv[1])
     torch.set_num_threads(1)
     place = peers.Place.from_environ(os.environ)
-    others = peers.join(place, CPU, 120)
+    others = peers.join(place, CPU, 900)
     number = 0
     while True:
         told = home / f"case-{number}.json"

@@ -65,7 +65,7 @@ torch.set_num_threads(1)
 config = configs.load(None, {}, sys.argv[1:])
 place = Place.from_environ(os.environ)
 layout = os.environ["LAYOUT"]
-peers.join(place, torch.device("cpu"), 60)
+peers.join(place, torch.device("cpu"), 600)
 torch.manual_seed(place.rank)  # whatever is not loaded differs
 model = lay_out(config.model, layout, place)
 optimizer = torch.optim.AdamW(model.parameters(), foreach=False)

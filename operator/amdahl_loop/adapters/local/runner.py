@@ -142,7 +142,7 @@ class LocalRunner:
         """
         kept, traces = self._read_kept(run), self._traces(run)
         if not traces.run_dir.exists():
-            self._keepers.pop(run, None)
+            await self._part(run)
             return None
         finished, now_s = traces.read_finished(self.machine.node), self._clock()
         loss = Loss(run=run, started_at_s=now_s, held_device_s=0.0)
@@ -158,7 +158,7 @@ class LocalRunner:
             traces.keep_logs(self.logs_dir)
             await asyncio.to_thread(remove_tree, short_tmp(traces.run_dir))
             await asyncio.to_thread(remove_tree, traces.run_dir)
-        self._keepers.pop(run, None)
+        await self._part(run)
         return loss
 
     async def sweep(self, keep: Collection[str]) -> tuple[Loss, ...]:
@@ -222,6 +222,17 @@ class LocalRunner:
                 env=inherit(self._environ) | {RUN_DIR_VARIABLE: str(run_dir)},
                 start_new_session=True,
             )
+
+    async def _part(self, run: str) -> None:
+        """Forget a keeper once it has ended: it outlives the traces of its run by an instant."""
+        keeper = self._keepers.pop(run, None)
+        if keeper is None:
+            return
+        try:
+            await asyncio.to_thread(keeper.wait, GRACE_S)
+        except subprocess.TimeoutExpired:  # nothing is left that it could keep
+            keeper.kill()
+            await asyncio.to_thread(keeper.wait)
 
     async def _end(self, run: str, kept: Kept) -> None:
         """Tell a living keeper to stop, and wait until it has."""

@@ -184,7 +184,7 @@ class TestExperiments:
         ("server", "known", "is_unsettled"),
         [
             (Silent(), 0, True),
-            (Silent(make_experiment("6", "Won")), 1, False),
+            (Silent(make_experiment("6", "NoGain")), 1, False),
             (Silent(code=503), 1, True),
         ],
         ids=["deleted", "closed", "nobody can tell"],
@@ -195,7 +195,7 @@ class TestExperiments:
         async def scenario() -> None:
             desk = make_desk(server)
             index = desk.recollection.index
-            index.learn(make_experiment("6", "Won"))
+            index.learn(make_experiment("6", "NoGain"))
             await desk.see_experiment(make_experiment("7"), is_gone=True)
             assert (len(index), index.is_unsettled(self.KEY)) == (known, is_unsettled)
             assert [request.path.rpartition("/")[2] for request in server.asked[:1]] == ["e0"]

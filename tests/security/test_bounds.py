@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from prometheus_client import generate_latest
 
-from amdahl_loop.adapters.metrics import Metrics
+from amdahl_loop.adapters.metrics import Metrics, Told
 from amdahl_loop.domain.api.conditions import ConditionStatus, JobCondition, JobConditionType
 from amdahl_loop.domain.api.training_job import MAX_STATUS_BYTES, BankReport, TrainingJobStatus
 from amdahl_loop.domain.api.wire import to_wire
@@ -42,10 +42,11 @@ def scrape(jobs: int) -> str:
     status = TrainingJobStatus(
         conditions=tuple(condition(t) for t in JobConditionType), bank=bank, wasted_device_hours_per_hour=1.0
     )
-    statuses = [(f"team-{n % 3}", status.model_copy(update={"active_experiment": f"job-{n}-e1"})) for n in range(jobs)]
-    metrics = Metrics(lambda: statuses, lambda: (jobs, 1.0))
+    busy = [status.model_copy(update={"active_experiment": f"job-{number}-e1"}) for number in range(jobs)]
+    told = [Told.of(f"team-{number % 3}", one) for number, one in enumerate(busy)]
+    metrics = Metrics(lambda: told, lambda: (jobs, 1.0))
     verdict = Verdict(word=VerdictWord.NO_GAIN, sentence="no gain", effect=0.0)
-    for number, (namespace, _) in enumerate(statuses):
+    for number, (namespace, *_) in enumerate(told):
         experiment = Experiment(plan=make_plan(name=f"job-{number}-e1", job=f"job-{number}", job_uid=f"uid-{number}"))
         metrics.count_verdict(namespace, experiment, verdict)
         metrics.count_rollback(namespace)

@@ -107,8 +107,9 @@ class Loop:
     def runner(self) -> KubeRunner:
         """As a fresh pass sees it."""
 
-        async def reserve(*_: object) -> None:
+        async def reserve(*_: object) -> bool:
             """There is budget enough."""
+            return True
 
         return KubeRunner(
             self.scene.client,

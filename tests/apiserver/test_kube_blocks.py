@@ -70,13 +70,16 @@ class Trial:
     plan: Plan
     memory: Memory
     reserved: list[tuple[str, str, float]]
+    is_due: bool = True
+    """Whether the ledger has no record of the block yet."""
 
     @property
     def runner(self) -> KubeRunner:
         """As a fresh pass sees it."""
 
-        async def reserve(experiment: str, run: str, device_s: float) -> None:
+        async def reserve(experiment: str, run: str, device_s: float) -> bool:
             self.reserved.append((experiment, run, device_s))
+            return self.is_due
 
         return KubeRunner(
             self.scene.client,
@@ -149,6 +152,18 @@ def test_a_block_is_one_job_that_the_server_takes(api_server: Cluster, api_names
         assert metadata["annotations"]["amdahl-loop.io/plan-hash"] == trial.plan.hash
         assert metadata["ownerReferences"][0]["uid"] == trial.job.metadata.uid
         assert trial.reserved == [(trial.plan.name, run, trial.request().reserved_device_s(2))]
+
+    play(api_server, api_namespace, scenario)
+
+
+def test_a_block_on_record_is_not_started_again(api_server: Cluster, api_namespace: str) -> None:
+    """Another operator has run it since this pass read the ledger: no Job is made, and nothing is said of the block."""
+
+    async def scenario(scene: Scene) -> None:
+        trial = await begin(scene)
+        trial.is_due = False
+        assert await trial.runner.find(await trial.submit()) == Absent()
+        assert await trial.jobs() == []
 
     play(api_server, api_namespace, scenario)
 

@@ -90,8 +90,9 @@ class Turns:
     def runner(self) -> KubeRunner:
         """As a fresh pass sees it."""
 
-        async def reserve(*_: object) -> None:
+        async def reserve(*_: object) -> bool:
             """There is budget enough."""
+            return True
 
         scene = self.scene
         return KubeRunner(

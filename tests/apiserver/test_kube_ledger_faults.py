@@ -125,7 +125,7 @@ class Story:
         )
 
     @property
-    def steps(self) -> list[Callable[[KubeLedger], Awaitable[None]]]:
+    def steps(self) -> list[Callable[[KubeLedger], Awaitable[object]]]:
         """One fact each, in the loop's order."""
         name = self.plan.name
         return [
@@ -154,9 +154,16 @@ def story(api_server: Cluster, api_namespace: str, definitions: None) -> Story:
     return Story(create_job(api_server, api_namespace)["metadata"]["uid"])
 
 
+def objects_of(cluster: Cluster, namespace: str) -> list[dict[str, Any]]:
+    """Every Experiment there is."""
+    found = cluster.admin.get(f"/apis/amdahl-loop.io/v1alpha1/namespaces/{namespace}/experiments").body["items"]
+    assert isinstance(found, list)
+    return found
+
+
 def objects(cluster: Cluster, namespace: str) -> list[str]:
     """Every Experiment there is, with its label."""
-    found = cluster.admin.get(f"/apis/amdahl-loop.io/v1alpha1/namespaces/{namespace}/experiments").body["items"]
+    found = objects_of(cluster, namespace)
     return [f"{item['metadata']['name']} {item['metadata']['labels']['amdahl-loop.io/closed']}" for item in found]
 
 
@@ -351,6 +358,28 @@ class TestTwoOperators:
             with pytest.raises(ApiUnavailable, match="changed since"):
                 await late.add_application(other)
             story.check(await second.recall())
+
+        play(run())
+
+    def test_a_block_on_record_is_not_reserved_again(
+        self, api_server: Cluster, api_namespace: str, story: Story
+    ) -> None:
+        """One that has read the ledger before the other's block was recorded may start no try of it, but the next block."""
+
+        async def run() -> None:
+            first = await Operator.start(api_server, api_namespace)
+            second = await Operator.start(api_server, api_namespace)
+            ledger, late = await first.ledger(), await second.ledger()
+            await ledger.add_plan(story.plan)
+            run = story.plan.run_name(story.plan.blocks[0])
+            assert await ledger.reserve(story.plan.name, run, 60.0)
+            await late.recall(story.uid, FINGERPRINT, FAMILY)
+            await ledger.add_block(story.plan.name, story.blocks[0])
+            for again in (run, story.plan.run_name(story.plan.blocks[0], attempt=1)):
+                assert not await late.reserve(story.plan.name, again, 60.0)
+            (found,) = objects_of(api_server, api_namespace)
+            assert "reserved" not in found["status"]
+            assert await late.reserve(story.plan.name, story.plan.run_name(story.plan.blocks[1]), 60.0)
 
         play(run())
 

@@ -231,14 +231,21 @@ class KubeLedger:
 
         await self._change(application.experiment, append)
 
-    async def reserve(self, experiment: str, run: str, device_s: float) -> None:
-        """Set device-time aside before a run is created; its block or its loss clears it."""
-        reserved = Reservation(run=run, device_s=device_s)
+    async def reserve(self, experiment: str, run: str, device_s: float) -> bool:
+        """Set device-time aside before a run is created; its block or its loss clears it.
+
+        False, and nothing is set aside, where the block is on record: another operator has run it meanwhile.
+        """
+        reserved, is_due = Reservation(run=run, device_s=device_s), True
 
         def put_aside(stored: StoredExperiment) -> ExperimentStatus:
-            return stored.status.model_copy(update={"reserved": reserved})
+            nonlocal is_due
+            finished = (f"{experiment}-{block.name}" for block in (*stored.status.blocks, *stored.status.holdouts))
+            is_due = not any(run == name or run.startswith(f"{name}-t") for name in finished)
+            return stored.status.model_copy(update={"reserved": reserved}) if is_due else stored.status
 
         await self._change(experiment, put_aside)
+        return is_due
 
     async def add_observation(self, job_uid: str, observation: Observation) -> None:
         """Keep an observation of the job; the one before it is replaced. A job that is gone keeps nothing."""

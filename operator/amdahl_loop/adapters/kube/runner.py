@@ -44,7 +44,7 @@ JOB_NAME_LABEL = "batch.kubernetes.io/job-name"
 ONE_NODE_MODES = frozenset({"ReadWriteOnce", "ReadWriteOncePod"})
 MANY_NODE_MODES = frozenset({"ReadWriteMany"})
 
-Reserve = Callable[[str, str, float], Awaitable[None]]
+Reserve = Callable[[str, str, float], Awaitable[bool]]
 """Set device-seconds aside for a run of an experiment before it is created (`KubeLedger.reserve`)."""
 
 
@@ -192,7 +192,10 @@ class KubeRunner:
         body = render_block(job, request, block, uid, self._probe.name, placement, turn)
         if isinstance(body, Unfit):
             return self._refuse(Trouble.REJECTED, body.why)
-        await self._reserve(block.experiment, request.run, request.reserved_device_s(job.spec.replicas))
+        is_due = await self._reserve(block.experiment, request.run, request.reserved_device_s(job.spec.replicas))
+        return await self._create(body, request) if is_due else None  # one on record is read by the next pass
+
+    async def _create(self, body: Object, request: RunRequest) -> Finished | Unplaced | None:
         made = await self._client.create(Kind.JOB, self._namespace, body)
         return await self._adopt(made, request) if isinstance(made, Refused) else None
 

@@ -112,8 +112,8 @@ class _Saved:
 
     @property
     def is_sharded(self) -> bool:
-        """As `parallel` decides it."""
-        return self.degrees.dp_cp > 1 and (self.config.parallel.dp_mode != "ddp" or self.degrees.tp > 1)
+        """Whether a rank holds pieces of the parameters."""
+        return self.degrees.is_sharded(self.config.parallel.dp_mode)
 
     @property
     def size(self) -> int:

@@ -74,6 +74,10 @@ class Degrees:
         """Ranks that gradients are summed over."""
         return self.dp * self.cp
 
+    def is_sharded(self, dp_mode: str) -> bool:
+        """Whether parameters are sharded. DDP knows no DTensors: beside tensors split, a copy is one shard."""
+        return self.dp_cp > 1 and (dp_mode != "ddp" or self.tp > 1)
+
     def seat(self, rank: int) -> Seat:
         """Where a rank is."""
         rest, tp = divmod(rank, self.tp)

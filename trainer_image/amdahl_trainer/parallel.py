@@ -75,7 +75,9 @@ def parallelize(config: Config, mesh: Mesh, device: torch.device, on_gradient: C
     micro_batch = fits.check_batch(config.batch, degrees.dp)
     context = _context(config, mesh)
     feed = Feed(micro_batch, config.data.seq_len, config.data.doc_mask, device, context)
-    autocast = precision("float32" if _shards(config, mesh) else config.precision.compute, device)
+    autocast = precision(
+        "float32" if mesh.degrees.is_sharded(config.parallel.dp_mode) else config.precision.compute, device
+    )
     parts = [_make(config, mesh, part, context) for part in _own_parts(config, mesh)]
     for part in parts:
         _fill(part, config, mesh, device)
@@ -145,7 +147,7 @@ def _fill(model: Llama, config: Config, mesh: Mesh, device: torch.device) -> Non
     """Give parameters memory and first values, block by block, each sharded before the next exists."""
     for layer, block in model.blocks.items():
         _materialise(block, f"blocks.{layer}.", config, device)
-        if _shards(config, mesh):
+        if mesh.degrees.is_sharded(config.parallel.dp_mode):
             fsdp.shard(block, mesh.copies, config.precision.compute, keep=mesh.degrees.pp > 1)
     for name, child in model.named_children():
         if name != "blocks" and not (name == "head" and model.is_tied):
@@ -156,11 +158,6 @@ def _fill(model: Llama, config: Config, mesh: Mesh, device: torch.device) -> Non
 def _materialise(module: nn.Module, prefix: str, config: Config, device: torch.device) -> None:
     module.to_empty(device=device)
     draw(module, prefix, config.run.seed, config.model.n_layers)
-
-
-def _shards(config: Config, mesh: Mesh) -> bool:
-    """Whether parameters are sharded. DDP knows no DTensors: beside tensor parallelism a whole copy is a shard of 1."""
-    return mesh.degrees.dp_cp > 1 and (config.parallel.dp_mode != "ddp" or mesh.degrees.tp > 1)
 
 
 def _reduce(
@@ -174,7 +171,7 @@ def _reduce(
     """Data parallelism around `module`, which is the model or a stage of it."""
     if mesh.degrees.dp_cp == 1:
         return Reduced(module)
-    if _shards(config, mesh):
+    if mesh.degrees.is_sharded(config.parallel.dp_mode):
         fsdp.mark(model.blocks.values(), on_gradient)
         fsdp.shard(module, mesh.copies, config.precision.compute, keep=True)  # the outermost is needed again at once
         return fsdp.reduce(module, mesh.copies)
@@ -185,7 +182,7 @@ def _reduce(
 
 def _to_torch(module: nn.Module, stage: pp.Stage, config: Config, mesh: Mesh, device: torch.device) -> PipelineStage:
     model, degrees, part = config.model, mesh.degrees, stage.part.part
-    is_half = _shards(config, mesh) and config.precision.compute == "bfloat16"
+    is_half = mesh.degrees.is_sharded(config.parallel.dp_mode) and config.precision.compute == "bfloat16"
     shape = pp.Shape(
         rows=fits.check_batch(config.batch, degrees.dp),
         tokens=config.data.seq_len // degrees.cp // (degrees.tp if config.parallel.sp else 1),

@@ -7,7 +7,7 @@ through gloo on the CPU, so that reading them never waits for a GPU.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import NamedTuple, Protocol
@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from amdahl_probe.spans import PHASES
 from amdahl_trainer.errors import ConfigError
 
 
@@ -39,19 +40,42 @@ class Place:
             raise ConfigError(f"RANK, WORLD_SIZE and LOCAL_RANK must be whole numbers: {error}") from error
 
 
+class Told(NamedTuple):
+    """What a rank tells the others of its work, beside what they must agree on. Numbers are summed over ranks.
+
+    Attributes:
+        squares: of the lengths of the step's documents, in tokens, summed: what attention within them costs.
+        spent: nanoseconds by phase, in the order of `PHASES`, of the laps that ended since the rank last told.
+    """
+
+    squares: int = 0
+    spent: Sequence[int] = (0,) * len(PHASES)
+
+    @property
+    def busy_ns(self) -> int:
+        """Time that the others may have waited for: all but start-up and waiting for them."""
+        return sum(ns for phase, ns in zip(PHASES, self.spent, strict=True) if phase not in ("startup", "comm"))
+
+
+#: A rank that has nothing to tell.
+NOTHING = Told()
+
+
 class Agreement(NamedTuple):
-    """What the ranks told each other before a step."""
+    """What the ranks told each other before a step; `busy_ns` is each rank's own."""
 
     valid: int
     stop: bool
     news: bool
+    told: Told = NOTHING
+    busy_ns: Sequence[int] = (0,)
 
 
 class Peers(Protocol):
     """The other ranks."""
 
-    def agree(self, valid: int, stop: bool, news: bool) -> Agreement:
-        """Sum of valid tokens; whether any rank must stop; whether rank 0 has news to broadcast."""
+    def agree(self, valid: int, stop: bool, news: bool, told: Told = NOTHING) -> Agreement:
+        """Sum of valid tokens; whether any rank must stop; whether rank 0 has news to broadcast; sums of what is told."""
 
     def total(self, value: Tensor) -> Tensor:
         """Sum over ranks, on the tensor's device."""
@@ -66,9 +90,9 @@ class Peers(Protocol):
 class Alone:
     """A single process."""
 
-    def agree(self, valid: int, stop: bool, news: bool) -> Agreement:
+    def agree(self, valid: int, stop: bool, news: bool, told: Told = NOTHING) -> Agreement:
         """What it says itself."""
-        return Agreement(valid, stop, news)
+        return Agreement(valid, stop, news, told, (told.busy_ns,))
 
     def total(self, value: Tensor) -> Tensor:
         """The value."""
@@ -92,12 +116,15 @@ class Group:
         backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
         dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
 
-    def agree(self, valid: int, stop: bool, news: bool) -> Agreement:
-        """One small all-reduce."""
-        said = torch.tensor([valid, stop, news], dtype=torch.int64)
+    def agree(self, valid: int, stop: bool, news: bool, told: Told = NOTHING) -> Agreement:
+        """One small all-reduce. A rank's own number has a place for each rank, and zeros in the others'."""
+        busy_ns = [0] * dist.get_world_size()
+        busy_ns[dist.get_rank()] = told.busy_ns
+        said = torch.tensor([valid, stop, news, told.squares, *told.spent, *busy_ns], dtype=torch.int64)
         dist.all_reduce(said)
-        tokens, stops, tells = said.tolist()
-        return Agreement(tokens, stops > 0, tells > 0)
+        tokens, stops, tells, squares, *rest = said.tolist()
+        spent, busy_ns = rest[: len(PHASES)], rest[len(PHASES) :]
+        return Agreement(tokens, stops > 0, tells > 0, Told(squares, spent), busy_ns)
 
     def total(self, value: Tensor) -> Tensor:
         """One all-reduce, in place."""

@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from amdahl_trainer.blocks import Partial, Products, Sequences, merge
-from amdahl_trainer.context_memory import Shape, estimate
 from amdahl_trainer.cp_ring import count_hops, find_blocks
 from amdahl_trainer.documents import make_mask
+from amdahl_trainer.memory import Shape, attention
 from amdahl_trainer.shards import Shards, check
 
 SCRIPT = str(Path(__file__).with_name("context_parity.py"))
@@ -89,7 +89,7 @@ def test_bytes_kept_and_sent_are_those_computed(found, world, mode, balance):
     hops = {"one": world, "ragged": world, "short": 1}
     for (*how, documents, kv_heads), measured in found[world][0]["bytes"].items():
         if how == [mode, balance]:
-            computed = estimate(mode, Shape(2, 48, 12, kv_heads, 8, 4), world, hops[documents])
+            computed = attention(mode, Shape(2, 48, 12, kv_heads, 8, 4), world, hops[documents])
             assert astuple(computed) == measured, (documents, kv_heads)
 
 
@@ -306,5 +306,5 @@ def test_the_documented_costs_are_the_computed_ones():
     lines = re.findall(r"^\| (allgather|ulysses|ring) \| (\d+) \| (\d+) \| (\d+) \| (\d+) \|$", text, re.MULTILINE)
     assert len(lines) == 8
     for mode, world, *documented in lines:
-        computed = estimate(mode, Shape(1, 131_072, 32, 8, 128, 2), int(world))
+        computed = attention(mode, Shape(1, 131_072, 32, 8, 128, 2), int(world))
         assert [round(count / 2**20) for count in astuple(computed)] == list(map(int, documented))

@@ -3,17 +3,27 @@
 FSDP2 (`fully_shard`) gathers the parameters of one block when they are needed, and scatters the sum of its gradients.
 Hybrid sharding keeps several copies, each over a few ranks that are near one another; the pieces of gradients are then
 summed over copies too. Parameters and sums of gradients are float32 whatever the products are computed in.
+
+With offloading a rank's pieces lie in host memory, and so does the optimizer's work: the device holds gathered blocks
+and activations. Each step then sends every piece there and every gradient back.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    FSDPModule,
+    MixedPrecisionPolicy,
+    OffloadPolicy,
+    fully_shard,
+)
 
 from amdahl_trainer.replica import Reduced
 
@@ -24,16 +34,37 @@ _POLICIES = {
 }
 
 
-def shard(module: nn.Module, mesh: DeviceMesh, compute: str, *, keep: bool) -> None:
+@dataclass(frozen=True)
+class Sharding:
+    """How pieces are kept.
+
+    Attributes:
+        compute: type of products.
+        keep: leave gathered parameters in memory between forward and backward.
+        on_host: keep the pieces in host memory.
+    """
+
+    compute: str
+    keep: bool
+    on_host: bool = False
+
+
+def shard(module: nn.Module, mesh: DeviceMesh, how: Sharding) -> None:
     """Shard the parameters of a module that no module within it has sharded, in place.
 
     Args:
         module: in memory; DTensors of another dimension of the same mesh are sharded further.
         mesh: of one dimension, or copies x shards.
-        compute: type of products.
-        keep: leave gathered parameters in memory between forward and backward.
+        how: its pieces are kept.
     """
-    fully_shard(module, mesh=mesh, mp_policy=_POLICIES[compute], reshard_after_forward=not keep)
+    on_host = CPUOffloadPolicy(pin_memory=mesh.device_type == "cuda")
+    fully_shard(
+        module,
+        mesh=mesh,
+        mp_policy=_POLICIES[how.compute],
+        reshard_after_forward=not how.keep,
+        offload_policy=on_host if how.on_host else OffloadPolicy(),
+    )
 
 
 def mark(blocks: Iterable[nn.Module], on_gradient: Callable[[], None]) -> None:

@@ -121,6 +121,8 @@ class Engine:
         self.progress = Progress(self.progress.step + 1, parts.loader.position)
         phases = parts.ledger.take()
         parts.ledger.rest("other")
+        if "warmup" in phases and "warmup" not in self._tags:
+            self._tags.append("warmup")  # torch compiled in this lap
         tags, self._tags = tuple(self._tags), []
         step = Step(
             index=self.steps,

@@ -10,29 +10,83 @@ between blocks, nor the library's own (about 1 GiB on a CUDA device). Activation
     gate, its activation, up, product 4 F
     statistics of norms and softmax   H + 2     float32
 
-On a CPU a norm is made of smaller operations, and what it normalised is saved as well: 2 D more, float32. Tests hold
-these counts to what torch allocates.
+On a CPU a norm is made of smaller operations, and what it normalised is saved as well: 2 D more, float32. Where the
+tokens of rows are spread over ranks, `attention` says what is kept in place of the second and third line, and what is
+sent. Tests hold these counts to what torch allocates and what collectives are given.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
-from math import ceil
+from math import ceil, lcm
+from typing import cast
 
 from amdahl_trainer import fit, pp
 from amdahl_trainer.config import Config
 from amdahl_trainer.mesh import Degrees
 from amdahl_trainer.model import Part
 from amdahl_trainer.sections import Model
+from amdahl_trainer.shards import Mode
 
-#: Bytes of float32: parameters, sums of gradients, Adam's moments.
+#: Bytes of float32: parameters, sums of gradients, Adam's moments, each query's log-sum-exp.
 FULL = 4
 
 
 @dataclass(frozen=True)
+class Shape:
+    """Attention over whole rows, of the heads that a rank computes."""
+
+    rows: int
+    tokens: int
+    heads: int
+    kv_heads: int
+    head_size: int
+    element_bytes: int
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one layer's attention on one rank. A byte counts as sent once for each rank that it is sent to."""
+
+    kept_bytes: int
+    sent_forward_bytes: int
+    sent_backward_bytes: int
+
+
+def attention(mode: Mode, shape: Shape, world: int, hops: int | None = None) -> Cost:
+    """What the attention of a layer keeps for its backward pass and sends, without the projections around it.
+
+    Args:
+        mode: how attention is computed; indifferent for one rank.
+        shape: of whole rows; world divides the tokens.
+        world: ranks that the tokens are spread over.
+        hops: of the ring, see `cp_ring.count_hops`; None is all, as where a row is one document.
+    """
+    slots = shape.rows * shape.tokens // world  # own tokens
+    queries = slots * shape.heads * shape.head_size
+    pair = 2 * slots * shape.kv_heads * shape.head_size  # own keys and values
+    output_and_queries = 2 * queries * shape.element_bytes + slots * shape.heads * FULL
+    others = world - 1
+    if mode == "allgather":
+        return Cost(
+            kept_bytes=output_and_queries + world * pair * shape.element_bytes,
+            sent_forward_bytes=others * pair * shape.element_bytes,
+            sent_backward_bytes=others * pair * FULL,
+        )
+    if mode == "ulysses":
+        pair = pair * lcm(shape.kv_heads, world) // shape.kv_heads
+        sent = (2 * queries + pair) * others // world * shape.element_bytes
+        return Cost(output_and_queries + pair * shape.element_bytes, sent, sent)
+    passed = (world if hops is None else hops) - 1
+    forward = passed * pair * shape.element_bytes
+    gradients = (passed + 1) * pair * FULL if passed else 0  # the last message takes them home
+    return Cost(output_and_queries + pair * shape.element_bytes, forward, forward + gradients)
+
+
+@dataclass(frozen=True)
 class Needs:
-    """Bytes of one rank."""
+    """Bytes of one rank, on its device but for the last."""
 
     parameters: int
     gradients: int
@@ -40,11 +94,12 @@ class Needs:
     gathered: int  # whole blocks that sharded ranks put together, or copies of parameters in half precision
     activations: int
     working: int  # logits and their gradients, or what else is the most at one moment
+    host: int = 0  # in host memory: parameters, gradients and moments that are offloaded
 
     @property
     def total(self) -> int:
-        """All of them at once, which is the peak: the backward pass of the loss of the last micro-batch in flight."""
-        return sum(int(getattr(self, field.name)) for field in fields(self))
+        """All that is on the device at once: the peak, in the backward pass of the last micro-batch in flight."""
+        return sum(int(getattr(self, field.name)) for field in fields(self)) - self.host
 
 
 def estimate(config: Config, degrees: Degrees, stage: int = 0, *, on_gpu: bool = True) -> Needs:
@@ -54,10 +109,12 @@ def estimate(config: Config, degrees: Degrees, stage: int = 0, *, on_gpu: bool =
     saved = _Saved(config, degrees, on_gpu)
     shard = degrees.shard * degrees.cp if saved.is_sharded else 1
     own = sum(_count(shapes(config.model, part), degrees.tp, shard) for part in parts)
+    here, there = (0, own) if config.memory.cpu_offload and on_gpu else (own, 0)
     return Needs(
-        parameters=FULL * own,
-        gradients=FULL * own,
-        moments=2 * FULL * own,
+        parameters=FULL * here,
+        gradients=FULL * here,
+        moments=2 * FULL * here,
+        host=4 * FULL * there,
         gathered=_gathered(config, degrees, parts, saved),
         activations=saved.in_flight(stage, parts),
         working=saved.working(any(part.is_last for part in parts)),
@@ -169,11 +226,19 @@ class _Saved:
         model, width = self.config.model, self.config.model.d_model
         gathers_again = self.config.parallel.async_tp and self.sp > 1  # DTensor keeps what it gathered
         normed = 2 * width * self.size // (self.sp if gathers_again else 1)
-        others = self.degrees.cp if self.config.parallel.cp_mode == "allgather" else 1
-        inner = (2 * width + 2 * _keys(model) * others + 4 * model.d_ff) * self.size + FULL * model.n_heads
+        feed = 4 * model.d_ff * self.size // self.degrees.tp
         statistics = 2 * FULL * self.tokens // self.sp
         outer = 2 * (self.inputs + self.normalised) + statistics
-        return outer + self.tokens * (normed + inner // self.degrees.tp)
+        return outer + self.tokens * (normed + feed) + self.attention.kept_bytes
+
+    @property
+    def attention(self) -> Cost:
+        """Of one block."""
+        model, tp = self.config.model, self.degrees.tp
+        head = model.d_model // model.n_heads
+        heads, kv_heads = model.n_heads // tp, model.n_kv_heads // tp
+        shape = Shape(self.rows, self.config.data.seq_len, heads, kv_heads, head, self.size)
+        return attention(cast("Mode", self.config.parallel.cp_mode), shape, self.degrees.cp)
 
     @property
     def inputs(self) -> int:

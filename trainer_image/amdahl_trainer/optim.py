@@ -54,17 +54,22 @@ def apply(
     Returns:
         The gradient norm before clipping and whether the step was refused (1.0 or 0.0): scalars on the device.
     """
-    weights = [weight for weight in model.parameters() if weight.grad is not None]
-    norm = total_norm(weights, stages)
-    nn.utils.clip_grads_with_norm_(weights, config.grad_clip or math.inf, norm)
-    refused = (~(torch.isfinite(norm) & torch.isfinite(loss))).float()
+    norm = total_norm([weight for weight in model.parameters() if weight.grad is not None], stages)
+    refused = (~(torch.isfinite(norm) & torch.isfinite(loss.to(norm.device)))).float()
     for group in optimizer.param_groups:
         group["lr"] = lr
-    # torch's own protocol for gradient scalers: a fused optimizer whose `found_inf` is 1 leaves all state untouched.
+    # torch's own protocol for gradient scalers. A fused optimizer divides gradients by `grad_scale` as it reads them,
+    # where clipping apart would read and write them all once more; if `found_inf` is 1 it leaves all state untouched.
+    optimizer.grad_scale = _excess(norm, config.grad_clip)  # type: ignore[attr-defined]
     optimizer.found_inf = refused  # type: ignore[attr-defined]
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return norm, refused
+    return norm.to(loss.device), refused.to(loss.device)  # offloaded gradients are on the host
+
+
+def _excess(norm: Tensor, clip: float) -> Tensor | None:
+    """How many times the greatest norm allowed a norm is, at least 1; None where any is."""
+    return ((norm + 1e-6) / clip).clamp(min=1.0) if clip else None
 
 
 def total_norm(weights: Sequence[Tensor], stages: dist.ProcessGroup | None) -> Tensor:

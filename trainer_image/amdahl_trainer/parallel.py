@@ -20,7 +20,7 @@ import torch
 from torch import nn
 from torch.distributed.pipelining import PipelineStage
 
-from amdahl_trainer import attention, dp, fsdp, pp, recompute, shards, tp
+from amdahl_trainer import attention, compiled, dp, fsdp, pp, recompute, shards, tp
 from amdahl_trainer import fit as fits
 from amdahl_trainer.config import Config, Parallel
 from amdahl_trainer.context import Context
@@ -46,6 +46,11 @@ def fit(config: Config, place: Place) -> Degrees:
         _check_context(config, degrees)
     if degrees.pp > 1:
         pp.check(config.model, parallel, micro_batch, config.batch.global_sequences // degrees.dp // micro_batch)
+    if config.memory.cpu_offload and not degrees.is_sharded(parallel.dp_mode):
+        raise ConfigError(
+            f"memory.cpu_offload is true, but parameters stay whole with parallel.dp_mode {parallel.dp_mode} and "
+            f"{degrees.dp_cp} ranks to share them; set parallel.dp_mode to fsdp2 on 2 ranks or more, or set it to false"
+        )
     return degrees
 
 
@@ -73,6 +78,8 @@ def parallelize(config: Config, mesh: Mesh, device: torch.device, on_gradient: C
     """
     degrees = mesh.degrees
     micro_batch = fits.check_batch(config.batch, degrees.dp)
+    if config.run.compile != "none":
+        compiled.check(device)
     context = _context(config, mesh)
     feed = Feed(micro_batch, config.data.seq_len, config.data.doc_mask, device, context)
     autocast = precision(
@@ -111,6 +118,8 @@ def _make(config: Config, mesh: Mesh, part: Part, context: Context | None) -> Ll
         model = Llama(config.model, part, _seams(config, mesh, context))
     if mesh.degrees.tp > 1:
         tp.split(model, mesh.tp, sp=config.parallel.sp, own_columns=config.parallel.async_tp)
+    if config.run.compile != "none":
+        compiled.compile_blocks(model)
     return model
 
 
@@ -148,11 +157,15 @@ def _fill(model: Llama, config: Config, mesh: Mesh, device: torch.device) -> Non
     for layer, block in model.blocks.items():
         _materialise(block, f"blocks.{layer}.", config, device)
         if mesh.degrees.is_sharded(config.parallel.dp_mode):
-            fsdp.shard(block, mesh.copies, config.precision.compute, keep=mesh.degrees.pp > 1)
+            fsdp.shard(block, mesh.copies, _sharding(config, keep=mesh.degrees.pp > 1))
     for name, child in model.named_children():
         if name != "blocks" and not (name == "head" and model.is_tied):
             _materialise(child, f"{name}.", config, device)
     model.tie()
+
+
+def _sharding(config: Config, *, keep: bool) -> fsdp.Sharding:
+    return fsdp.Sharding(config.precision.compute, keep, config.memory.cpu_offload)
 
 
 def _materialise(module: nn.Module, prefix: str, config: Config, device: torch.device) -> None:
@@ -173,7 +186,7 @@ def _reduce(
         return Reduced(module)
     if mesh.degrees.is_sharded(config.parallel.dp_mode):
         fsdp.mark(model.blocks.values(), on_gradient)
-        fsdp.shard(module, mesh.copies, config.precision.compute, keep=True)  # the outermost is needed again at once
+        fsdp.shard(module, mesh.copies, _sharding(config, keep=True))  # the outermost is needed again at once
         return fsdp.reduce(module, mesh.copies)
     is_all = mesh.degrees.dp_cp == mesh.degrees.world
     dp.mark(model, on_gradient)

@@ -99,10 +99,9 @@ def describe(plan: Plan, config: Config) -> str:
     rows = f"{plan.micro_batches} micro-batches of {plan.micro_batch} rows of {config.data.seq_len:,} tokens"
     arithmetic = f"{cost.palm / 1e9:.3f} GFLOP a token (palm), {cost.causal / 1e9:.3f} (causal)"
     losses = f"{plan.idle:.1%} idle in the pipeline, {plan.again:.1%} computed again"
-    needs = [
-        f"  {name:<12}" + "".join(f"{getattr(stage, name) / GIB:9.2f}" for stage in plan.needs)
-        for name in (*asdict(plan.needs[0]), "total")
-    ]
+    names = [name for name in asdict(plan.needs[0]) if name != "host"]
+    names += ["total", "host"] if config.memory.cpu_offload else ["total"]
+    needs = [f"  {name:<12}" + "".join(f"{getattr(stage, name) / GIB:9.2f}" for stage in plan.needs) for name in names]
     return "\n".join(
         (
             f"mesh    {mesh}",

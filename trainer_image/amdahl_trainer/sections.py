@@ -29,6 +29,7 @@ class Run:
     out_dir: str = key("runs/trainer", "checkpoints and the resolved configuration go here")
     torch_threads: int = key(0, "threads of one torch operator on the CPU; 0 leaves torch's choice", low=0)
     gc_every: int = key(50, "steps between collections of Python's garbage, on all ranks at once", low=1)
+    compile: str = key("none", "fuse each block's operations, by torch.compile", choices=("none", "blocks"))
 
 
 @dataclass(frozen=True)
@@ -140,6 +141,7 @@ class Memory:
         choices=("none", "block", "selective"),
     )
     loss_chunks: int = key(1, "pieces of a row whose logits exist one at a time", low=1)
+    cpu_offload: bool = key(False, "with fsdp2 or hsdp, parameters, gradients and moments lie in host memory")
 
 
 @dataclass(frozen=True)

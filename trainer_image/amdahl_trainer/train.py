@@ -6,15 +6,16 @@ import gc
 import signal
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from amdahl_trainer import compiled, flops, knobs, optim, parallel
 from amdahl_trainer import config as configs
 from amdahl_trainer import device as devices
-from amdahl_trainer import flops, knobs, optim, parallel
 from amdahl_trainer import peers as others
 from amdahl_trainer.ckpt import Checkpoints, Progress
 from amdahl_trainer.config import Config
@@ -120,7 +121,8 @@ def _run(engine: Engine, startup: Startup) -> bool:
 
     gc.disable()  # collected every run.gc_every steps instead, by all ranks at once
     try:
-        is_finished = engine.run(begin)
+        with compiled.as_warmup(parts.ledger) if parts.config.run.compile != "none" else nullcontext():
+            is_finished = engine.run(begin)
     finally:
         parts.loader.close()
         parts.checkpoints.close()

@@ -15,6 +15,8 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F  # noqa: N812 (the name every torch reader knows)
 from torch.distributed.tensor import DTensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from amdahl_trainer import config as configs
 from amdahl_trainer import optim, parallel
@@ -95,7 +97,22 @@ def join_mesh(degrees, rank):
     return Mesh(degrees, rank, CPU)
 
 
-def take_step(values, place, others, mistake=None, take=None):
+class Sent(TorchDispatchMode):
+    """The types of what each kind of collective was given."""
+
+    def __init__(self):
+        super().__init__()
+        self.types = {}
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.namespace in ("c10d", "_c10d_functional"):
+            given = (leaf for leaf in tree_leaves(args) if isinstance(leaf, torch.Tensor))
+            name = function.overloadpacket.__name__
+            self.types.setdefault(name, set()).update(str(leaf.dtype).removeprefix("torch.") for leaf in given)
+        return function(*args, **(kwargs or {}))
+
+
+def take_step(values, place, others, mistake=None, take=None, watch=False):
     """The same through the trainer's own parts; on rank 0 what came of it on all ranks, elsewhere None."""
     config = configs.build(values)
     mesh = join_mesh(parallel.fit(config, place), place.rank)
@@ -117,7 +134,9 @@ def take_step(values, place, others, mistake=None, take=None):
     tensors, before = {"first": copies(model)}, sum_of_losses()
     valid = others.agree(int((mine[2] > 0).sum()) if mesh.seat.reads else 0, False, False).valid
     divisor = valid * config.batch.micro_batch // rows.shape[1] if mistake == MISTAKES[0] else valid
-    loss = others.total(replica.accumulate(mine, divisor))
+    with Sent() if watch else nullcontext() as sent:
+        loss = replica.accumulate(mine, divisor)
+    loss = others.total(loss)
     tensors["gradients"] = {name: whole(w.grad) for name, w in model.named_parameters() if w.grad is not None}
     norm, refused = optim.apply(model, optimizer, config.optim, config.optim.lr, loss, replica.stages)
     tensors["after"] = copies(model)
@@ -125,6 +144,10 @@ def take_step(values, place, others, mistake=None, take=None):
     if place.world > 1:
         dist.all_reduce(held, dist.ReduceOp.MAX)
     found = {"loss": loss, "norm": norm, "refused": bool(refused), "sums": (before, sum_of_losses())}
+    if watch:
+        kept = [*model.parameters(), *tensors["gradients"].values()]
+        kept += [value for state in optimizer.state.values() for value in state.values()]
+        found |= {"sent": sent.types, "kept": {str(value.dtype).removeprefix("torch.") for value in kept}}
     return merge(found | {"valid": valid, "marks": len(marks), "held": int(held)}, tensors, place)
 
 

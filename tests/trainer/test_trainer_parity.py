@@ -24,6 +24,7 @@ NO_SP, ASYNC, TIED = {"parallel.sp": False}, {"parallel.async_tp": True}, {"mode
 RING, ULYSSES = {"parallel.cp_mode": "ring"}, {"parallel.cp_mode": "ulysses"}
 CHUNKS, WHOLE_BLOCK = {"memory.loss_chunks": 4}, {"memory.activation_checkpoint": "block"}
 SELECTIVE = {"memory.activation_checkpoint": "selective"}
+COMPILED, OFFLOADED = {"run.compile": "blocks"}, {"memory.cpu_offload": True}
 
 ONE = {
     **{f"micro-batch {rows}": {"batch.micro_batch": rows} for rows in (1, 2, 4, 8)},
@@ -31,6 +32,10 @@ ONE = {
     "loss in pieces": CHUNKS,
     "blocks again": WHOLE_BLOCK,
     "cheap operations again": SELECTIVE,
+    "compiled": COMPILED,
+    "compiled, tied, whole rows": {**COMPILED, **TIED, "data.doc_mask": False},
+    "compiled, everything again": {**COMPILED, **WHOLE_BLOCK, **CHUNKS},
+    "compiled, cheap operations again": {**COMPILED, **SELECTIVE},
 }
 
 TWO = {
@@ -73,6 +78,16 @@ TWO = {
         for balance in ("zigzag", "contiguous")
         for mask in (True, False)
     },
+    "ddp, compiled": COMPILED,
+    "ddp, compiled, blocks again": {**COMPILED, **WHOLE_BLOCK},
+    "fsdp2, compiled": {**FSDP, **COMPILED},
+    "fsdp2, compiled, cheap operations again": {**FSDP, **COMPILED, **SELECTIVE},
+    "fsdp2, offloaded": {**FSDP, **OFFLOADED},
+    "fsdp2, offloaded, tied, everything again": {**FSDP, **OFFLOADED, **TIED, **WHOLE_BLOCK, **CHUNKS},
+    "tp, compiled": {**TP, **COMPILED},
+    "async tp, compiled": {**TP, **ASYNC, **COMPILED},
+    "pp 1f1b, compiled": {**ONE_EACH, **COMPILED},
+    "cp, compiled": {**CP, **COMPILED},
     "cp, fsdp2": {**CP, **FSDP},
     "cp, loss in pieces, blocks again": {**CP, **CHUNKS, **WHOLE_BLOCK},
 }
@@ -82,6 +97,7 @@ FOUR = {
     "fsdp2": FSDP,
     "hsdp": HSDP,
     "hsdp, tied": {**HSDP, **TIED},
+    "hsdp, offloaded": {**HSDP, **OFFLOADED},
     "tp 4": {"parallel.tp": 4},
     "pp 4 afab": {**PP4, "parallel.pp_schedule": "afab"},
     "pp 4 1f1b": {**PP4, "parallel.pp_schedule": "1f1b"},
@@ -91,12 +107,15 @@ FOUR = {
     "ddp x async tp without sp": {**TP, **ASYNC, **NO_SP},
     "fsdp2 x tp": {**TP, **FSDP},
     "fsdp2 x tp, everything again": {**TP, **FSDP, **WHOLE_BLOCK, **CHUNKS},
+    "fsdp2 x tp, offloaded": {**TP, **FSDP, **OFFLOADED},
+    "fsdp2 x tp, compiled": {**TP, **FSDP, **COMPILED},
     "fsdp2 x async tp": {**TP, **FSDP, **ASYNC},
     "ddp x pp afab": AFAB,
     "ddp x pp 1f1b": ONE_EACH,
     "ddp x pp interleaved": INTERLEAVED,
     "fsdp2 x pp afab": {**FSDP, **AFAB},
     "fsdp2 x pp 1f1b": {**FSDP, **ONE_EACH},
+    "fsdp2 x pp 1f1b, offloaded": {**FSDP, **ONE_EACH, **OFFLOADED},
     "fsdp2 x pp interleaved": {**FSDP, **INTERLEAVED},
     "ddp x cp": CP,
     "ddp x cp ring": {**CP, **RING},
@@ -222,6 +241,24 @@ def test_bfloat16_is_near_and_parameters_stay_float32(pool, values):
     assert apart(found["gradients"], one["gradients"]) <= 5e-2
     assert {tensor.dtype for tensor in (*found["after"].values(), *found["gradients"].values())} == {torch.float32}
     assert found["spread"] == 0.0
+
+
+#: What is sent on two ranks, and in which type it must be: all that sums gradients is float32.
+HALF = {
+    "ddp": ({}, {"allreduce_": "float32"}),
+    "fsdp2": (FSDP, {"_allgather_base_": "bfloat16", "_reduce_scatter_base_": "float32"}),
+    "fsdp2, offloaded": ({**FSDP, **OFFLOADED}, {"_allgather_base_": "bfloat16", "_reduce_scatter_base_": "float32"}),
+    "cp": (CP, {"allreduce_": "float32"}),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("values", "types"), HALF.values(), ids=HALF)
+def test_in_bfloat16_gradients_are_summed_in_float32(pool, values, types):
+    """Over micro-batches and over ranks; parameters, gradients and moments are float32, what is gathered is half."""
+    found = pool(2).run({**values, "precision.compute": "bfloat16"}, watch=True)
+    assert {name: found["sent"].get(name) for name in types} == {name: {kind} for name, kind in types.items()}
+    assert found["kept"] == {"float32"}
 
 
 @pytest.mark.slow

@@ -1,8 +1,9 @@
-"""Compiling: how do a block's many small operations become few? On torch.compile, a block at a time.
+"""Compiling: how do a block's many small operations become few? On torch.compile, a block at a time, and the loss.
 
 Blocks share their code, so the first one compiled serves all of them: a deep model compiles no longer than a shallow
 one. Everything else stays as it was. Hooks of data parallelism surround the compiled code, activations are checkpointed
-within it, and the attention of packed rows that no graph can hold (a call for each document, on a CPU) leaves it.
+within it, and the attention of packed rows that no graph can hold (a call for each document, on a CPU) leaves it. A
+loss whose logits are split over ranks is left alone.
 
 Fused operations round otherwise than single ones, and change nothing else.
 """
@@ -19,6 +20,7 @@ import torch
 from amdahl_probe.spans import Ledger
 from amdahl_trainer.errors import ConfigError
 from amdahl_trainer.model import Llama
+from amdahl_trainer.seams import Criterion
 
 
 def check(device: torch.device) -> None:
@@ -49,6 +51,11 @@ def compile_blocks(model: Llama) -> None:
     torch._dynamo.config.optimize_ddp = False  # noqa: SLF001 (torch has no public name for it)
     for block in model.blocks.values():
         block.forward = torch.compile(block.forward)
+
+
+def fuse(criterion: Criterion) -> Criterion:
+    """The same, compiled when it is first called: logits are turned to float32 as they are read, not before."""
+    return torch.compile(criterion.__call__)
 
 
 @contextmanager

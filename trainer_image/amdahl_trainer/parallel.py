@@ -142,7 +142,8 @@ def _seams(config: Config, mesh: Mesh, context: Context | None) -> Seams:
     attend = attention.attend if context is None else partial(attention.attend, context=context)
     run, chunks = recompute.choose(config.memory.activation_checkpoint), config.memory.loss_chunks
     if degrees.tp == 1:
-        return Seams(attend, run=run, criterion=Criterion(chunks))
+        is_fused = config.run.compile != "none"
+        return Seams(attend, run=run, criterion=compiled.fuse(Criterion(chunks)) if is_fused else Criterion(chunks))
     group = mesh.group("tp")
     return Seams(
         attend,

@@ -29,7 +29,9 @@ class Run:
     out_dir: str = key("runs/trainer", "checkpoints and the resolved configuration go here")
     torch_threads: int = key(0, "threads of one torch operator on the CPU; 0 leaves torch's choice", low=0)
     gc_every: int = key(50, "steps between collections of Python's garbage, on all ranks at once", low=1)
-    compile: str = key("none", "fuse each block's operations, by torch.compile", choices=("none", "blocks"))
+    compile: str = key(
+        "none", "fuse the operations of each block and of the loss, by torch.compile", choices=("none", "blocks")
+    )
 
 
 @dataclass(frozen=True)

@@ -75,7 +75,7 @@ class Peers(Protocol):
     """The other ranks."""
 
     def agree(self, valid: int, stop: bool, news: bool, told: Told = NOTHING) -> Agreement:
-        """Sum of valid tokens; whether any rank must stop; whether rank 0 has news to broadcast; sums of what is told."""
+        """Sum of valid tokens; whether any rank must stop; whether rank 0 has news to broadcast; what all told."""
 
     def total(self, value: Tensor) -> Tensor:
         """Sum over ranks, on the tensor's device."""

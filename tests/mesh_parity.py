@@ -115,6 +115,8 @@ class Sent(TorchDispatchMode):
 def take_step(values, place, others, mistake=None, take=None, watch=False):
     """The same through the trainer's own parts; on rank 0 what came of it on all ranks, elsewhere None."""
     config = configs.build(values)
+    torch._dynamo.reset()  # a case compiles its own graphs, or none
+    torch._dynamo.utils.counters.clear()
     mesh = join_mesh(parallel.fit(config, place), place.rank)
     marks = []
     with (
@@ -144,6 +146,7 @@ def take_step(values, place, others, mistake=None, take=None, watch=False):
     if place.world > 1:
         dist.all_reduce(held, dist.ReduceOp.MAX)
     found = {"loss": loss, "norm": norm, "refused": bool(refused), "sums": (before, sum_of_losses())}
+    found["graphs"] = torch._dynamo.utils.counters["stats"]["unique_graphs"]
     if watch:
         kept = [*model.parameters(), *tensors["gradients"].values()]
         kept += [value for state in optimizer.state.values() for value in state.values()]

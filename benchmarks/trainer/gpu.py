@@ -173,9 +173,7 @@ def engine(bench: Bench, changes: Mapping[str, Scalar]) -> Ran:
         accounted=sum(sum(lap["ph"].values()) for lap in scored) / 1e9,
         compiling=sum(lap["ph"].get("warmup", 0) for lap in laps) / 1e9,
         peak_bytes=peak,
-        blocks_s=[
-            record["block_ns"] / 1e9 for record in records if record["k"] == "save" and not record.get("durable")
-        ],
+        blocks_s=saves,
     )
 
 

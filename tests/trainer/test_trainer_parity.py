@@ -150,6 +150,7 @@ def assert_parity(found, values, take=None):
     assert float(found["norm"]) == pytest.approx(float(one["norm"]), rel=5e-6)
     assert found["spread"] == 0.0
     assert not found["refused"]
+    assert (found["graphs"] > 0) == (values.get("run.compile") == "blocks")
 
 
 @pytest.fixture(scope="session")

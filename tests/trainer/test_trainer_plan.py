@@ -135,6 +135,19 @@ def test_a_known_model_has_its_known_size():
     assert state == pytest.approx(16 * 8_030_261_248 / 64, rel=1e-3)
 
 
+def test_what_is_offloaded_is_on_the_host_and_nowhere_else(capsys):
+    """16 bytes a parameter over the ranks that share it leave the device, which keeps gathered blocks and the rest."""
+    sharded = make(parallel__dp_mode="fsdp2").needs[0]
+    offloaded = make(parallel__dp_mode="fsdp2", memory__cpu_offload=True).needs[0]
+    state = sharded.parameters + sharded.gradients + sharded.moments
+    assert offloaded.host == state
+    assert offloaded.total == sharded.total - state
+    assert sharded.host == 0
+    arguments = [f"--{name}={value}" for name, value in EIGHT_B.items()]
+    plan.main(["--world", "64", "--", *arguments, "--parallel.dp_mode=fsdp2", "--memory.cpu_offload=true"])
+    assert f"host {state / plan.GIB:16.2f}" in capsys.readouterr().out
+
+
 def test_each_technique_saves_what_it_is_for():
     """Sharding saves state, checkpointing activations, pieces logits; tp, pp and cp save what they split."""
     plain, sharded = make().needs[0], make(parallel__dp_mode="fsdp2").needs[0]

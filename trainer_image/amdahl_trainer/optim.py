@@ -74,7 +74,7 @@ def _excess(norm: Tensor, clip: float) -> Tensor | None:
 
 def total_norm(weights: Sequence[Tensor], stages: dist.ProcessGroup | None) -> Tensor:
     """The norm of the gradients of the whole model: of this rank's parameters, and of those of other stages."""
-    norm = nn.utils.get_total_norm([weight.grad for weight in weights if weight.grad is not None])
+    norm = nn.utils.get_total_norm([weight.grad for weight in weights if weight.grad is not None], foreach=True)
     if isinstance(norm, DTensor):
         norm = norm.full_tensor()
     if stages is not None:

@@ -15,32 +15,33 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gc
+import io
 import json
+import os
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F  # noqa: N812 (the name every torch reader knows)
 from torch import Tensor
 
-from amdahl_trainer import attention, compiled, flops, memory, train
+from amdahl_trainer import attention, flops, memory, train
 from amdahl_trainer import config as configs
 from amdahl_trainer import device as devices
 from amdahl_trainer.config import Config, Scalar
 from amdahl_trainer.documents import Documents, make_mask
 from amdahl_trainer.knobs import KnobFile
 from amdahl_trainer.mesh import Degrees
-from amdahl_trainer.peers import Alone, Place
-from amdahl_trainer.report import Reporter, Telemetry
 
 #: 213 million parameters; 32,768 tokens a step.
 LLAMA: Mapping[str, Scalar] = {
@@ -105,19 +106,6 @@ class Bench:
             torch.cuda.synchronize()
 
 
-class Gate(KnobFile):
-    """Stands where the engine looks for news before each step, and calls there."""
-
-    def __init__(self, passed: Callable[[], None]) -> None:
-        super().__init__(None)
-        self._passed = passed
-
-    def poll(self) -> str | None:
-        """No news."""
-        self._passed()
-        return None
-
-
 @dataclass(frozen=True)
 class Ran:
     """What some steps of the engine took."""
@@ -131,49 +119,37 @@ class Ran:
 
 
 def engine(bench: Bench, changes: Mapping[str, Scalar]) -> Ran:
-    """Train warm and scored steps. The scored ones are timed from outside, their records read afterwards."""
-    home = Path(tempfile.mkdtemp(dir=bench.home))
-    steps = bench.warm + bench.scored
-    told = {"run.max_steps": steps, "run.out_dir": str(home / "out"), "metrics.log_every": steps + 1}
+    """Train warm and scored steps, and one more; time the scored ones from outside, and read their records."""
+    home = tempfile.mkdtemp(dir=bench.home)
+    first, last = bench.warm, bench.warm + bench.scored
+    told = {"run.max_steps": last + 1, "run.out_dir": home, "metrics.log_every": last + 2}
     config = configs.build({**bench.base, **told, **changes})
-    environ = {"AMDAHL_TELEMETRY_DIR": str(home)}
-    reporter = Reporter(Telemetry.from_environ(environ), Place(), devices.name(bench.device), time.monotonic_ns())
-    job = train.Job(config, environ, Place(), bench.device, Alone(), reporter)
-    made = train.build(job, train.Startup(time.monotonic_ns()), lambda: False)
     passed: list[float] = []
 
-    def note() -> None:
-        if len(passed) in (bench.warm, steps):
+    def note(_: KnobFile) -> None:
+        """Called where the trainer looks for a new knob file: at start and before each step."""
+        if len(passed) in (1 + first, 1 + last):
             bench.wait()
         passed.append(time.perf_counter())
 
-    made.parts = replace(made.parts, knob_file=Gate(note))
     if bench.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    with compiled.as_warmup(made.parts.ledger) if config.run.compile != "none" else nullcontext():
-        made.run(lambda: None)
-    bench.wait()
-    ended = time.perf_counter()
-    made.parts.loader.close()
-    made.parts.checkpoints.close()
-    reporter.close(steps, "exit")
-    records = [json.loads(line) for line in (home / "rank-0.jsonl").read_text().splitlines()]
-    laps = [record for record in records if record["k"] == "step"]
-    scored = laps[bench.warm :]
-    saves = [record["block_ns"] / 1e9 for record in records if record["k"] == "save" and not record.get("durable")]
+    with patch.object(KnobFile, "poll", note), contextlib.redirect_stdout(io.StringIO()):
+        train.train(config, {"AMDAHL_TELEMETRY_DIR": home}, time.monotonic_ns())
     peak = torch.cuda.max_memory_allocated() if bench.device.type == "cuda" else 0
-    del made, job
-    gc.collect()
+    records = [json.loads(line) for line in Path(home, "rank-0.jsonl").read_text().splitlines()]
+    phases = [record["ph"] for record in records if record["k"] == "step"]
     torch._dynamo.reset()  # noqa: SLF001 (torch has no public name for it): the next engine's code is other code
+    gc.collect()
     if bench.device.type == "cuda":
         torch.cuda.empty_cache()
     return Ran(
         config,
-        seconds=ended - passed[bench.warm],
-        accounted=sum(sum(lap["ph"].values()) for lap in scored) / 1e9,
-        compiling=sum(lap["ph"].get("warmup", 0) for lap in laps) / 1e9,
+        seconds=passed[1 + last] - passed[1 + first],
+        accounted=sum(sum(lap.values()) for lap in phases[first:last]) / 1e9,
+        compiling=sum(lap.get("warmup", 0) for lap in phases) / 1e9,
         peak_bytes=peak,
-        blocks_s=saves,
+        blocks_s=[one["block_ns"] / 1e9 for one in records if one["k"] == "save" and not one.get("durable")],
     )
 
 
@@ -315,7 +291,9 @@ def main() -> int:
     options = parser.parse_args()
     begun = time.monotonic()
     told: dict[str, Any] = dict(pair.split("=", 1) for pair in options.set)
-    device = torch.device("cpu") if options.device == "cpu" else devices.choose(0)
+    if options.device == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the trainer takes a GPU where there is one
+    device = devices.choose(0)
     base = {**(TINY if options.tiny else LLAMA), "data.cache_dir": options.cache_dir, **told}
     with tempfile.TemporaryDirectory(prefix="amdahl-gpu-", dir=options.home) as home:
         bench = Bench(device, base, 3 if options.tiny else 10, 6 if options.tiny else options.steps, Path(home))

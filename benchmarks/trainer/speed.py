@@ -34,9 +34,10 @@ import tempfile
 import time
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -47,12 +48,10 @@ from torch import Tensor
 from amdahl_trainer import config as configs
 from amdahl_trainer import optim, train
 from amdahl_trainer.config import Config, Scalar
-from amdahl_trainer.data import rows
+from amdahl_trainer.data import sources
 from amdahl_trainer.documents import find_documents
 from amdahl_trainer.knobs import KnobFile
 from amdahl_trainer.model import Llama
-from amdahl_trainer.peers import Alone, Place
-from amdahl_trainer.report import Reporter, Telemetry
 
 #: What both shapes have in common: an untied head, as picotron's is.
 COMMON: Mapping[str, Scalar] = {
@@ -124,33 +123,18 @@ def _place(batch: Tensor, config: Config) -> tuple[Tensor, Tensor, Any]:
 
 def _batches(config: Config, count: int) -> list[Tensor]:
     """(3, rows, S) inputs, targets and segments of the training rows, in order."""
-    size, corpus = config.batch.global_sequences, rows.ensure(config).train
+    size, corpus = config.batch.global_sequences, sources.ensure(config).train
     found = np.array([corpus.row(index % len(corpus)) for index in range(count * size)])
     return list(torch.from_numpy(found).view(count, size, 3, -1).transpose(1, 2))
 
 
-class Gate(KnobFile):
-    """Stands where the engine looks for news before each step, and hands control back there."""
+def engine(config: Config, turn: Callable[[], None]) -> None:
+    """The trainer as it is, telling of itself to its own directory.
 
-    def __init__(self, turn: Callable[[], None]) -> None:
-        super().__init__(None)
-        self._turn = turn
-
-    def poll(self) -> str | None:
-        """No news, when the turn comes."""
-        self._turn()
-        return None
-
-
-def engine(config: Config, turn: Callable[[], None], home: Path) -> None:
-    """The trainer as it is, telling of itself to a directory; `turn` is called before each step."""
-    begun_ns = time.monotonic_ns()
-    environ = {"AMDAHL_TELEMETRY_DIR": str(home)}
-    reporter = Reporter(Telemetry.from_environ(environ), Place(), "cpu", begun_ns)
-    job = train.Job(config, environ, Place(), torch.device("cpu"), Alone(), reporter)
-    made = train.build(job, train.Startup(begun_ns), lambda: False)
-    made.parts = replace(made.parts, knob_file=Gate(turn))
-    made.run(lambda: None)
+    `turn` is called where the engine looks for a new knob file, which it does before each step.
+    """
+    with patch.object(KnobFile, "poll", lambda _: turn()):
+        train.train(config, {"AMDAHL_TELEMETRY_DIR": config.run.out_dir}, time.monotonic_ns())
 
 
 @dataclass
@@ -259,7 +243,7 @@ def play(arm: str, config: Config, clone: Path) -> None:
     torch.set_num_threads(1)
     turns = Turns()
     if arm in ("trainer", "compiled"):
-        engine(config, turns, Path(config.run.out_dir))
+        engine(config, turns)
     for _ in bare(config) if arm == "bare" else picotron(config, clone):
         turns()
 
@@ -339,7 +323,7 @@ def main() -> int:
         values |= {"run.compile": mode, "run.out_dir": options.home}
         play(options.play, configs.build(values), options.picotron)
     config = configs.build(values)
-    rows.ensure(config)  # once, not in every arm
+    sources.ensure(config)  # once, not in every arm
     names = options.arms or [name for name in ARMS if name != "picotron" or options.picotron]
     with tempfile.TemporaryDirectory(prefix="amdahl-speed-") as home:
         arms = [Arm(name, [*sys.argv[1:], "--home", home]) for name in names]

@@ -160,6 +160,7 @@ def picotron(config: Config, clone: Path) -> Steps:
     os.environ |= {"FLASH_ATTEN": "0", "DEVICE": "cpu", "DTYPE": "float32", "LOCAL_RANK": "0"}
     sys.path.insert(0, str(clone))
     sys.meta_path.append(_Absent())
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

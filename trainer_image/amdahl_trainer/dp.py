@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from itertools import islice
 
 import torch
 import torch.distributed as dist
@@ -19,9 +20,14 @@ from torch.nn.parallel import DistributedDataParallel
 from amdahl_trainer.replica import Reduced
 
 
+#: Parameters whose gradients are marked: the embedding and a block's nine. Gradients come from the last layer to the
+#: first, so the last one is among them, and a call for each of hundreds would cost more than it tells.
+MARKED = 10
+
+
 def mark(model: nn.Module, on_gradient: Callable[[], None]) -> None:
-    """Call `on_gradient` as each local gradient becomes complete."""
-    for weight in model.parameters():
+    """Call `on_gradient` as each of the last local gradients becomes complete."""
+    for weight in islice(model.parameters(), MARKED):
         watch: Callable[..., object] = weight.register_post_accumulate_grad_hook  # untyped in torch
         watch(lambda _: on_gradient())
 

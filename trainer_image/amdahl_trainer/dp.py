@@ -19,7 +19,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 from amdahl_trainer.replica import Reduced
 
-
 #: Parameters whose gradients are marked: the embedding and a block's nine. Gradients come from the last layer to the
 #: first, so the last one is among them, and a call for each of hundreds would cost more than it tells.
 MARKED = 10

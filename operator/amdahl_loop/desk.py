@@ -4,6 +4,7 @@ An event only says that a job may have to be looked at. One that tells what the 
 nothing new: whoever wrote it has decided on what comes next.
 """
 
+import asyncio
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
@@ -96,6 +97,8 @@ class Desk:
         self.recollection, self.pulse, self.roster = recollection, Pulse(), Roster()
         self.queue = WorkQueue(self._attend, workers)
         self._client, self.echoes, self._advance = client, echoes, advance
+        self.works: tuple[asyncio.Task[None], ...] = ()
+        """What goes on beside: the queue and the watches. None of it ends before the operator does."""
         self._meanwhile: dict[JobKey, list[Version]] = {}
 
     async def _attend(self, key: JobKey) -> float | None:

@@ -26,7 +26,7 @@ from amdahl_loop.adapters.kube.kinds import Kind, Object
 from amdahl_loop.adapters.kube.probe import pack_probe
 from amdahl_loop.adapters.kube.scrape import open_scrapes
 from amdahl_loop.adapters.kube.transport import USER_AGENT, Answer, Request, Transport, open_transport
-from amdahl_loop.adapters.kube.watches import Watch
+from amdahl_loop.adapters.kube.watches import StorePutBackError, Watch
 from amdahl_loop.adapters.metrics import Metrics
 from amdahl_loop.desk import Desk, Echoes
 from amdahl_loop.domain.api.kinds import GROUP, VERSION
@@ -216,26 +216,35 @@ async def open_desk(settings: Settings) -> AsyncIterator[Desk]:
             watch = Watch(connection, client, kind, namespace, JOB_LABEL)
             await watch.place()  # before the first pass: kopf's list of jobs has each looked at
             works.append(watch.follow(desk.see_child, desk.see_children))
-        working = [asyncio.create_task(work) for work in works]
+        desk.works = tuple(asyncio.create_task(work) for work in works)
         try:
             yield desk
         finally:
-            for task in working:
+            for task in desk.works:
                 task.cancel()
-            await asyncio.gather(*working, return_exceptions=True)
+            await asyncio.gather(*desk.works, return_exceptions=True)
 
 
 async def serve(settings: Settings, stop: asyncio.Event | None = None) -> None:
-    """Run the operator until it is stopped."""
+    """Run the operator until it is stopped, or until a part of it fails. StorePutBackError: start it anew."""
     async with open_desk(settings) as desk:
-        await kopf.operator(
-            registry=build_registry(desk),
-            standalone=True,
-            clusterwide=not settings.namespaces,
-            namespaces=settings.namespaces,
-            liveness_endpoint=f"http://0.0.0.0:{settings.health_port}/healthz" if settings.health_port else None,
-            stop_flag=stop,
+        watching = asyncio.create_task(
+            kopf.operator(
+                registry=build_registry(desk),
+                standalone=True,
+                clusterwide=not settings.namespaces,
+                namespaces=settings.namespaces,
+                liveness_endpoint=f"http://0.0.0.0:{settings.health_port}/healthz" if settings.health_port else None,
+                stop_flag=stop,
+            )
         )
+        try:
+            ended, _ = await asyncio.wait((watching, *desk.works), return_when=asyncio.FIRST_COMPLETED)
+            for task in ended:
+                task.result()
+        finally:
+            watching.cancel()
+            await asyncio.gather(watching, return_exceptions=True)
 
 
 def cut_line(record: logging.LogRecord) -> bool:
@@ -268,6 +277,8 @@ def main() -> None:
         asyncio.run(serve(settings))
     except ApiUnavailable as error:
         sys.exit(f"the API server cannot be used: {error}")
+    except StorePutBackError as error:
+        sys.exit(f"the API server's store was put back to an older state, so nothing is remembered any more: {error}")
 
 
 if __name__ == "__main__":

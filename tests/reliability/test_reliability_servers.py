@@ -50,7 +50,10 @@ def test_servers_that_die_and_come_back_cost_only_time(
 def test_a_store_that_was_put_back_is_caught_up_with(
     taken: str, restored: str, server: Cluster, nursery: Nursery, tmp_path: Path, undisturbed: Run
 ) -> None:
-    """The operator lives on while its cluster forgets: the same end and the same bank; only what was forgotten is run again."""
+    """The operator finds that its cluster has forgotten, and ends; started anew, it comes to the same end and the same bank.
+
+    Only what was forgotten is run again.
+    """
     blocks: list[list[str]] = []
 
     async def disturb(scene: Scene) -> None:
@@ -62,6 +65,14 @@ def test_a_store_that_was_put_back_is_caught_up_with(
         await asyncio.to_thread(server.restore_etcd, tmp_path / "store")
         scene.hands.forget(scene.namespace)
         blocks.append(finished)
+        before = scene.operator
+
+        async def has_ended() -> bool:
+            return before.has_ended
+
+        await scene.wait("the operator ends by itself", has_ended)
+        assert "the API server's store was put back" in scene.log
+        scene.start()  # as a kubelet does
 
     lived = live(server, nursery, tmp_path, disturb)
     again = Counter(lived.state["started"]) if lived.state else Counter()

@@ -56,7 +56,10 @@ async def _compare(
 
 
 async def check(client: KubeClient, index: ExperimentIndex, key: Key, tell: Tell) -> None:
-    """Read one Experiment: what it says now is remembered, and what is gone is forgotten."""
+    """Read one Experiment: what it says now is remembered, and what is gone is forgotten.
+
+    One that is older than what was shown before stays in doubt: whoever wants to know reads it.
+    """
     job = index.job_of(key)
     document = await client.get(Kind.EXPERIMENT, *key)
     if document is None:
@@ -64,3 +67,6 @@ async def check(client: KubeClient, index: ExperimentIndex, key: Key, tell: Tell
         tell(key, job)
     elif index.hear(document):
         tell(key, index.job_of(key))
+    elif index.is_past(document):
+        index.doubt(key)
+        tell(key, job)

@@ -158,13 +158,17 @@ class ExperimentIndex:
         row = self._rows.get(key)
         return row is None or row.is_open or row.is_needed_whole or key in self._uncertain
 
+    def is_past(self, document: Object) -> bool:
+        """Whether this is an Experiment as it was before what the server has shown already."""
+        return read_version(document) < self._versions.get(key_of(document), 0)
+
     def is_older(self, document: Object, now_s: float, patience_s: float) -> bool:
-        """Whether a read shows an Experiment as it was before what the server has shown already.
+        """Whether a read that shows the past is not to be believed.
 
         Not for ever: what is older for longer than `patience_s` is what there is, since the store was put back.
         """
         key = key_of(document)
-        if read_version(document) >= self._versions.get(key, 0):
+        if not self.is_past(document):
             self._older_since_s.pop(key, None)
             return False
         return now_s - self._older_since_s.setdefault(key, now_s) < patience_s

@@ -17,6 +17,8 @@ WATCH_S = 600
 PAUSE_S = 1.0
 """Between two watches; nothing that comes meanwhile is lost."""
 PAGE = 500
+LOOKS = 3
+"""So often a server is asked that tells of less than before, until it is believed: one answer may be an old one."""
 
 Hear = Callable[[Object, bool], Awaitable[None]]
 """Told an object's metadata, and whether it is gone, or no longer selected."""
@@ -24,6 +26,10 @@ Compare = Callable[[Sequence[Object]], Awaitable[None]]
 """Told the metadata of all there is, after a time of which nothing was heard."""
 
 _log = logging.getLogger("amdahl_loop")
+
+
+class StorePutBackError(Exception):
+    """The server's store was put back to an older state: what is remembered of it may never have been."""
 
 
 class Streams(Protocol):
@@ -43,21 +49,40 @@ class Watch:
         self._streams, self._client = streams, client
         self._kind, self._namespace, self._labels = kind, namespace, labels
         self._version = version
+        self._is_lost = not version
 
     async def place(self) -> None:
         """Begin here and now: what was before is known otherwise."""
         self._version = await self._client.version(self._kind, self._namespace)
+        self._is_lost = False
 
     async def follow(self, hear: Hear, compare: Compare, pause_s: float = PAUSE_S) -> None:
-        """Keep up until cancelled."""
+        """Keep up until cancelled. StorePutBackError where the server has forgotten what it has told of."""
+        has_ended = False
         while True:
             try:
-                if not self._version:
-                    self._version = await self._look(compare)
+                if has_ended:
+                    await self._confirm()
+                if self._is_lost:
+                    self._version, self._is_lost = await self._look(compare), False
                 await self._watch(hear)
             except (ApiUnavailable, UnreachableError, KeyError, TypeError) as error:  # what was not understood as well
                 _log.info("%s are watched again in %.0f s: %s", self._kind.value.plural, pause_s, repr(error))
+            has_ended = True
             await asyncio.sleep(pause_s)
+
+    async def _confirm(self) -> None:
+        """Make sure that the server has come at least as far as it had told.
+
+        A watch from a version that is yet to come is no error to it: it stays silent until that version is there, and
+        all that happens before is never told.
+        """
+        version = ""
+        for _ in range(LOOKS):
+            version = await self._client.version(self._kind, self._namespace)
+            if not is_before(version, self._version):
+                return
+        raise StorePutBackError(f"{self._kind.value.plural} are at version {version} and were at {self._version}")
 
     async def _look(self, compare: Compare) -> str:
         """Tell of everything; the version from which on to watch."""
@@ -81,8 +106,13 @@ class Watch:
         async for event in self._streams.stream(request):
             change, told = event.get("type"), event.get("object") or {}
             if change == "ERROR":
-                self._version = ""
+                self._is_lost = True
                 raise UnreachableError(f"{told.get('code')} {told.get('message')}"[:300])
             if change != "BOOKMARK":
                 await hear(told, change == "DELETED")
             self._version = str(told["metadata"]["resourceVersion"])
+
+
+def is_before(version: str, other: str) -> bool:
+    """Whether a collection's version is older than another of its versions; never where a server counts otherwise."""
+    return version.isdecimal() and other.isdecimal() and int(version) < int(other)

@@ -5,7 +5,9 @@ A block is in flight in each of these tests, and its pod never ends by itself.
 
 import asyncio
 import signal
+import time
 from collections.abc import Awaitable, Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +15,16 @@ import pytest
 
 from reliability.flights import HELD, SOON_S, block_jobs, closed, in_flight, no_block, release, verdicts
 from reliability.operators import Nursery
-from reliability.relay import name_write
+from reliability.relay import Call, Send, name_write
 from reliability.scenes import JOB, Scene, conditions_of, training_job
+from reliability.wire import Reply
 from testbed.cluster import Cluster
 
 Edit = Callable[[Scene], Awaitable[object]]
+LONG_S = 4.0
+"""A pause that no pass makes which is not put off; it comes after the fourth failure."""
+STORM = 40
+"""Refusals without such a pause: four failures, and every event of a child that goes."""
 
 
 def change(**spec: Any) -> Edit:
@@ -195,18 +202,31 @@ def test_a_job_that_is_made_anew_is_another_job(server: Cluster, nursery: Nurser
 
 
 def test_a_namespace_that_is_going_is_left_alone(server: Cluster, nursery: Nursery, tmp_path: Path) -> None:
-    """Terminating: nothing can be created any more; the operator says so a few times, and does not storm."""
+    """Terminating: nothing can be made any more. The operator tries again ever later, and holds it against no block."""
+    refused_s: list[float] = []
+
+    async def note(call: Call, send: Send) -> Reply:
+        reply = await send(call)
+        if reply.status == 403:
+            refused_s.append(time.monotonic())
+        return reply
 
     async def go() -> None:
         async with in_flight(server, nursery, tmp_path) as scene:
+            scene.relay.fault = note
             await scene.wire.delete(f"/api/v1/namespaces/{scene.namespace}")
             for plural in ("jobs", "pods", "configmaps"):
                 await scene.wire.send("DELETE", f"{scene.path(plural)}?propagationPolicy=Background")
-            await asyncio.sleep(5)
-            before = len(scene.relay.writes)
-            await asyncio.sleep(10)
-            assert len(scene.relay.writes) - before <= 20
+
+            async def waits_longer() -> bool:
+                assert len(refused_s) <= STORM, await scene.describe()
+                return any(later - sooner >= LONG_S for sooner, later in pairwise(refused_s))
+
+            await scene.wait("it waits longer from try to try", waits_longer)
             assert not scene.operator.has_ended
             assert await block_jobs(scene) == []
+            (experiment,) = await scene.experiments()
+            assert [block["name"] for block in experiment["status"]["blocks"]] == ["p0", "d0"]
+            assert await verdicts(scene) == [("", "")]
 
     asyncio.run(go())

@@ -55,6 +55,11 @@ class Refused:
         return self.status == HTTPStatus.FORBIDDEN and "exceeded quota" in self.message
 
     @property
+    def is_leaving(self) -> bool:
+        """The namespace is being deleted: nothing is made in it any more, whatever it is."""
+        return any(cause.reason == "NamespaceTerminating" for cause in self.causes)
+
+    @property
     def lacks_right(self) -> bool:
         """The server does not know us, or we may not ask for this: nothing is wrong with what was asked for.
 

@@ -215,8 +215,8 @@ class KubeRunner:
         return self._heed(refusal)
 
     def _heed(self, refusal: Refused) -> Finished | Unplaced:
-        """What the server has against a block. A right that we lack or a full quota say nothing of it."""
-        if refusal.lacks_right:
+        """What the server has against a block; not so missing rights, a namespace that goes, a full quota."""
+        if refusal.lacks_right or refusal.is_leaving:
             raise ApiUnavailable(f"the operator may not make blocks: {refusal.message}", refusal)
         if refusal.is_over_quota:
             return Unplaced(why=f"{Trouble.UNSCHEDULABLE}: {refusal.message}"[:120])

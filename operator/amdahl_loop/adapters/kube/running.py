@@ -7,7 +7,7 @@ what is the job's own is touched: an object of the right name that somebody else
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from amdahl_loop.adapters.kube.client import KubeClient, Refused
+from amdahl_loop.adapters.kube.client import ApiUnavailable, KubeClient, Refused
 from amdahl_loop.adapters.kube.entering import count_early_ends, names_path
 from amdahl_loop.adapters.kube.in_turn import find_guest
 from amdahl_loop.adapters.kube.kinds import Kind, Object
@@ -362,5 +362,8 @@ def _squatted(kind: str, name: str) -> RunningState:
 
 
 def _refused(refusal: Refused) -> RunningState:
+    """What the server says of the job. Where its namespace goes there is nothing left to say: ApiUnavailable."""
+    if refusal.is_leaving:
+        raise ApiUnavailable(f"nothing can be made any more: {refusal.message}", refusal)
     sentence = f"The API server refused ({refusal.status}): {refusal.message}"
     return RunningState(note=Note(reason=Reason.REFUSED_BY_SERVER, sentence=sentence))

@@ -14,7 +14,7 @@ from amdahl_loop.domain.blocks import BlockSpec, Stage, enumerate_blocks
 from amdahl_loop.domain.constants import Constants
 from amdahl_loop.domain.experiments import BlockRecord, Experiment, Plan
 from amdahl_loop.domain.hypotheses import Change, Hypothesis, Source
-from amdahl_loop.domain.knob_values import KnobName, Knobs
+from amdahl_loop.domain.knob_values import KnobName, Knobs, KnobValue
 from amdahl_loop.domain.profiles import PROFILES
 from amdahl_loop.domain.telemetry import Arm, BlockReport, Phase, Window, WindowOutcome
 from amdahl_loop.domain.tuning import Objective, ProfileName
@@ -31,10 +31,10 @@ def make_constants(profile: ProfileName = ProfileName.QUICK, **changes: Any) -> 
 def make_plan(
     constants: Constants | None = None,
     knob: KnobName = KnobName.DATALOADER_WORKERS,
-    before: int | bool = 0,
-    after: int | bool = 2,
+    before: KnobValue = 0,
+    after: KnobValue = 2,
     expected_gain: float = 0.2,
-    others: dict[KnobName, int | bool] | None = None,
+    others: dict[KnobName, KnobValue] | None = None,
     seed: int = 7,
     **changes: Any,
 ) -> Plan:
@@ -163,11 +163,17 @@ class Bench:
 
     def carry_through(self, most: int = 200) -> Verdict:
         """Ask, run, ask again until the judge has spoken."""
+        verdict = self.close(most).verdict
+        assert verdict is not None
+        return verdict
+
+    def close(self, most: int = 200) -> Experiment:
+        """The experiment with all blocks that the judge has asked for, and its verdict."""
         experiment = Experiment(plan=self.plan)
         for _ in range(most):
             said = judge.assess(experiment)
             if isinstance(said, judge.Closed):
-                return said.verdict
+                return experiment.model_copy(update={"verdict": said.verdict})
             spec = said.specs[0]
             self.asked.append(spec.name)
             experiment = experiment.with_block(self.run(spec))

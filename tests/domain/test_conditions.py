@@ -28,14 +28,14 @@ from amdahl_loop.domain.verdicts import Verdict, VerdictWord
 from amdahl_loop.reconcile import Identity, Ports, Tick, tick
 from builders import FAMILY, FINGERPRINT, UID, make_job, make_observation, make_window
 from fakes import SimulatedRunner, Truth, compute_bound, loader_bound
-from judge_builders import make_constants, make_plan
+from judge_builders import Bench, make_constants, make_plan
 
 T = JobConditionType
 TRUE, FALSE, UNKNOWN = ConditionStatus.TRUE, ConditionStatus.FALSE, ConditionStatus.UNKNOWN
 RUNNING = Note(reason=Reason.AS_DECLARED, sentence="1 of 1 pods run.")
 HALT = Halt(sentence="No knob is expected to help.")
 OTHER_JUDGE = make_constants(judge_version="2")
-"""Constants of an experiment that another version judged: its word is believed."""
+"""Constants of an experiment that another version judged."""
 WON = Verdict(word=VerdictWord.WON, sentence="Saves 30 %.", effect=0.36, effect_se=0.01)
 
 
@@ -46,6 +46,11 @@ def make_experiment(
     made = Experiment(plan=make_plan(name=name, job_uid=uid, **plan), verdict=verdict)
     loss = Loss(run=f"{name}-d0", started_at_s=0.0, held_device_s=held_device_s)
     return made.with_loss(loss) if held_device_s else made
+
+
+def make_win(**plan: Any) -> Experiment:
+    """An experiment of this job whose blocks show its win."""
+    return Bench(make_plan(name="e0", job_uid=UID, **plan), gain=0.3).close()
 
 
 def make_application(
@@ -183,7 +188,9 @@ def test_a_running_block_is_named() -> None:
     ("job", "experiments", "applications", "extra", "status", "reason"),
     [
         pytest.param(0, [], [], {}, FALSE, Reason.NO_WIN, id="nothing tried"),
-        pytest.param(0, [make_experiment(verdict=WON, constants=OTHER_JUDGE)], [], {}, FALSE, Reason.WON_UNAPPLIED, id="won, not yet applied"),
+        pytest.param(0, [make_win()], [], {}, FALSE, Reason.WON_UNAPPLIED, id="won, not yet applied"),
+        pytest.param(0, [make_win(constants=OTHER_JUDGE)], [], {}, FALSE, Reason.WON_UNAPPLIED, id="won before another judge, not yet applied"),
+        pytest.param(0, [make_experiment(verdict=WON, constants=OTHER_JUDGE)], [], {}, FALSE, Reason.UNPROVEN, id="says that it won before another judge"),
         pytest.param(0, [make_experiment(verdict=WON)], [], {}, FALSE, Reason.UNPROVEN, id="says that it won, and shows nothing"),
         pytest.param(0, [make_experiment(verdict=WON)], [make_application()], {}, TRUE, Reason.PROVEN_VALUES, id="overlay"),
         pytest.param(2, [make_experiment(verdict=WON)], [make_application()], {}, TRUE, Reason.PROVEN_VALUES, id="in the spec"),

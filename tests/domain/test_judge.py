@@ -6,7 +6,7 @@ import pytest
 
 from amdahl_loop.domain import judge
 from amdahl_loop.domain.blocks import BlockSpec, Stage
-from amdahl_loop.domain.constants import Constants
+from amdahl_loop.domain.constants import JUDGE_VERSION, Constants
 from amdahl_loop.domain.experiments import BlockRecord, Experiment, Plan
 from amdahl_loop.domain.knob_values import KnobName
 from amdahl_loop.domain.profiles import PROFILES
@@ -265,3 +265,23 @@ def test_nodes_are_named_in_the_claim() -> None:
     verdict = Bench(make_plan(), gain=0.3, replace=elsewhere).carry_through()
     assert "on 2 nodes" in verdict.sentence
     assert all("node" in vote.changed for vote in verdict.votes)
+
+
+VERSIONS = pytest.mark.parametrize("version", [JUDGE_VERSION, "2", "of nobody"])
+
+
+@VERSIONS
+def test_a_win_is_upheld_by_its_blocks_whoever_has_judged_it(version: str) -> None:
+    """The plan holds every constant, so another version's win is judged again by this one."""
+    win = Bench(make_plan(make_constants(judge_version=version)), gain=0.3).close()
+    assert win.is_won
+    assert judge.upholds(win)
+
+
+@VERSIONS
+def test_a_win_that_its_blocks_do_not_show_is_not_upheld(version: str) -> None:
+    """A verdict that was written by hand: over blocks that show no gain, over half of a win's, or over none."""
+    constants = make_constants(judge_version=version)
+    win, none = (Bench(make_plan(constants), gain=gain).close() for gain in (0.3, 0.0))
+    for blocks in (none.blocks, win.blocks[: len(win.blocks) // 2], ()):
+        assert not judge.upholds(win.model_copy(update={"blocks": blocks}))

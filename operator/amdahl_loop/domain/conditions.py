@@ -268,7 +268,9 @@ def _find_tuned(facts: Facts, snapshot: Snapshot) -> Finding:
     if wins:
         is_new = all(application.experiment != wins[-1].name for application in applications)
         if is_new and snapshot.job.spec.tuning.mode in APPLYING and not judge.upholds(wins[-1]):
-            sentence = f"{wins[-1].name} says that it has won, and its recorded blocks do not show it: it is not used."
+            name = wins[-1].name
+            sentence = f"{name} says that it has won, and its recorded blocks do not show it: it is not used."
+            sentence += f" Delete Experiment {name}, and its question is asked anew."
             return Finding(JobConditionType.TUNED, FALSE, Reason.UNPROVEN, sentence)
         is_advice = snapshot.job.spec.tuning.mode is Mode.RECOMMEND
         reason = Reason.RECOMMENDED if is_advice else Reason.WON_UNAPPLIED

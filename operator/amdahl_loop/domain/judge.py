@@ -9,7 +9,6 @@ from amdahl_loop.domain import cadence, vetoes
 from amdahl_loop.domain.assessment import Assessment, Candidate, Case, Closed, NeedBlocks, close, open_case
 from amdahl_loop.domain.blocks import Stage
 from amdahl_loop.domain.challenge import carry_claim, challenge
-from amdahl_loop.domain.constants import JUDGE_VERSION
 from amdahl_loop.domain.discovery import discover
 from amdahl_loop.domain.experiments import Experiment
 from amdahl_loop.domain.proof import NeedProof, Unproven, prove_same_work
@@ -40,13 +39,12 @@ def assess(experiment: Experiment) -> Assessment:
 
 
 def upholds(win: Experiment) -> bool:
-    """Whether a win is what its recorded blocks show; those that tested it on afterwards are left out.
+    """Whether a win is what its recorded blocks show to this judge; those that tested it on afterwards are left out.
 
-    Nobody's word is put in force, whoever wrote it into the ledger. What another version judged is believed: this one
-    cannot judge it again.
+    Nobody's word is put in force, whoever wrote it into the ledger, in the name of whichever version: the plan holds
+    every constant that a judge may use, so what another version judged is judged again by this one. A win that only
+    the other version finds stays on record, and is not applied.
     """
-    if win.plan.constants.judge_version != JUDGE_VERSION:
-        return True
     before = tuple(block for block in win.blocks if block.spec.stage is not Stage.HOLDOUT)
     judged = assess(win.model_copy(update={"verdict": None, "blocks": before}))
     return isinstance(judged, Closed) and judged.verdict.word is VerdictWord.WON

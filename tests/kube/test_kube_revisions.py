@@ -183,6 +183,18 @@ IDLE = {"active": 0, "ready": 0}
             Reason.STARTING, id="resumed",
         ),
         pytest.param(
+            wanted(), present(revision(is_suspended=True, **IDLE), values_since_s=50), Advance(1), Reason.STARTING,
+            id="resumed with other values: no clock has to tell which of its pods have them",
+        ),
+        pytest.param(
+            wanted(is_live=True), present(revision(is_suspended=True, **IDLE), values_since_s=50),
+            SetSuspend(facts(is_suspended=True, **IDLE), False), Reason.STARTING, id="resumed, and its program reads them",
+        ),
+        pytest.param(
+            wanted(is_queued=True), present(revision(is_suspended=True, **IDLE), values_since_s=50), None, Reason.QUEUED,
+            id="held back by its queue, with other values",
+        ),
+        pytest.param(
             wanted(is_suspended=True, is_queued=True), present(revision()), Remove(facts()), Reason.SUSPENDED,
             id="suspended in a queue: the queue's field is not written",
         ),

@@ -32,7 +32,7 @@ CLAIM = {"volumes": [{"name": "data", "persistentVolumeClaim": {"claimName": "da
 
 def knob(cluster: Cluster, namespace: str) -> int:
     """The declared value."""
-    return int(read(cluster, namespace, "trainingjob", "waits")["spec"]["knobs"]["dataloaderWorkers"])
+    return int(read(cluster, namespace, "trainingjobs", "waits")["spec"]["knobs"]["dataloaderWorkers"])
 
 
 def names(cluster: Cluster, namespace: str, kind: str) -> list[str]:
@@ -63,6 +63,7 @@ def live_through_everything(plane: Cluster, namespace: str, home: str, log: Path
         wait_for_condition(plane, namespace, "waits", "Suspended", "True", log, TIMEOUT_S)
         assert merge(admin, where, {"spec": {"suspend": False}}).status == 200
         wait_for_condition(plane, namespace, "waits", "Ready", "True", log, TIMEOUT_S)
+        assert names(plane, namespace, "jobs") == ["waits-r1"], "resumed with the value that it won"
 
         assert merge(admin, where, {"spec": {"knobs": {"dataloaderWorkers": 0}}}).status == 200
         wait_for(
@@ -73,7 +74,7 @@ def live_through_everything(plane: Cluster, namespace: str, home: str, log: Path
 
         changed = training_job("waits", CLAIM, image="example/train:2")
         assert merge(admin, where, {"spec": {"template": changed["spec"]["template"]}}).status == 200
-        wait_for(lambda: names(plane, namespace, "jobs") == ["waits-r1"], TIMEOUT_S, "the new program is started")
+        wait_for(lambda: names(plane, namespace, "jobs") == ["waits-r2"], TIMEOUT_S, "the new program is started")
 
         queued = training_job("leaves", image="example/other:1")
         queued["metadata"]["labels"] = {"kueue.x-k8s.io/queue-name": "fast"}

@@ -138,7 +138,7 @@ def decide(wanted: Wanted, present: Present) -> Decision:
         facts = newest.facts
         said = f"Job {facts.name} failed: {facts.failure_message or facts.failure_reason}"
         return Decision(None, _note(Reason.JOB_FAILED, said))
-    return _run_on(wanted, newest)
+    return _run_on(wanted, newest, present)
 
 
 def _note(reason: Reason, sentence: str) -> Note:
@@ -211,10 +211,13 @@ def _restart(wanted: Wanted, newest: Revision, present: Present) -> Decision:
     return Decision(None, _note(Reason.REPLACING, "The new values take effect after the next checkpoint."))
 
 
-def _run_on(wanted: Wanted, newest: Revision) -> Decision:
+def _run_on(wanted: Wanted, newest: Revision, present: Present) -> Decision:
+    """A suspended Job comes back as it was, or, where the values are others by now, as one that was made with them."""
     facts = newest.facts
     if facts.is_suspended and wanted.is_queued:
         return Decision(None, _note(Reason.QUEUED, f"The queue has not admitted Job {facts.name}."))
+    if facts.is_suspended and present.values_since_s is not None and not wanted.is_live:
+        return Decision(Advance(present.target + 1), _note(Reason.STARTING, "The job resumes with the new values."))
     if facts.is_suspended:
         return Decision(SetSuspend(facts, False), _note(Reason.STARTING, "The job resumes."))
     if facts.ready < facts.replicas:

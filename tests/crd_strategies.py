@@ -9,7 +9,7 @@ from amdahl_loop.domain.blocks import BlockSpec, enumerate_blocks, holdout_block
 from amdahl_loop.domain.constants import Constants
 from amdahl_loop.domain.experiments import BlockRecord, Loss, Plan
 from amdahl_loop.domain.hypotheses import Change, Hypothesis, Source
-from amdahl_loop.domain.knob_values import KnobName, Knobs
+from amdahl_loop.domain.knob_values import ActivationCheckpointing, DataParallel, KnobName, Knobs
 from amdahl_loop.domain.ledger import Application, ApplicationKind
 from amdahl_loop.domain.profiles import PROFILES
 from amdahl_loop.domain.telemetry import (
@@ -36,9 +36,14 @@ names = st.from_regex(r"[a-z0-9]([-a-z0-9]{0,40}[a-z0-9])?", fullmatch=True)
 printable = st.text(st.characters(exclude_categories=["Cs"]), max_size=60)
 
 _LIMITS = {"dataloader_workers": (0, 256), "prefetch_factor": (1, 256), "checkpoint_every_steps": (1, 10**7)}
+_LIMITS |= {"micro_batch": (1, 65_536), "bucket_mb": (1, 4096)}
 _NUMBERS = {name: st.none() | st.integers(*limits) for name, limits in _LIMITS.items()}
-_SWITCHES = {name: st.none() | st.booleans() for name in ("pin_memory", "persistent_workers", "async_checkpoint")}
-knobs = st.builds(Knobs, gpus_per_replica=st.none() | st.integers(1, 64), **_NUMBERS, **_SWITCHES)
+_SWITCHES = {
+    name: st.none() | st.booleans() for name in ("pin_memory", "persistent_workers", "async_checkpoint", "compile")
+}
+_WORDS = {"activation_checkpointing": ActivationCheckpointing, "data_parallel": DataParallel}
+_STEP = {name: st.none() | st.sampled_from(words) for name, words in _WORDS.items()}
+knobs = st.builds(Knobs, gpus_per_replica=st.none() | st.integers(1, 64), **_NUMBERS, **_SWITCHES, **_STEP)
 
 
 @st.composite
@@ -61,16 +66,25 @@ def constants(draw: st.DrawFn) -> Constants:
     return profile.model_copy(update=changes)
 
 
-changes = st.builds(
-    Change,
-    knob=st.sampled_from([KnobName.DATALOADER_WORKERS, KnobName.CHECKPOINT_EVERY_STEPS]),
-    before=st.none() | st.integers(0, 10**7),
-    after=st.integers(0, 10**7),
-) | st.builds(
-    Change,
-    knob=st.sampled_from([KnobName.PIN_MEMORY, KnobName.ASYNC_CHECKPOINT]),
-    before=st.none() | st.booleans(),
-    after=st.booleans(),
+changes = (
+    st.builds(
+        Change,
+        knob=st.sampled_from([KnobName.DATALOADER_WORKERS, KnobName.CHECKPOINT_EVERY_STEPS]),
+        before=st.none() | st.integers(0, 10**7),
+        after=st.integers(0, 10**7),
+    )
+    | st.builds(
+        Change,
+        knob=st.sampled_from([KnobName.PIN_MEMORY, KnobName.ASYNC_CHECKPOINT]),
+        before=st.none() | st.booleans(),
+        after=st.booleans(),
+    )
+    | st.builds(
+        Change,
+        knob=st.just(KnobName.ACTIVATION_CHECKPOINTING),
+        before=st.none() | st.sampled_from(["none", "block", "selective"]),
+        after=st.sampled_from(["none", "block", "selective"]),
+    )
 )
 
 
@@ -148,6 +162,7 @@ def _windows(index: int) -> st.SearchStrategy[dict[str, Any]]:
         "di": st.integers(0, 1000), "lm": finite, "st": micros, "sd": micros, "su": st.integers(0, 10**9),
         "lb": st.tuples(micros, micros), "mem": counts, "ck": st.integers(-(10**6), 10**6),
         "sk": st.tuples(st.integers(0, 4096), st.integers(0, 1000)), "of": st.sampled_from([0, 1]),
+        "ig": st.lists(st.sampled_from(["microBatch", "compile"]), min_size=1, unique=True),
     }  # fmt: skip
     measured: dict[str, st.SearchStrategy[Any]] = {
         "a": st.sampled_from(["A", "B"]), "i": st.just(index), "x": st.just("ok"), "n": st.integers(1, 10**9),

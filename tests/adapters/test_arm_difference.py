@@ -49,7 +49,8 @@ containers = st.fixed_dictionaries(
 def values_of(knob: KnobName) -> st.SearchStrategy[tuple[KnobValue, KnobValue]]:
     """Two different values of a knob, both legal."""
     spec = CATALOGUE[knob]
-    one = st.booleans() if spec.switch else st.integers(spec.least, spec.most)
+    one: st.SearchStrategy[KnobValue] = st.booleans() if spec.switch else st.integers(spec.least, spec.most)
+    one = st.sampled_from([str(word) for word in spec.words]) if spec.words else one
     return st.tuples(one, one).filter(lambda pair: pair[0] != pair[1])
 
 
@@ -61,6 +62,11 @@ OTHERS: Mapping[KnobName, KnobValue] = {
     KnobName.CHECKPOINT_EVERY_STEPS: 50,
     KnobName.ASYNC_CHECKPOINT: False,
     KnobName.GPUS_PER_REPLICA: 2,
+    KnobName.MICRO_BATCH: 2,
+    KnobName.BUCKET_MB: 25,
+    KnobName.COMPILE: False,
+    KnobName.ACTIVATION_CHECKPOINTING: "none",
+    KnobName.DATA_PARALLEL: "ddp",
 }
 
 

@@ -32,6 +32,7 @@ from amdahl_loop.domain.api.training_job import (
     report_observation,
 )
 from amdahl_loop.domain.api.wire import from_wire, to_wire
+from amdahl_loop.domain.knob_values import KnobValue
 from amdahl_loop.domain.ledger import Observation
 from amdahl_loop.domain.telemetry import BlockReport, Malformed
 from builders import make_job, make_manifest, make_observation, make_window
@@ -103,9 +104,10 @@ def test_a_cut_sentence_fits_and_stays(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "text"), [(0, "0"), (1, "1"), (10_000_000, "10000000"), (True, "true"), (False, "false")]
+    ("value", "text"),
+    [(0, "0"), (1, "1"), (10_000_000, "10000000"), (True, "true"), (False, "false"), ("block", "block")],
 )
-def test_knob_values_keep_their_type(value: int | bool, text: str) -> None:
+def test_knob_values_keep_their_type(value: KnobValue, text: str) -> None:
     """1 and true are different values, and stay so."""
     back = read_knob(write_knob(value))
 

@@ -102,12 +102,18 @@ def test_proof_pairs_start_alike() -> None:
         (KnobName.PIN_MEMORY, "AMDAHL_PIN_MEMORY"),
         (KnobName.CHECKPOINT_EVERY_STEPS, "AMDAHL_CHECKPOINT_EVERY_STEPS"),
         (KnobName.GPUS_PER_REPLICA, "AMDAHL_GPUS_PER_REPLICA"),
+        (KnobName.MICRO_BATCH, "AMDAHL_MICRO_BATCH"),
+        (KnobName.BUCKET_MB, "AMDAHL_BUCKET_MB"),
+        (KnobName.COMPILE, "AMDAHL_COMPILE"),
+        (KnobName.ACTIVATION_CHECKPOINTING, "AMDAHL_ACTIVATION_CHECKPOINTING"),
+        (KnobName.DATA_PARALLEL, "AMDAHL_DATA_PARALLEL"),
     ],
 )
 def test_knobs_reach_the_container_by_name(knob: KnobName, name: str) -> None:
     """The names that users may read in their scripts."""
     assert environment_name(knob) == name
     assert knob_environment({knob: True}) == {name: "1"}
+    assert knob_environment({knob: "block"}) == {name: "block"}
 
 
 def test_names_leave_room_for_blocks() -> None:

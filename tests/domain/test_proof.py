@@ -13,6 +13,10 @@ from judge_builders import Bench, make_constants, make_lost_window, make_plan, m
 
 S0 = make_plan(make_constants(loss_tolerance=0.0))
 S1 = make_plan(make_constants(loss_tolerance=1e-5), knob=KnobName.GPUS_PER_REPLICA, before=2, after=1)
+LARGER = make_plan(make_constants(loss_tolerance=1e-5), knob=KnobName.MICRO_BATCH, before=1, after=8)
+WORDS = make_plan(
+    make_constants(loss_tolerance=1e-5), knob=KnobName.ACTIVATION_CHECKPOINTING, before="block", after="none"
+)
 
 
 def make_proof(plan: Plan, spec: BlockSpec, baseline: dict[str, Any], variant: dict[str, Any]) -> BlockRecord:
@@ -54,6 +58,12 @@ def reason_of(said: judge.Assessment) -> str:
         pytest.param(S0, {"losses": "00000003"}, "proof", id="losses differ: look at seeds"),
         pytest.param(S1, {"losses": "00000003", "loss_mean": 2.50001}, "discovery", id="rounding of another count"),
         pytest.param(S1, {"losses": "00000003", "loss_mean": 2.5001}, "quality", id="more than rounding"),
+        pytest.param(LARGER, {"losses": "00000003", "loss_mean": 2.50001}, "discovery", id="rounding of larger passes"),
+        pytest.param(LARGER, {"losses": "00000003", "loss_mean": 2.5001}, "quality", id="larger passes, other loss"),
+        pytest.param(LARGER, {"samples": 64}, "work", id="larger passes, fewer samples"),
+        pytest.param(LARGER, {"ignored": ("microBatch",)}, "knob_ignored", id="the program refuses the value"),
+        pytest.param(LARGER, {"ignored": ("pinMemory",)}, "discovery", id="it refuses another knob"),
+        pytest.param(WORDS, {"losses": "00000003", "loss_mean": 2.50001}, "discovery", id="rounding of a word"),
         pytest.param(S1, {"losses": "00000003", "loss_mean": None}, "no_losses", id="mean hidden"),
     ],
 )

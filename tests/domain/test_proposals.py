@@ -161,13 +161,25 @@ def change(knob: KnobName = KnobName.DATALOADER_WORKERS, before: Any = 0, after:
         (change(KnobName.PIN_MEMORY, before=False, after=1), "takes true or false, not 1"),
         (change(KnobName.CHECKPOINT_EVERY_STEPS, before=50, after=100), "is pinned by its owner"),
         (change(KnobName.REPLICAS, before=1, after=2), "is never offered"),
+        (change(KnobName.ACTIVATION_CHECKPOINTING, before="block", after="none"), None),
+        (
+            change(KnobName.ACTIVATION_CHECKPOINTING, before="block", after="all"),
+            "activationCheckpointing takes none or block or selective, not 'all'",
+        ),
+        (change(KnobName.ACTIVATION_CHECKPOINTING, before="block", after=1), "takes none or block or selective, not 1"),
+        (change(KnobName.ACTIVATION_CHECKPOINTING, before="none", after="selective"), "is block now, not none"),
+        (change(KnobName.DATA_PARALLEL, before="fsdp", after="ddp"), "is not declared under spec.knobs"),
+        (change(KnobName.MICRO_BATCH, before=2, after=99), "microBatch 99 is outside [1, 16]"),
+        (change(KnobName.MICRO_BATCH, before=2, after="8"), "takes a whole number, not '8'"),
+        (change(KnobName.COMPILE, before=False, after=1), "takes true or false, not 1"),
     ],
 )
 def test_the_screen_says_why(hypothesis: Hypothesis, reason: str | None) -> None:
     """Typed, bounded, declared, unpinned: everything else is refused with its reason."""
     job = make_job(
-        {"dataloaderWorkers": 0, "pinMemory": False, "checkpointEverySteps": 50},
-        {"knobs": {"dataloaderWorkers": {"max": 8}}, "pin": ["checkpointEverySteps"]},
+        {"dataloaderWorkers": 0, "pinMemory": False, "checkpointEverySteps": 50}
+        | {"activationCheckpointing": "block", "microBatch": 2, "compile": False},
+        {"knobs": {"dataloaderWorkers": {"max": 8}, "microBatch": {"max": 16}}, "pin": ["checkpointEverySteps"]},
     )
 
     screened = screen([hypothesis], job, cpus=4)

@@ -11,7 +11,7 @@ from amdahl_loop.domain.knob_values import Knobs
 from amdahl_loop.domain.ledger import effective_knobs
 from amdahl_loop.domain.plan import Halt, Wait
 from amdahl_loop.domain.resources import TrainingJob
-from amdahl_loop.domain.telemetry import WindowOutcome
+from amdahl_loop.domain.telemetry import Phase, WindowOutcome
 from amdahl_loop.domain.verdicts import VerdictWord
 from amdahl_loop.reconcile import Identity, Ports, tick
 from builders import FAMILY, FINGERPRINT, UID, make_job
@@ -56,6 +56,26 @@ def test_an_input_bound_job_is_tuned_and_the_win_is_applied() -> None:
     assert verdicts(ledger) == [("dataloaderWorkers:0>3", VerdictWord.WON)]
     assert knobs_in_force(job, ledger).dataloader_workers == 3
     assert not halt.failed
+
+
+def short_passes(knobs: Knobs) -> dict[Phase, float]:
+    """10 ms to issue each of a step's passes, and 5 ms of arithmetic a sample, a third more where it is done again."""
+    passes = 16 / (knobs.micro_batch or 16)
+    again = 4 / 3 if knobs.activation_checkpointing == "block" else 1.0
+    return {Phase.COMPUTE: 0.010 * passes + 0.005 * 16 * again}
+
+
+def test_knobs_of_the_step_are_tuned_one_after_the_other() -> None:
+    """Passes first, which promise more; then what is computed twice. A word of a knob is applied as a number is."""
+    job = make_job({"microBatch": 1, "activationCheckpointing": "block"}, {"profile": "quick"})
+    runner, ledger = SimulatedRunner(Truth(phases_s=short_passes, live=True)), MemoryLedger()
+
+    run_loop(job, runner, ledger)
+
+    won = [key for key, word in verdicts(ledger) if word is VerdictWord.WON]
+    assert won[:2] == ["microBatch:1>8", "activationCheckpointing:block>none"]
+    assert knobs_in_force(job, ledger).activation_checkpointing == "none"
+    assert all(not e.plan.live for e in ledger.state.experiments.values())
 
 
 def test_a_compute_bound_job_costs_no_trial() -> None:

@@ -20,7 +20,7 @@ from amdahl_loop.adapters.kube.render_running import (
     render_service,
 )
 from amdahl_loop.domain.commands import expand
-from amdahl_loop.domain.knob_values import KnobName, Knobs
+from amdahl_loop.domain.knob_values import KnobName, Knobs, environment_name
 from amdahl_loop.domain.knobs import CATALOGUE, KnobKind
 from amdahl_loop.domain.trackers import TRACKERS_OFF
 from pod_builders import (
@@ -46,6 +46,11 @@ EVERY_KNOB = {
     "checkpointEverySteps": (10, 50),
     "asyncCheckpoint": (False, True),
     "gpusPerReplica": (2, 1),
+    "microBatch": (1, 8),
+    "bucketMb": (25, 100),
+    "compile": (False, True),
+    "activationCheckpointing": ("block", "none"),
+    "dataParallel": ("fsdp", "ddp"),
 }
 fuzzed = settings(max_examples=60)
 
@@ -136,13 +141,12 @@ def test_a_knob_touches_its_own_paths_alone(knob: KnobName) -> None:
     old, new = (make_cluster_job(template, knobs={knob.value: value}) for value in (before, after))
     jobs = [render_job(job, 0, PROBE) for job in (old, new)]
     maps = [render_knobs(job, live=True, sequence=1, annotations={}) for job in (old, new)]
-    variable = f"AMDAHL_{'GPUS_PER_REPLICA' if knob is KnobName.GPUS_PER_REPLICA else ''}"
     if CATALOGUE[knob].kind is KnobKind.S0:
         assert changes(*jobs) == []
         assert len(changes(*maps)) == 2  # the variable and the live file
     else:
         allowed = (
-            f"spec.template.spec.containers[trainer].env[{variable}]",
+            f"spec.template.spec.containers[trainer].env[{environment_name(knob)}]",
             "spec.template.spec.containers[trainer].resources.limits.nvidia.com/gpu",
             "spec.template.metadata.annotations.amdahl-loop.io/gpus-per-replica",
             "metadata.annotations.amdahl-loop.io/gpus-per-replica",
@@ -162,9 +166,8 @@ def test_arms_of_a_block_differ_by_the_knob_alone(knob: KnobName) -> None:
     a, b = read_plan(body)["windows"][:2]
     assert {key for key in a if a[key] != b[key]} == {"arm", "index", "seed", "offset", "knobs", "env"}
     names = {name for name in a["env"].keys() | b["env"].keys() if a["env"].get(name) != b["env"].get(name)}
-    variable = "AMDAHL_" + "".join("_" + c if c.isupper() else c.upper() for c in knob.value)
     masks = {"CUDA_VISIBLE_DEVICES"} if knob is KnobName.GPUS_PER_REPLICA else set()
-    assert names == {variable} | masks
+    assert names == {environment_name(knob)} | masks
 
 
 def read_plan(body: Any) -> Any:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from amdahl_probe import records
 from amdahl_probe.emit import MAX_LINE_BYTES, Batches, Recorder, StepRecord, process_start_ns
-from amdahl_probe.records import Disabled, Offset, Other, Refused, Save, Start, Startup, Step
+from amdahl_probe.records import Disabled, Knobs, Offset, Other, Refused, Save, Start, Startup, Step
 from amdahl_probe.tail import Tail
 
 GOOD = {
@@ -103,8 +103,8 @@ def test_the_recorder_and_the_parser_agree(tmp_path: Path) -> None:
 
     assert max(map(len, lines)) <= MAX_LINE_BYTES
     parsed = [records.parse(line) for line in lines]
-    assert [type(record) for record in parsed] == [Start, Other, Offset, Startup, Step, Save, Save, Disabled, Other]
-    assert parsed[0] == Start(3, 4, True)
+    assert [type(record) for record in parsed] == [Start, Knobs, Offset, Startup, Step, Save, Save, Disabled, Other]
+    assert parsed[:2] == [Start(3, 4, True), Knobs(0, ("pinMemory",))]
     step = parsed[4]
     assert isinstance(step, Step)
     assert (step.wall_ns, step.loss) == (10, None)

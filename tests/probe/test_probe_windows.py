@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from amdahl_probe import windows
 from amdahl_probe.plan import Window
-from amdahl_probe.records import Offset, Refused, Save, Step
+from amdahl_probe.records import Knobs, Offset, Refused, Save, Step
 from amdahl_probe.windows import Numbers, RankLog, Unfinished, Void
 
 
@@ -197,6 +197,16 @@ def test_live_windows_take_only_their_own_sequence(
     assert measure(log, seq=3) == Unfinished(waits_for_ranks=False)
     log = make_log(steps=[make_step(at, seq=1 if at < 15 else 2) for at in range(20)])
     assert measure(log, seq=2) == Unfinished(waits_for_ranks=False)
+
+
+def test_a_knob_that_any_rank_ignores_is_named(make_log: Callable[..., RankLog]) -> None:
+    """Of this window: what was ignored under another sequence of knobs is another window's."""
+    first, second = make_log(20), make_log(20)
+    first.add(Knobs(0, ("microBatch",)), 0)
+    first.add(Knobs(0, ("compile", "microBatch")), 0)
+    second.add(Knobs(1, ("bucketMb",)), 0)
+
+    assert expect(measure(first, second)).ignored == ("compile", "microBatch")
 
 
 def test_the_offset_counts_when_all_ranks_applied_it(make_log: Callable[..., RankLog]) -> None:

@@ -41,7 +41,7 @@ class Row(NamedTuple):
 
 DECIMAL = "'lots' is no decimal number; write digits as text, such as '4' or '0.5'"
 DURATION = "'soon' is no duration longer than zero; write one such as 30m, 1h30m or 250ms"
-INTEGERS = ("dataloaderWorkers", "prefetchFactor", "checkpointEverySteps", "gpusPerReplica")
+INTEGERS = ("dataloaderWorkers", "prefetchFactor", "checkpointEverySteps", "gpusPerReplica", "microBatch", "bucketMb")
 STANDS = "a finished block never changes; leave it as it is"
 FINAL = "the verdict is final; leave it as it is"
 OTHER = [{"name": "main", "command": ["x"]}]

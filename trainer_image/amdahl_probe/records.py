@@ -19,6 +19,9 @@ from amdahl_probe.spans import PHASES
 MAX_INTEGER = 1 << 62
 MAX_RANKS = 4096
 
+#: More knobs than there are, and longer names than any has.
+MAX_NAMES, MAX_NAME = 8, 32
+
 
 class Start(NamedTuple):
     """Who writes."""
@@ -69,6 +72,13 @@ class Offset(NamedTuple):
     applied: bool
 
 
+class Knobs(NamedTuple):
+    """Knobs that the program could not take under knob sequence `seq`."""
+
+    seq: int
+    ignored: Tuple[str, ...]
+
+
 class Disabled(NamedTuple):
     """The probe switched itself off."""
 
@@ -76,7 +86,7 @@ class Disabled(NamedTuple):
 
 
 class Other(NamedTuple):
-    """A record that no window needs (`knob`, `end`, or of a newer probe)."""
+    """A record that no window needs (`end`, or of a newer probe)."""
 
     kind: str
 
@@ -87,7 +97,7 @@ class Refused(NamedTuple):
     why: str
 
 
-Record = Union[Start, Step, Startup, Save, Offset, Disabled, Other, Refused]
+Record = Union[Start, Step, Startup, Save, Offset, Knobs, Disabled, Other, Refused]
 
 
 def parse(line: bytes) -> Record:
@@ -117,6 +127,8 @@ def _parse_kind(raw: Dict[str, Any]) -> Record:
         return Save(_integer(raw, "t"), _integer(raw, "step"), _integer(raw, "block_ns"), bool(raw.get("durable")))
     if kind == "offset":
         return Offset(_integer(raw, "seq"), _flag(raw, "applied"))
+    if kind == "knob":
+        return Knobs(_integer(raw, "seq"), _names(raw.get("ignored", {})))
     if kind == "disabled":
         return Disabled(str(raw.get("why", ""))[:200])
     return Other(str(kind)[:20])
@@ -173,6 +185,12 @@ def _flag(raw: Dict[str, Any], name: str) -> bool:
     if not isinstance(raw[name], bool):
         raise ValueError(f"{name} is not true or false")
     return bool(raw[name])
+
+
+def _names(told: Any) -> Tuple[str, ...]:
+    if not isinstance(told, dict):
+        raise ValueError("ignored is not an object")
+    return tuple(name for name in told if name.isalnum() and len(name) <= MAX_NAME)[:MAX_NAMES]
 
 
 def _hex(raw: Dict[str, Any], name: str) -> str:

@@ -13,7 +13,7 @@ from statistics import median_low
 from typing import Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Union
 
 from amdahl_probe.plan import Window
-from amdahl_probe.records import Disabled, Offset, Record, Refused, Save, Start, Startup, Step
+from amdahl_probe.records import MAX_NAMES, Disabled, Knobs, Offset, Record, Refused, Save, Start, Startup, Step
 from amdahl_probe.spans import PHASES
 
 #: Times of one step come from one reading of the clock; more than this apart they were made up.
@@ -35,6 +35,7 @@ class RankLog:
         self.saves: List[Save] = []
         self.first_batch_ns: Optional[int] = None
         self.offsets: Dict[int, bool] = {}
+        self.ignored: Dict[int, Tuple[str, ...]] = {}
         self.refused: List[str] = []
         self.disabled: Optional[str] = None
 
@@ -51,6 +52,8 @@ class RankLog:
             self.saves.append(record)
         elif isinstance(record, Offset):
             self.offsets[record.seq] = record.applied and self.offsets.get(record.seq, True)
+        elif isinstance(record, Knobs):
+            self.ignored[record.seq] = (*self.ignored.get(record.seq, ()), *record.ignored)
         elif isinstance(record, Disabled):
             self.disabled = record.why
         elif isinstance(record, Refused):
@@ -78,6 +81,7 @@ class Numbers(NamedTuple):
     clock_ppk: Optional[int]
     slowest: Optional[Tuple[int, int]]
     offset_applied: bool
+    ignored: Tuple[str, ...] = ()
 
 
 class Void(NamedTuple):
@@ -221,6 +225,7 @@ def _reduce(parts: Mapping[int, Tuple[Step, ...]], logs: Mapping[int, RankLog]) 
         clock_ppk=_compare_clocks(part, log),
         slowest=_find_slowest(walls, comms, walls[judged]),
         offset_applied=all(logs[rank].offsets.get(part[0].seq, False) for rank in parts),
+        ignored=tuple(sorted({name for rank in parts for name in logs[rank].ignored.get(part[0].seq, ())}))[:MAX_NAMES],
     )
 
 

@@ -116,6 +116,7 @@ def _encode_window(window: Window) -> dict[str, Any]:
             "ck": window.clock_ppk,
             "sk": window.straggler,
             "of": int(window.offset_applied),
+            "ig": window.ignored or None,
         }
     )
 

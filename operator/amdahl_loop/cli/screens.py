@@ -20,6 +20,7 @@ from amdahl_loop.cli.shapes import (
     RunShape,
 )
 from amdahl_loop.cli.words import clean, counted, device_hours, saved, step_time
+from amdahl_loop.domain.knob_values import KnobValue
 from amdahl_loop.domain.verdicts import VerdictWord
 
 VERDICT_STYLES = {
@@ -71,7 +72,7 @@ def list_changes(changes: Sequence[ChangeShape]) -> str:
     return ", ".join(f"{change.knob} {_value(change.from_)} -> {_value(change.to)}" for change in changes)
 
 
-def _value(value: int | bool | None) -> str:
+def _value(value: KnobValue | None) -> str:
     if value is None:
         return "unset"
     return str(value).lower() if isinstance(value, bool) else str(value)

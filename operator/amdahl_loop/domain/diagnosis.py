@@ -11,6 +11,7 @@ from enum import StrEnum
 from amdahl_loop.domain.cadence import interruption_rate, log_cost_per_step, propose_cadence
 from amdahl_loop.domain.knob_values import KnobName
 from amdahl_loop.domain.knobs import is_tunable
+from amdahl_loop.domain.passes import bound
 from amdahl_loop.domain.phases import Breakdown
 from amdahl_loop.domain.resources import TrainingJob
 from amdahl_loop.domain.telemetry import Phase
@@ -223,6 +224,8 @@ def _ceilings(breakdown: Breakdown, job: TrainingJob, cadence: CadenceWaste | No
             )
         elif knob is KnobName.GPUS_PER_REPLICA:
             found.append(_process_ceiling(breakdown, job))
+        elif (of_step := bound(knob, breakdown)) is not None:
+            found.append(Ceiling(knob=knob, removable_share=of_step[0], sentence=of_step[1]))
     return tuple(found)
 
 

@@ -1,5 +1,6 @@
 """What does an experiment test: which knobs change from what to what, why, and by whose idea?"""
 
+from collections.abc import Sequence
 from enum import StrEnum
 from functools import cached_property
 from typing import Annotated, Literal
@@ -23,8 +24,8 @@ class Change(Frozen):
     """One knob from a value to another; `before` is None where the job left the choice to its script."""
 
     knob: KnobName
-    before: int | bool | None
-    after: int | bool
+    before: KnobValue | None
+    after: KnobValue
 
     def __str__(self) -> str:
         """Text for sentences: `dataloaderWorkers 0 -> 2`."""
@@ -53,6 +54,21 @@ class Hypothesis(Frozen):
     def values(self) -> dict[KnobName, KnobValue]:
         """The variant's values of the changed knobs."""
         return {change.knob: change.after for change in self.changes}
+
+
+def by_rule(changes: Sequence[Change], phase: Phase, gain: float, why: str) -> list[Hypothesis]:
+    """A rule's hypothesis as a list of one; empty where nothing is expected to be won."""
+    if gain <= 0:
+        return []
+    return [
+        Hypothesis(
+            changes=tuple(changes),
+            phase=phase,
+            expected_gain=min(gain, 0.99),
+            source=Source.RULE,
+            rationale=why[:500],
+        )
+    ]
 
 
 Judged = Literal["windows", "cadence"]

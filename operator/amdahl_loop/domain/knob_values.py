@@ -7,9 +7,10 @@ catalogue's answer (`knobs.py`).
 import re
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic.alias_generators import to_camel
 
 from amdahl_loop.domain.rules import Rule, guarded_by
 from amdahl_loop.domain.values import Frozen
@@ -26,9 +27,30 @@ class KnobName(StrEnum):
     ASYNC_CHECKPOINT = "asyncCheckpoint"
     GPUS_PER_REPLICA = "gpusPerReplica"
     REPLICAS = "replicas"
+    MICRO_BATCH = "microBatch"
+    BUCKET_MB = "bucketMb"
+    COMPILE = "compile"
+    ACTIVATION_CHECKPOINTING = "activationCheckpointing"
+    DATA_PARALLEL = "dataParallel"
 
 
-KnobValue = int | bool
+class ActivationCheckpointing(StrEnum):
+    """Which activations are computed again in the backward pass instead of kept."""
+
+    NONE = "none"
+    BLOCK = "block"
+    SELECTIVE = "selective"
+
+
+class DataParallel(StrEnum):
+    """How data-parallel ranks hold the parameters: each of them whole, or in pieces."""
+
+    DDP = "ddp"
+    FSDP = "fsdp"
+
+
+KnobValue = int | bool | str
+"""A number, a switch, or one of a knob's words."""
 
 
 class Knobs(Frozen):
@@ -48,11 +70,28 @@ class Knobs(Frozen):
     """Whether a checkpoint is written while training goes on."""
     gpus_per_replica: Annotated[int | None, Field(ge=1, le=64)] = None
     """Devices of each replica; in a job that requests none, training processes of each replica."""
+    micro_batch: Annotated[int | None, Field(ge=1, le=65_536)] = None
+    """Samples of one forward and backward pass of a rank; a step's samples stay the same, in more or fewer passes."""
+    bucket_mb: Annotated[int | None, Field(ge=1, le=4096)] = None
+    """MiB of gradients that data-parallel ranks reduce in one message."""
+    compile: bool | None = None
+    """Whether the model is compiled: each launch takes longer, each step less."""
+    activation_checkpointing: ActivationCheckpointing | None = None
+    """Activations that are computed again in the backward pass: none, those of whole blocks, or all but products of
+    matrices. Less memory, more computing."""
+    data_parallel: DataParallel | None = None
+    """How data-parallel ranks hold the parameters: whole (ddp), or in pieces that they send each other (fsdp)."""
 
     def get(self, knob: KnobName) -> KnobValue | None:
         """Value of one knob, None when the job does not declare it."""
         value: KnobValue | None = getattr(self, _FIELDS.get(knob, ""), None)
-        return value
+        return value.value if isinstance(value, StrEnum) else value
+
+    @model_serializer(mode="wrap")
+    def _without_later(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Later fields are left out where they are absent: a plan that was written before them keeps its hash."""
+        written: dict[str, Any] = write(self)
+        return {name: value for name, value in written.items() if value is not None or name not in _LATER}
 
     def with_values(self, values: Mapping[KnobName, KnobValue]) -> "Knobs":
         """The same knobs with some values replaced; the result is validated again."""
@@ -64,14 +103,26 @@ class Knobs(Frozen):
         return {knob: value for knob in _FIELDS if (value := self.get(knob)) is not None}
 
 
+_LATER = frozenset(
+    form
+    for name in ("micro_batch", "bucket_mb", "compile", "activation_checkpointing", "data_parallel")
+    for form in (name, to_camel(name))
+)
+"""Fields that plans in ledgers may not know yet, by both of their names."""
+
 _FIELDS: dict[KnobName, str] = {
     knob: re.sub(r"(?<!^)(?=[A-Z])", "_", knob.value).lower() for knob in KnobName if knob is not KnobName.REPLICAS
 }
 
 
 def knob_environment(values: Mapping[KnobName, KnobValue]) -> dict[str, str]:
-    """Environment variables of knob values: `AMDAHL_DATALOADER_WORKERS=2`, booleans as 0 and 1."""
-    return {environment_name(knob): str(int(value)) for knob, value in values.items()}
+    """Environment variables of knob values: `AMDAHL_DATALOADER_WORKERS=2`, booleans as 0 and 1, words as they are."""
+    return {environment_name(knob): environment_text(value) for knob, value in values.items()}
+
+
+def environment_text(value: KnobValue) -> str:
+    """A knob's value as its variable holds it."""
+    return value if isinstance(value, str) else str(int(value))
 
 
 def environment_name(knob: KnobName) -> str:
@@ -130,6 +181,10 @@ class BoundsByKnob(Frozen):
     """Limits of the steps between checkpoints."""
     gpus_per_replica: KnobBounds = KnobBounds()
     """Limits of the devices of each replica."""
+    micro_batch: KnobBounds = KnobBounds()
+    """Limits of the samples of one pass."""
+    bucket_mb: KnobBounds = KnobBounds()
+    """Limits of the MiB of gradients in one message."""
 
     def get(self, knob: KnobName) -> KnobBounds:
         """Limits of one knob; empty for knobs that have none."""

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from enum import StrEnum
 
 from amdahl_loop.domain.hypotheses import Change
-from amdahl_loop.domain.knob_values import KnobName, KnobValue
+from amdahl_loop.domain.knob_values import ActivationCheckpointing, DataParallel, KnobName, KnobValue
 from amdahl_loop.domain.resources import TrainingJob
 from amdahl_loop.domain.telemetry import Phase
 from amdahl_loop.domain.values import Frozen
@@ -22,20 +22,37 @@ class KnobKind(StrEnum):
 
 
 class KnobSpec(Frozen):
-    """One row of the catalogue."""
+    """One row of the catalogue: a number within bounds, a switch, or one of several words."""
 
     name: KnobName
     kind: KnobKind
     phase: Phase
-    least: int
-    most: int
+    least: int = 0
+    most: int = 1
     switch: bool = False
+    words: tuple[str, ...] = ()
     needs_workers: bool = False
 
     @property
     def is_live(self) -> bool:
         """Whether our trainer changes it without a restart."""
         return self.kind is KnobKind.S0
+
+    @property
+    def is_number(self) -> bool:
+        """Whether its values are numbers, which bounds mean something for."""
+        return not self.switch and not self.words
+
+    def takes(self, value: KnobValue) -> bool:
+        """Whether a value is of the knob's kind; a number may still be out of bounds."""
+        if self.words:
+            return value in self.words
+        return self.switch == isinstance(value, bool) and isinstance(value, int)
+
+    @property
+    def said(self) -> str:
+        """What values there are, in words."""
+        return "true or false" if self.switch else " or ".join(self.words) if self.words else "a whole number"
 
 
 CATALOGUE: Mapping[KnobName, KnobSpec] = {
@@ -62,6 +79,16 @@ CATALOGUE: Mapping[KnobName, KnobSpec] = {
             name=KnobName.ASYNC_CHECKPOINT, kind=KnobKind.S0, phase=Phase.CHECKPOINT, least=0, most=1, switch=True
         ),
         KnobSpec(name=KnobName.GPUS_PER_REPLICA, kind=KnobKind.S1, phase=Phase.COMM, least=1, most=64),
+        KnobSpec(name=KnobName.MICRO_BATCH, kind=KnobKind.S1, phase=Phase.COMPUTE, least=1, most=65_536),
+        KnobSpec(name=KnobName.BUCKET_MB, kind=KnobKind.S1, phase=Phase.COMM, least=1, most=4096),
+        KnobSpec(name=KnobName.COMPILE, kind=KnobKind.S1, phase=Phase.COMPUTE, switch=True),
+        KnobSpec(
+            name=KnobName.ACTIVATION_CHECKPOINTING,
+            kind=KnobKind.S1,
+            phase=Phase.COMPUTE,
+            words=tuple(ActivationCheckpointing),
+        ),
+        KnobSpec(name=KnobName.DATA_PARALLEL, kind=KnobKind.S1, phase=Phase.COMM, words=tuple(DataParallel)),
     )
 }
 """Every knob offered now; what is not here is never offered (design, section 6: S2 and S3)."""

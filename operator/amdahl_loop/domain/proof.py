@@ -2,7 +2,8 @@
 
 From one start, over the same first steps, baseline and variant must consume the same samples and show the same losses,
 before a single window is timed (design, section 6). Bit-equal losses pass. Where the variant's arithmetic is reordered
-(device counts), a relative tolerance holds; where data are augmented at random, the spread of the baseline's own seeds.
+(another number of devices, passes of another size, a compiled model), a relative tolerance holds; where data are
+augmented at random, the spread of the baseline's own seeds.
 """
 
 import math
@@ -13,8 +14,7 @@ from itertools import pairwise
 from amdahl_loop.domain.blocks import BlockSpec
 from amdahl_loop.domain.evidence import Evidence, clock_tolerance_ppk
 from amdahl_loop.domain.experiments import Plan
-from amdahl_loop.domain.hypotheses import Hypothesis
-from amdahl_loop.domain.knob_values import KnobName
+from amdahl_loop.domain.knobs import KnobKind, kind_of
 from amdahl_loop.domain.stats import estimate, mean
 from amdahl_loop.domain.telemetry import Arm, Window, WindowOutcome
 from amdahl_loop.domain.verdicts import VerdictWord, Veto, VetoName
@@ -24,8 +24,6 @@ MIN_SEEDS = 3
 
 SEED_SPREADS = 2.0
 """The variant's mean loss may lie this many standard deviations of the baseline's seeds away."""
-
-_REORDERING = frozenset({KnobName.GPUS_PER_REPLICA, KnobName.REPLICAS})
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,14 +61,15 @@ def prove_same_work(plan: Plan, specs: Sequence[BlockSpec], blocks: Sequence[Evi
     if not blocks:
         return NeedProof(tuple(specs[:1]), f"compare the arms over {plan.constants.proof_steps} steps from one start")
     pairs = [pair for block in blocks for pair in _pairs(block)]
-    failures = [*map(_find_failure, blocks), *(_find_difference(*pair) for pair in pairs)]
+    refused = (_find_refusal(plan, block) for block in blocks)
+    failures = [*map(_find_failure, blocks), *refused, *(_find_difference(*pair) for pair in pairs)]
     failed = next((failure for failure in failures if failure), None)
     if failed:
         return failed
     steps = plan.constants.proof_steps
     if all(baseline.losses == variant.losses for baseline, variant in pairs):
         return _proven(f"equal sample ids over {steps} steps", f"bit-equal losses over {steps} steps from one start")
-    if _reorders_arithmetic(plan.hypothesis):
+    if kind_of(plan.hypothesis.changes) is KnobKind.S1:
         return _compare_within_tolerance(plan, pairs)
     if len(blocks) < len(specs):
         return NeedProof(
@@ -99,6 +98,16 @@ def _lose_report(block: Evidence) -> Unproven:
     if any(window.is_measured and abs(window.clock_ppk) > clock_tolerance_ppk(window) for window in block.windows):
         return _vetoed(VetoName.METER, "meter", f"{block.problem} in the proof, where the baseline's agrees")
     return _inconclusive("variant_missing", f"{block.problem} in the proof, where the baseline reported")
+
+
+def _find_refusal(plan: Plan, block: Evidence) -> Unproven | None:
+    """The program says that it cannot take the variant's value: there is nothing to compare."""
+    told = {name for window in block.arm_windows(Arm.VARIANT) for name in window.ignored}
+    refused = [str(change) for change in plan.hypothesis.changes if change.knob in told]
+    if not refused:
+        return None
+    sentence = f"no gain: the program does not take {' and '.join(refused)}; its `knob` record says why"
+    return Unproven(VerdictWord.NO_GAIN, "knob_ignored", sentence)
 
 
 def _pairs(block: Evidence) -> list[tuple[Window, Window]]:
@@ -132,10 +141,6 @@ def _different_work(baseline: Window, variant: Window) -> str:
             f"{variant.shape} with {variant.elements_per_sample}"
         )
     return ""
-
-
-def _reorders_arithmetic(hypothesis: Hypothesis) -> bool:
-    return any(change.knob in _REORDERING for change in hypothesis.changes)
 
 
 def _compare_within_tolerance(plan: Plan, pairs: Sequence[tuple[Window, Window]]) -> Proof:

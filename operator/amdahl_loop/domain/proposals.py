@@ -5,7 +5,7 @@ believed: every proposal still passes the screen and the spend gate, and then nu
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from amdahl_loop.domain.diagnosis import (
     DOMINANT_SHARE,
@@ -18,11 +18,12 @@ from amdahl_loop.domain.diagnosis import (
     workers_needed,
 )
 from amdahl_loop.domain.experiments import Experiment
-from amdahl_loop.domain.hypotheses import Change, Hypothesis, Source
+from amdahl_loop.domain.hypotheses import Change, Hypothesis, Source, by_rule
 from amdahl_loop.domain.knob_values import KnobName
 from amdahl_loop.domain.knobs import is_tunable, legal_range, make_change
 from amdahl_loop.domain.phases import Breakdown
 from amdahl_loop.domain.resources import TrainingJob
+from amdahl_loop.domain.step_rules import propose_step
 from amdahl_loop.domain.telemetry import Phase
 from amdahl_loop.domain.tuning import Objective
 from amdahl_loop.domain.units import percent
@@ -39,17 +40,24 @@ def propose(
 ) -> tuple[Hypothesis, ...]:
     """Every rule's hypotheses, largest expected gain first.
 
-    A compute-bound job gets none, but for one: its owner asks for wall time, and more devices could buy it.
+    A compute-bound job gets none, but for two: its owner asks for wall time, and more devices could buy it; or declares
+    knobs of the step itself, which no phase but computing could tell of.
     """
+    step = propose_step(breakdown, job)
     if diagnosis.bottleneck is Bottleneck.COMPUTE_BOUND:
-        return tuple(_more_processes(breakdown, job))
+        return _largest_first((*_more_processes(breakdown, job), *step))
     found = [
         *_more_workers(breakdown, diagnosis, job),
         *_steadier_input(breakdown, job),
         *_fewer_workers(breakdown, job),
         *_better_cadence(breakdown, job, cadence),
         *(_more_processes(breakdown, job) or _fewer_processes(breakdown, job)),
+        *step,
     ]
+    return _largest_first(found)
+
+
+def _largest_first(found: Iterable[Hypothesis]) -> tuple[Hypothesis, ...]:
     return tuple(sorted(found, key=lambda hypothesis: -hypothesis.expected_gain))
 
 
@@ -68,7 +76,7 @@ def _more_workers(breakdown: Breakdown, diagnosis: Diagnosis, job: TrainingJob) 
     target = next(workers for workers, step_s in more.items() if step_s <= NEAR_BEST * best)
     gain = 1 - more[target] / breakdown.step_s
     changes = [make_change(job, knob, target), *_depth_for(job, loader.cv, breakdown.cpus)]
-    return _hypothesis(
+    return by_rule(
         changes,
         Phase.INPUT,
         gain,
@@ -107,7 +115,7 @@ def _steadier_input(breakdown: Breakdown, job: TrainingJob) -> list[Hypothesis]:
     found: list[Hypothesis] = []
     deeper = _depth_for(job, loader.cv, breakdown.cpus)
     if deeper:
-        found += _hypothesis(
+        found += by_rule(
             deeper,
             Phase.INPUT,
             0.8 * share,
@@ -115,7 +123,7 @@ def _steadier_input(breakdown: Breakdown, job: TrainingJob) -> list[Hypothesis]:
             "a deeper queue absorbs it.",
         )
     if is_tunable(job, KnobName.PERSISTENT_WORKERS) and knobs.persistent_workers is False:
-        found += _hypothesis(
+        found += by_rule(
             [make_change(job, KnobName.PERSISTENT_WORKERS, after=True)],
             Phase.INPUT,
             0.7 * share,
@@ -136,7 +144,7 @@ def _fewer_workers(breakdown: Breakdown, job: TrainingJob) -> list[Hypothesis]:
     gain = max(crowding(breakdown), 0.5 * waiting if waiting >= DOMINANT_SHARE else 0.0)
     if target >= now or gain < NOTABLE_SHARE:
         return []
-    return _hypothesis(
+    return by_rule(
         [make_change(job, knob, target)],
         Phase.INPUT,
         gain,
@@ -152,14 +160,14 @@ def _better_cadence(breakdown: Breakdown, job: TrainingJob, cadence: CadenceWast
     found: list[Hypothesis] = []
     now, best = knobs.checkpoint_every_steps, cadence.best_every_steps
     if now is not None and is_tunable(job, KnobName.CHECKPOINT_EVERY_STEPS) and best != now:
-        found += _hypothesis(
+        found += by_rule(
             [make_change(job, KnobName.CHECKPOINT_EVERY_STEPS, best)],
             Phase.CHECKPOINT,
             cadence.removable_share,
             f"A save blocks {1000 * breakdown.saves.block_s:.0f} ms: every {best} steps balances it against lost work.",
         )
     if knobs.async_checkpoint is False and is_tunable(job, KnobName.ASYNC_CHECKPOINT):
-        found += _hypothesis(
+        found += by_rule(
             [make_change(job, KnobName.ASYNC_CHECKPOINT, after=True)],
             Phase.CHECKPOINT,
             0.5 * cadence.save_share,
@@ -179,7 +187,7 @@ def _more_processes(breakdown: Breakdown, job: TrainingJob) -> list[Hypothesis]:
         return []
     gain = 0.5 * (1 - breakdown.shares[Phase.COMM])
     why = f"{breakdown.devices} of {breakdown.cpus} CPUs train."
-    return _hypothesis([make_change(job, knob, now * 2)], Phase.COMPUTE, gain, why)
+    return by_rule([make_change(job, knob, now * 2)], Phase.COMPUTE, gain, why)
 
 
 def _fewer_processes(breakdown: Breakdown, job: TrainingJob) -> list[Hypothesis]:
@@ -201,21 +209,7 @@ def _fewer_processes(breakdown: Breakdown, job: TrainingJob) -> list[Hypothesis]
         why = f"{percent(waiting)} of the step is communication: half the devices would hardly be slower."
     if target >= now or gain < NOTABLE_SHARE:
         return []
-    return _hypothesis([make_change(job, knob, target)], Phase.COMM, gain, why)
-
-
-def _hypothesis(changes: Sequence[Change], phase: Phase, gain: float, why: str) -> list[Hypothesis]:
-    if gain <= 0:
-        return []
-    return [
-        Hypothesis(
-            changes=tuple(changes),
-            phase=phase,
-            expected_gain=min(gain, 0.99),
-            source=Source.RULE,
-            rationale=why[:500],
-        )
-    ]
+    return by_rule([make_change(job, knob, target)], Phase.COMM, gain, why)
 
 
 def transfer_wins(family: Iterable[Experiment], job: TrainingJob) -> tuple[Hypothesis, ...]:
@@ -245,7 +239,7 @@ def transfer_wins(family: Iterable[Experiment], job: TrainingJob) -> tuple[Hypot
                 source=Source.PRIOR,
                 rationale=f"Won {percent(gain)} on {experiment.plan.job} ({experiment.name}).",
             )
-    return tuple(sorted(found.values(), key=lambda hypothesis: -hypothesis.expected_gain))
+    return _largest_first(found.values())
 
 
 def _target(hypothesis: Hypothesis) -> str:

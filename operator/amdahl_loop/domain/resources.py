@@ -77,7 +77,7 @@ class TrainingJobSpec(Frozen):
     def _values_within_bounds(self) -> "TrainingJobSpec":
         for knob, value in self.knobs.declared().items():
             bounds = self.tuning.knobs.get(knob)
-            if isinstance(value, bool):
+            if isinstance(value, bool | str):
                 continue
             if (bounds.min is not None and value < bounds.min) or (bounds.max is not None and value > bounds.max):
                 raise ValueError(

@@ -31,6 +31,9 @@ OVERRUN_S = 90.0
 TURN_S = 240.0
 """What a job that makes way for a block may stand still before and after it, beside its own startup."""
 
+COMPILE_TIMEOUT_S = 900.0
+"""What compiling a model may take beyond an ordinary first step: minutes for tens of blocks, on a busy machine."""
+
 LEAST_ROOM = 1.5
 """A block starts only where the budget carries this many times the time that it is expected to take."""
 
@@ -206,7 +209,8 @@ def observation_request(run: str, knobs: Knobs, constants: Constants, seed: int)
 def _limit(run: str, windows: tuple[WindowRequest, ...], live: bool, startup_s: float, step_s: float) -> RunRequest:
     """Time limits that only a hang or a runaway can reach: generous multiples of what was observed."""
     startup_timeout_s = max(180.0, 10 * startup_s)
-    step_timeout_s = max(60.0, 20 * step_s)
+    compiling = sum(bool(window.knobs.compile) for window in windows)
+    step_timeout_s = max(60.0, 20 * step_s) + (COMPILE_TIMEOUT_S if compiling else 0.0)
     launches = 1 if live else len(windows)
     planned_s = sum(
         w.warmup_s + w.measure_s + (w.warmup_steps + w.min_steps + (w.steps or 0)) * step_s for w in windows
@@ -217,6 +221,9 @@ def _limit(run: str, windows: tuple[WindowRequest, ...], live: bool, startup_s: 
         windows=windows,
         startup_timeout_s=startup_timeout_s,
         step_timeout_s=step_timeout_s,
-        deadline_s=launches * startup_timeout_s + SLOWEST_WORK_FACTOR * planned_s + step_timeout_s,
+        deadline_s=launches * startup_timeout_s
+        + compiling * COMPILE_TIMEOUT_S
+        + SLOWEST_WORK_FACTOR * planned_s
+        + step_timeout_s,
         expected_s=launches * startup_s + planned_s,
     )

@@ -61,9 +61,9 @@ def _refuse(change: Change, job: TrainingJob, cpus: int) -> str | None:
 
 def _refuse_value(knob: KnobName, value: KnobValue, job: TrainingJob, cpus: int) -> str | None:
     spec = CATALOGUE[knob]
-    if spec.switch != isinstance(value, bool):
-        return f"{knob} takes {'true or false' if spec.switch else 'a whole number'}, not {value!r}"
+    if not spec.takes(value):
+        return f"{knob} takes {spec.said}, not {value!r}"
     least, most = legal_range(job, knob, cpus)
-    if not spec.switch and not least <= value <= most:
+    if spec.is_number and not least <= int(value) <= most:
         return f"{knob} {value} is outside [{least}, {most}]"
     return None

@@ -21,6 +21,8 @@ DEFAULT_HIT_RATE = 0.5
 """Prior chance that a rule's hypothesis wins: one imagined win in two, corrected by the ledger."""
 BLOCKS_OF_A_NULL = 4
 """A hypothesis without gain is expected to close at the first look."""
+COMPILE_S = 60.0
+"""What a launch that compiles is expected to take longer; half of a block's launches do."""
 HANDOVER_S = 30.0
 """A job that makes way for a block ends within its pods' grace period, and the block's pods have to start."""
 
@@ -83,7 +85,8 @@ def trial_device_hours(
     `is_in_turn`: the job stands still for each block, and starts again after it.
     """
     live = breakdown.live and all(CATALOGUE[change.knob].is_live for change in hypothesis.changes)
-    step_s, launch_s = breakdown.step_s, breakdown.startup_s
+    compiles = any(change.knob is KnobName.COMPILE and change.after for change in hypothesis.changes)
+    step_s, launch_s = breakdown.step_s, breakdown.startup_s + (COMPILE_S / 2 if compiles else 0.0)
     window_s = max(constants.window_s, constants.min_steps * step_s)
     if live:
         block_s = launch_s + constants.launch_warmup_s + 3 * constants.switch_warmup_s + 4 * window_s

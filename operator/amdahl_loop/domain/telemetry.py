@@ -112,6 +112,7 @@ class Window(Frozen):
     clock_ppk: Annotated[int, Field(ge=-(10**6), le=10**6)] = 0
     straggler: tuple[Count, Count] | None = None
     offset_applied: bool = False
+    ignored: Annotated[tuple[Annotated[str, Field(max_length=32)], ...], Field(max_length=8)] = ()
 
     @property
     def is_measured(self) -> bool:
@@ -240,6 +241,7 @@ def _build_window(raw: dict[str, Any]) -> Window:
         clock_ppk=raw.get("ck", 0),
         straggler=tuple(raw["sk"]) if "sk" in raw else None,
         offset_applied=bool(raw.get("of", 0)),
+        ignored=tuple(raw.get("ig", ())),
     )
 
 

@@ -39,7 +39,7 @@ from amdahl_loop.domain.children import (
     service_name,
 )
 from amdahl_loop.domain.digests import hash_text
-from amdahl_loop.domain.knob_values import Knobs
+from amdahl_loop.domain.knob_values import KnobName, Knobs, environment_text
 from amdahl_loop.domain.resources import TrainingJob
 
 METRICS_PORT = 9178
@@ -139,7 +139,7 @@ def _knob_source(job: TrainingJob, knob: Any) -> Object:
     """S0 from the ConfigMap, read anew at every start of a container; S1 fixed, as the devices of the pod are."""
     name = knob_variable(knob)
     if knob in S1_KNOBS:
-        return variable(name, str(int(job.spec.knobs.declared()[knob])))
+        return variable(name, environment_text(job.spec.knobs.declared()[knob]))
     reference = {"name": knobs_name(job.metadata.name), "key": name}
     return {"name": name, "valueFrom": {"configMapKeyRef": reference}}
 
@@ -156,9 +156,12 @@ def digest_declared(job: TrainingJob) -> str:
 
 
 def devices_text(job: TrainingJob) -> str:
-    """The knob that is part of the pod itself, as text."""
-    count = job.spec.knobs.gpus_per_replica
-    return "" if count is None else str(count)
+    """The knobs that are part of the pod itself, as text: the devices of a replica, and the others by name."""
+    knobs = job.spec.knobs
+    count = "" if knobs.gpus_per_replica is None else str(knobs.gpus_per_replica)
+    own = {knob: value for knob, value in knobs.declared().items() if knob in S1_KNOBS}
+    others = (f"{knob}={environment_text(v)}" for knob, v in own.items() if knob is not KnobName.GPUS_PER_REPLICA)
+    return ",".join((count, *others))
 
 
 def render_service(job: TrainingJob) -> Object:
@@ -184,7 +187,7 @@ def render_knobs(job: TrainingJob, live: bool, sequence: int, annotations: Mappi
 def knob_data(knobs: Knobs) -> dict[str, str]:
     """Variables of the S0 knobs; those of S1 are part of the pod."""
     values = knobs.declared().items()
-    return {knob_variable(knob): str(int(value)) for knob, value in values if knob not in S1_KNOBS}
+    return {knob_variable(knob): environment_text(value) for knob, value in values if knob not in S1_KNOBS}
 
 
 def live_file(knobs: Knobs, sequence: int) -> str:

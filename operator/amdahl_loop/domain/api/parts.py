@@ -61,15 +61,17 @@ Summary = Annotated[str, Field(max_length=MAX_SUMMARY_BYTES)]
 Fingerprint = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$", max_length=16)]
 """Identity of the work, or its looser family: 16 hex digits."""
 
-KnobText = Annotated[str, Field(pattern=r"^(true|false|[0-9]{1,8})$", max_length=8)]
-"""Value of a knob as text: a whole number, true or false."""
+KnobText = Annotated[str, Field(pattern=r"^([0-9]{1,8}|[a-z]{1,16})$", max_length=16)]
+"""Value of a knob as text: a whole number, true or false, or one of the knob's words."""
 
 
 def write_knob(value: KnobValue) -> str:
-    """A knob's value as text: `2`, `true`."""
+    """A knob's value as text: `2`, `true`, `block`."""
     return str(value).lower()
 
 
 def read_knob(text: str) -> KnobValue:
-    """The value that such a text holds; ValueError where it is neither a number nor true or false."""
-    return text == "true" if text in ("true", "false") else int(text)
+    """The value that such a text holds."""
+    if text in ("true", "false"):
+        return text == "true"
+    return int(text) if text.isdecimal() else text

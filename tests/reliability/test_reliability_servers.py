@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 
 from reliability.operators import Nursery
+from reliability.relay import Call, Send
 from reliability.scenes import Scene, setting
 from reliability.sweeps import WIN_AND_ROLL_BACK, Disturb, Run, find_faults, hold, run
+from reliability.wire import Reply
 from testbed.cluster import Cluster
 
 
@@ -57,14 +59,21 @@ def test_a_store_that_was_put_back_is_caught_up_with(
     blocks: list[list[str]] = []
 
     async def disturb(scene: Scene) -> None:
+        gate = asyncio.Event()
+
+        async def wait(call: Call, send: Send) -> Reply:
+            await gate.wait()
+            return await send(call)
+
         await scene.reach(taken)
         await asyncio.to_thread(server.snapshot_etcd, tmp_path / "store")
-        kept = {e["metadata"]["name"]: e for e in await scene.experiments()}
-        finished = [block["name"] for e in kept.values() for block in e["status"].get("blocks", [])]
         await scene.reach(restored)
+        scene.relay.fault = wait
         await asyncio.to_thread(server.restore_etcd, tmp_path / "store")
+        blocks.append([block["name"] for e in await scene.experiments() for block in e["status"].get("blocks", [])])
+        del scene.relay.fault
+        gate.set()
         scene.hands.forget(scene.namespace)
-        blocks.append(finished)
         before = scene.operator
 
         async def has_ended() -> bool:

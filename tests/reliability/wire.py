@@ -18,9 +18,15 @@ import aiohttp
 import yaml
 
 Object = dict[str, Any]
+HANG_S = 300.0
+"""A bound on hanging: a server that is away refuses at once, and one on a busy machine greets when it has its turn."""
 CLOSING_S = 0.2
 """Connections over TLS are closed by the event loop, some turns after the session."""
 MERGE = "application/merge-patch+json"
+
+
+class ServerAwayError(aiohttp.ClientError):
+    """The server answers, and cannot do what it is asked for now: its store is away. Whoever plays a controller comes back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +63,16 @@ class Wire:
                 retry_after=answer.headers.get("Retry-After", ""),
             )
 
+    async def ask(self, method: str, path: str, content: bytes | None = None, content_type: str = "") -> Reply:
+        """A request that is answered; ServerAwayError where the server cannot."""
+        reply = await self.send(method, path, content, content_type)
+        if reply.status >= 500:
+            raise ServerAwayError(f"{method} {path}: {reply.status} {reply.content[:300]!r}")
+        return reply
+
     async def get(self, path: str) -> Object | None:
         """The object or list at a path; None where there is none."""
-        while (reply := await self.send("GET", path)).status == 429:
+        while (reply := await self.ask("GET", path)).status == 429:
             await asyncio.sleep(1)  # the storage of a new definition is made ready
         if reply.status == 404:
             return None
@@ -73,15 +86,15 @@ class Wire:
 
     async def post(self, path: str, body: Mapping[str, Any]) -> Reply:
         """Create an object."""
-        return await self.send("POST", path, json.dumps(body).encode(), "application/json")
+        return await self.ask("POST", path, json.dumps(body).encode(), "application/json")
 
     async def merge(self, path: str, body: Mapping[str, Any]) -> Reply:
         """Merge fields into an object."""
-        return await self.send("PATCH", path, json.dumps(body).encode(), MERGE)
+        return await self.ask("PATCH", path, json.dumps(body).encode(), MERGE)
 
     async def delete(self, path: str, **options: Any) -> Reply:
         """Delete the object at a path."""
-        return await self.send("DELETE", path, json.dumps(options).encode(), "application/json")
+        return await self.ask("DELETE", path, json.dumps(options).encode(), "application/json")
 
 
 @asynccontextmanager
@@ -95,7 +108,7 @@ async def open_wire(kubeconfig: Path) -> AsyncIterator[Wire]:
             Path(folder, name).write_bytes(base64.b64decode(user[f"client-{name}-data"]))
         context.load_cert_chain(Path(folder, "certificate"), Path(folder, "key"))
     connector = aiohttp.TCPConnector(ssl=context, limit=0)
-    timeout = aiohttp.ClientTimeout(total=None, sock_connect=10)
+    timeout = aiohttp.ClientTimeout(total=None, sock_connect=HANG_S)
     async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
         yield Wire(cluster["server"], session)
     await asyncio.sleep(CLOSING_S)

@@ -3,31 +3,35 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from amdahl_trainer import knobs
+from amdahl_trainer import config, knobs, start_knobs
 from amdahl_trainer.config import Config
 from amdahl_trainer.data.loader import Settings
 from amdahl_trainer.errors import ConfigError
 from amdahl_trainer.knobs import KnobFile, Knobs, Update, Window
 from amdahl_trainer.peers import Place
 
-START = Knobs(Settings(0, 2, False), 50, False)
+FIXED = start_knobs.present(
+    config.build({"batch.micro_batch": 4, "parallel.bucket_mb": 25, "memory.activation_checkpoint": "block"})
+)
+START = Knobs(Settings(0, 2, False), 50, False, FIXED)
 PAIR = Place(0, 2, 0, 2)
 
 
 @pytest.mark.parametrize(
     ("name", "raw", "expected"),
     [
-        ("dataloaderWorkers", "3", Knobs(Settings(3, 2, False), 50, False)),
+        ("dataloaderWorkers", "3", replace(START, loader=Settings(3, 2, False))),
         ("dataloaderWorkers", 0, START),
-        ("prefetchFactor", 4, Knobs(Settings(0, 4, False), 50, False)),
-        ("pinMemory", 1, Knobs(Settings(0, 2, True), 50, False)),
-        ("checkpointEverySteps", 7, Knobs(Settings(0, 2, False), 7, False)),
-        ("asyncCheckpoint", True, Knobs(Settings(0, 2, False), 50, True)),
+        ("prefetchFactor", 4, replace(START, loader=Settings(0, 4, False))),
+        ("pinMemory", 1, replace(START, loader=Settings(0, 2, True))),
+        ("checkpointEverySteps", 7, replace(START, checkpoint_every=7)),
+        ("asyncCheckpoint", True, replace(START, async_checkpoint=True)),
         ("asyncCheckpoint", "0", START),
         ("persistentWorkers", 1, START),
         ("gpusPerReplica", 2, START),
@@ -43,7 +47,20 @@ PAIR = Place(0, 2, 0, 2)
         ("persistentWorkers", 0, "workers always persist here"),
         ("gpusPerReplica", 4, "fixed at 2 while running; start with launch --nproc"),
         ("replicas", 2, "fixed at 1 while running"),
-        ("microBatch", 2, "there is no such knob"),
+        ("microBatch", 4, START),
+        ("microBatch", 2, "it is 4 while running; a change needs a restart"),
+        ("microBatch", "x", "no whole number from 1"),
+        ("bucketMb", "25", START),
+        ("bucketMb", 50, "it is 25.0 while running; a change needs a restart"),
+        ("compile", 0, START),
+        ("compile", True, "a change needs a restart"),
+        ("activationCheckpointing", "block", START),
+        ("activationCheckpointing", "none", "it is block while running"),
+        ("activationCheckpointing", "all", "'all' is none of none, block, selective"),
+        ("dataParallel", "ddp", START),
+        ("dataParallel", "fsdp", "a change needs a restart"),
+        ("dataParallel", "hsdp", "'hsdp' is none of ddp, fsdp"),
+        ("learningRate", 2, "there is no such knob"),
     ],
 )
 def test_each_knob_applies_or_says_why_not(name, raw, expected):
@@ -63,7 +80,7 @@ def test_one_bad_knob_does_not_keep_the_others_from_applying():
     """Each knob on its own; without a GPU there is nothing to pin for."""
     values = {"pinMemory": 1, "dataloaderWorkers": 2, "colour": "red"}
     outcome = knobs.apply(values, START, PAIR, has_gpu=False)
-    assert outcome.knobs == Knobs(Settings(2, 2, False), 50, False)
+    assert outcome.knobs == replace(START, loader=Settings(2, 2, False))
     assert outcome.applied == {"dataloaderWorkers": 2}
     assert set(outcome.ignored) == {"pinMemory", "colour"}
 
@@ -82,7 +99,7 @@ def test_no_value_from_outside_raises(values):
 
 def test_the_configuration_is_where_knobs_begin():
     """Unset knobs keep the configuration's values; empty variables are unset."""
-    assert Knobs.from_config(Config()) == Knobs(Settings(0, 2, False), 0, False)
+    assert Knobs.from_config(Config()) == Knobs(Settings(0, 2, False), 0, False, start_knobs.present(Config()))
     assert knobs.from_environ({"AMDAHL_DATALOADER_WORKERS": "2", "AMDAHL_REPLICAS": "", "AMDAHL_RUN_ID": "x"}) == {
         "dataloaderWorkers": "2"
     }

@@ -1,6 +1,7 @@
 """Which settings may change while a run goes on, and how is a change told? The knobs of docs/telemetry.md.
 
-Knobs come from the environment at start and from `AMDAHL_KNOBS_FILE` later. A knob that cannot be applied is named with
+Knobs come from the environment at start and from `AMDAHL_KNOBS_FILE` later. Those of the step itself (passes,
+recomputing, gradient messages) are taken at start alone: `start_knobs.py`. A knob that cannot be applied is named with
 the reason and changes nothing. Nothing here changes what is trained; a trial's window alone may move in the data.
 """
 
@@ -8,14 +9,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+from amdahl_trainer import start_knobs
 from amdahl_trainer.config import Config
 from amdahl_trainer.data.loader import Settings
 from amdahl_trainer.errors import ConfigError
 from amdahl_trainer.peers import Place
+from amdahl_trainer.start_knobs import switch, whole
 
 Value = bool | int | float | str | None
 
@@ -29,6 +32,11 @@ ENVIRON = {
     "asyncCheckpoint": "AMDAHL_ASYNC_CHECKPOINT",
     "gpusPerReplica": "AMDAHL_GPUS_PER_REPLICA",
     "replicas": "AMDAHL_REPLICAS",
+    "microBatch": "AMDAHL_MICRO_BATCH",
+    "bucketMb": "AMDAHL_BUCKET_MB",
+    "compile": "AMDAHL_COMPILE",
+    "activationCheckpointing": "AMDAHL_ACTIVATION_CHECKPOINTING",
+    "dataParallel": "AMDAHL_DATA_PARALLEL",
 }
 
 #: More loader processes than this is a mistake whatever the machine.
@@ -40,11 +48,12 @@ MAX_FILE = 65_536
 
 @dataclass(frozen=True)
 class Knobs:
-    """The settings that can be switched at a step boundary."""
+    """The settings that can be switched at a step boundary, and what was fixed at start, by the knobs' names."""
 
     loader: Settings
     checkpoint_every: int
     async_checkpoint: bool
+    fixed: Mapping[str, Value] = field(default_factory=dict)
 
     @classmethod
     def from_config(cls, config: Config) -> Knobs:
@@ -54,6 +63,7 @@ class Knobs:
             Settings(data.num_workers, data.prefetch_factor, data.pin_memory),
             config.checkpoint.every_steps,
             config.checkpoint.async_save,
+            start_knobs.present(config),
         )
 
 
@@ -99,30 +109,35 @@ def apply(values: Mapping[str, object], knobs: Knobs, place: Place, *, has_gpu: 
 def _set(name: str, raw: object, knobs: Knobs, place: Place, has_gpu: bool) -> tuple[Knobs, Value]:
     match name:
         case "dataloaderWorkers":
-            workers = _whole(raw, 0, MAX_WORKERS)
+            workers = whole(raw, 0, MAX_WORKERS)
             return replace(knobs, loader=replace(knobs.loader, workers=workers)), workers
         case "prefetchFactor":
-            factor = _whole(raw, 1, 1024)
+            factor = whole(raw, 1, 1024)
             return replace(knobs, loader=replace(knobs.loader, prefetch_factor=factor)), factor
         case "pinMemory":
-            pin = _switch(raw)
+            pin = switch(raw)
             if pin and not has_gpu:
                 raise ValueError("there is no GPU to pin memory for")
             return replace(knobs, loader=replace(knobs.loader, pin_memory=pin)), pin
         case "checkpointEverySteps":
-            every = _whole(raw, 0, 1 << 40)
+            every = whole(raw, 0, 1 << 40)
             return replace(knobs, checkpoint_every=every), every
         case "asyncCheckpoint":
-            asynchronous = _switch(raw)
+            asynchronous = switch(raw)
             return replace(knobs, async_checkpoint=asynchronous), asynchronous
-    return knobs, _compare(name, raw, place)
+    return knobs, _compare(name, raw, knobs, place)
 
 
-def _compare(name: str, raw: object, place: Place) -> Value:
+def _compare(name: str, raw: object, knobs: Knobs, place: Place) -> Value:
     """A knob that a running process cannot change is applied if it says what already is."""
+    if name in knobs.fixed:
+        value = start_knobs.read(name, raw)
+        if value != knobs.fixed[name]:
+            raise ValueError(f"it is {knobs.fixed[name]} while running; a change needs a restart")
+        return value
     match name:
         case "persistentWorkers":
-            if not _switch(raw):
+            if not switch(raw):
                 raise ValueError("workers always persist here: the loader has no epochs")
             return True
         case "gpusPerReplica":
@@ -132,26 +147,8 @@ def _compare(name: str, raw: object, place: Place) -> Value:
     raise ValueError("there is no such knob")
 
 
-def _whole(raw: object, low: int, high: int) -> int:
-    try:
-        value = int(raw) if isinstance(raw, str) else raw
-    except ValueError:
-        value = None
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise ValueError(f"{str(raw)[:20]!r} is no whole number from {low} to {high}")
-    return value
-
-
-def _switch(raw: object) -> bool:
-    if raw in (True, 1, "1", "true"):
-        return True
-    if raw in (False, 0, "0", "false"):
-        return False
-    raise ValueError(f"{str(raw)[:20]!r} is neither 0 nor 1")
-
-
 def _fixed(raw: object, present: int, remedy: str) -> int:
-    wanted = _whole(raw, 1, 1 << 20)
+    wanted = whole(raw, 1, 1 << 20)
     if wanted != present:
         raise ValueError(f"fixed at {present} while running; {remedy}")
     return wanted

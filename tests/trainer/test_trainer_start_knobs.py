@@ -1,0 +1,106 @@
+"""Knobs of the step: what a start takes into its configuration, and what it leaves alone and why."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from amdahl_trainer import config, start_knobs
+from amdahl_trainer.peers import Place
+
+CPU = torch.device("cpu")
+PAIR = Place(0, 2, 0, 2)
+CONFIG = config.build({"batch.global_sequences": 16, "batch.micro_batch": 2})
+NAMES = ["microBatch", "bucketMb", "compile", "activationCheckpointing", "dataParallel"]
+
+
+@pytest.mark.parametrize(
+    ("name", "raw", "key", "value"),
+    [
+        ("microBatch", "8", "batch.micro_batch", 8),
+        ("microBatch", 1, "batch.micro_batch", 1),
+        ("bucketMb", "100", "parallel.bucket_mb", 100.0),
+        ("compile", "0", "run.compile", "none"),
+        ("activationCheckpointing", "block", "memory.activation_checkpoint", "block"),
+        ("activationCheckpointing", "selective", "memory.activation_checkpoint", "selective"),
+        ("dataParallel", "fsdp", "parallel.dp_mode", "fsdp2"),
+        ("dataParallel", "ddp", "parallel.dp_mode", "ddp"),
+    ],
+)
+def test_a_knob_sets_its_own_key(name, raw, key, value):
+    """What a variable says becomes one key of the configuration, which then says the same of itself."""
+    started = start_knobs.take(CONFIG, {name: raw}, PAIR, CPU)
+
+    assert config.flatten(started.config) == config.flatten(CONFIG) | {key: value}
+    assert not started.ignored
+    assert start_knobs.present(started.config)[name] == start_knobs.read(name, raw)
+
+
+@pytest.mark.parametrize(
+    ("name", "raw", "said"),
+    [
+        ("microBatch", "3", "does not divide a rank's share of 8 sequences"),
+        ("microBatch", "16", "nearest legal: 8"),
+        ("microBatch", "0", "no whole number from 1"),
+        ("microBatch", "two", "no whole number"),
+        ("bucketMb", "0", "no whole number from 1 to 4096"),
+        ("compile", "maybe", "neither 0 nor 1"),
+        ("activationCheckpointing", "all", "none of none, block, selective"),
+        ("dataParallel", "hsdp", "none of ddp, fsdp"),
+    ],
+)
+def test_what_does_not_fit_is_left_alone_with_the_reason(name, raw, said):
+    """The configuration's own value stands: a trial of such a value is no crash, it shows no difference."""
+    started = start_knobs.take(CONFIG, {name: raw}, PAIR, CPU)
+
+    assert started.config == CONFIG
+    assert said in started.ignored[name]
+
+
+def test_one_bad_knob_does_not_keep_the_others_out():
+    """Each on its own; knobs that are not of the step are not looked at."""
+    values = {"microBatch": "5", "activationCheckpointing": "block", "dataloaderWorkers": "x"}
+    started = start_knobs.take(CONFIG, values, PAIR, CPU)
+
+    assert started.config.memory.activation_checkpoint == "block"
+    assert set(started.ignored) == {"microBatch"}
+
+
+def test_without_a_compiler_compiling_is_refused_as_a_knob(monkeypatch):
+    """As a key it would end the run; as a knob it is named, and the model runs as it is."""
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    monkeypatch.setenv("PATH", "")
+    started = start_knobs.take(CONFIG, {"compile": "1"}, PAIR, CPU)
+
+    assert started.config == CONFIG
+    assert "compiler" in started.ignored["compile"]
+
+
+@given(st.dictionaries(st.sampled_from(NAMES), st.one_of(st.none(), st.text(), st.floats(), st.lists(st.none()))))
+def test_no_value_from_outside_raises(values):
+    """Any value is taken or named."""
+    started = start_knobs.take(CONFIG, values, PAIR, CPU)
+
+    assert set(started.ignored) <= set(values)
+
+
+def test_a_run_takes_the_knobs_of_the_step_and_trains_the_same(run):
+    """Two ranks, all of them changed and one that does not fit: the record says so, samples and losses stay."""
+    environ = {
+        "AMDAHL_MICRO_BATCH": "2",
+        "AMDAHL_BUCKET_MB": "1",
+        "AMDAHL_ACTIVATION_CHECKPOINTING": "block",
+        "AMDAHL_DATA_PARALLEL": "fsdp",
+        "AMDAHL_COMPILE": "perhaps",
+    }
+    plain, changed = run("plain", nproc=2), run("changed", nproc=2, environ=environ)
+
+    assert changed.codes == [0, 0], changed.output
+    (knob,) = changed.of("knob")
+    taken = {"microBatch": 2, "bucketMb": 1, "activationCheckpointing": "block", "dataParallel": "fsdp"}
+    assert knob["applied"] == taken
+    assert knob["ignored"] == {"compile": "'perhaps' is neither 0 nor 1"}
+    assert changed.sample_digests == plain.sample_digests
+    assert changed.losses == pytest.approx(plain.losses, rel=1e-5)

@@ -19,16 +19,21 @@ class Direction(StrEnum):
 
     UP = "more"
     DOWN = "fewer"
+    OFF = "no"
     KEEP = "no change"
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """Values of one knob to be measured from outside; `interval_s` is the time between interruptions for a cadence."""
+    """Values of one knob to be measured from outside; `interval_s` is the time between interruptions for a cadence.
+
+    `steps` is the program's own option for the number of its steps.
+    """
 
     variable: str
-    values: tuple[int, ...]
+    values: tuple[int | str, ...]
     interval_s: float | None = None
+    steps: str = "--steps"
 
 
 @dataclass(frozen=True)
@@ -115,6 +120,27 @@ SCENARIOS = (
     ),
     Scenario("rank-straggler", "Straggler", None, Direction.KEEP),
     Scenario("startup-bound", "StartupBound", None, Direction.KEEP, max_trials=0),
+    Scenario(
+        "short-passes",
+        "ComputeBound",
+        "microBatch",
+        Direction.UP,
+        sweep=Sweep("AMDAHL_MICRO_BATCH", (1, 2, 4, 8, 16), steps="--run.max_steps"),
+    ),
+    Scenario(
+        "crowded-ranks",
+        "Oversized",
+        "gpusPerReplica",
+        Direction.DOWN,
+        sweep=Sweep("AMDAHL_GPUS_PER_REPLICA", (4, 2, 1), steps="--run.max_steps"),
+    ),
+    Scenario(
+        "computed-twice",
+        "ComputeBound",
+        "activationCheckpointing",
+        Direction.OFF,
+        sweep=Sweep("AMDAHL_ACTIVATION_CHECKPOINTING", ("block", "selective", "none"), steps="--run.max_steps"),
+    ),
 )
 
 TRAPS = (

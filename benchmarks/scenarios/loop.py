@@ -23,8 +23,8 @@ class Tried:
     """One experiment, as the command line tells it."""
 
     knob: str
-    before: int | bool | None
-    after: int | bool
+    before: int | bool | str | None
+    after: int | bool | str
     verdict: str
     reason: str
     sentence: str
@@ -43,7 +43,7 @@ class Found:
     bottleneck: str
     sentence: str
     experiments: tuple[Tried, ...]
-    knobs: dict[str, int | bool]
+    knobs: dict[str, int | bool | str]
     end: str
     wall_s: float
 

@@ -87,8 +87,7 @@ def run_line(line: Scenario | Trap, work: Path, out: Path, profile: str, rounds:
     found = run_loop(line.name, line.manifest, work, out, profile)
     swept = None
     if line.sweep is not None and line.knob is not None and rounds:
-        value = int(found.knobs[line.knob])
-        swept = measure(line.sweep, line.manifest, value, work, out / "sweep.jsonl", rounds)
+        swept = measure(line.sweep, line.manifest, found.knobs[line.knob], work, out / "sweep.jsonl", rounds)
     return judge_scenario(line, found, swept)
 
 

@@ -41,40 +41,42 @@ class Timed(NamedTuple):
 class Swept(NamedTuple):
     """Log cost of each value, and what each one gains over the first."""
 
-    costs: dict[int, float]
+    costs: dict[int | str, float]
 
-    def gain(self, value: int) -> float:
+    def gain(self, value: int | str) -> float:
         """Share of the first value's cost that this one saves."""
         base = next(iter(self.costs.values()))
         return -math.expm1(self.costs[value] - base)
 
     @property
-    def best(self) -> int:
+    def best(self) -> int | str:
         """The cheapest value."""
         return min(self.costs, key=lambda value: self.costs[value])
 
 
-def measure(sweep: Sweep, manifest: str, found: int, work: Path, raw: Path, rounds: int) -> Swept:
+def measure(sweep: Sweep, manifest: str, found: int | str, work: Path, raw: Path, rounds: int) -> Swept:
     """Measure all values (and the one the loop found); runs that are on record in `raw` are not run again."""
     values = list(dict.fromkeys((*sweep.values, found)))
-    settings = values if sweep.interval_s is None else [NEVER, SAVE_EVERY]
+    settings: list[int | str] = values if sweep.interval_s is None else [NEVER, SAVE_EVERY]
     known = [json.loads(line) for line in raw.read_text().splitlines()] if raw.exists() else []
     job = YAML(typ="safe").load(manifest)
     for number in range(rounds):
         for value in settings[number % len(settings) :] + settings[: number % len(settings)]:
             if any(run["round"] == number and run["value"] == value for run in known):
                 continue
-            timed = time_run(job, sweep.variable, value, work)
+            timed = time_run(job, sweep, value, work)
             known.append({"round": number, "value": value, **timed._asdict()})
             with raw.open("a") as file:
                 file.write(json.dumps(known[-1]) + "\n")
-    mean_s = {value: fmean(run["step_s"] for run in known if run["value"] == value) for value in settings}
+    mean_s: dict[int | str, float] = {
+        value: fmean(run["step_s"] for run in known if run["value"] == value) for value in settings
+    }
     if sweep.interval_s is None:
-        processes = {v: v if sweep.variable == "AMDAHL_GPUS_PER_REPLICA" else 1 for v in values}
+        processes = {v: int(v) if sweep.variable == "AMDAHL_GPUS_PER_REPLICA" else 1 for v in values}
         return Swept({value: math.log(processes[value] * mean_s[value]) for value in values})
     launch_s = fmean(run["launch_s"] for run in known)
     save_s = SAVE_EVERY * max(0.0, mean_s[SAVE_EVERY] - mean_s[NEVER])
-    return Swept({v: log_useful_step_s(v, mean_s[NEVER], save_s, launch_s, sweep.interval_s) for v in values})
+    return Swept({v: log_useful_step_s(int(v), mean_s[NEVER], save_s, launch_s, sweep.interval_s) for v in values})
 
 
 def log_useful_step_s(every: int, step_s: float, save_s: float, restart_s: float, interval_s: float) -> float:
@@ -87,14 +89,14 @@ def log_useful_step_s(every: int, step_s: float, save_s: float, restart_s: float
     return math.log(interval_s + restart_s) - math.log(kept_steps)
 
 
-def time_run(job: dict[str, Any], variable: str, value: int, work: Path) -> Timed:
+def time_run(job: dict[str, Any], sweep: Sweep, value: int | str, work: Path) -> Timed:
     """Run the job once and stamp the lines of its first and its last measured step."""
     container = job["spec"]["template"]["spec"]["containers"][0]
-    variables = {item["name"]: item["value"] for item in container.get("env", [])} | {variable: str(value)}
+    variables = {item["name"]: item["value"] for item in container.get("env", [])} | {sweep.variable: str(value)}
     for knob, setting in job["spec"]["knobs"].items():
         name = "AMDAHL_" + "".join("_" + c if c.isupper() else c.upper() for c in knob)
-        variables.setdefault(name, str(int(setting)))
-    command = [expand(word, variables) for word in container["command"]] + ["--steps", str(LAST_STEP)]
+        variables.setdefault(name, setting if isinstance(setting, str) else str(int(setting)))
+    command = [expand(word, variables) for word in container["command"]] + [sweep.steps, str(LAST_STEP)]
     entry = os.pathsep.join((str(TRAINER_IMAGE / "amdahl_probe" / "entry"), str(TRAINER_IMAGE)))
     begun_s = time.monotonic()
     process = subprocess.Popen(
@@ -108,7 +110,7 @@ def time_run(job: dict[str, Any], variable: str, value: int, work: Path) -> Time
     )
     stamps = _stamp(process)
     if process.wait(timeout=RUN_LIMIT_S) != 0 or LAST_STEP not in stamps:
-        raise RuntimeError(f"{' '.join(command)} with {variable}={value} ended with {process.returncode}")
+        raise RuntimeError(f"{' '.join(command)} with {sweep.variable}={value} ended with {process.returncode}")
     step_s = (stamps[LAST_STEP] - stamps[WARM_STEPS]) / (LAST_STEP - WARM_STEPS)
     return Timed(step_s, max(0.0, stamps[10] - begun_s - 10 * step_s))
 

@@ -49,7 +49,7 @@ def judge_scenario(scenario: Scenario, found: Found, swept: Swept | None) -> Row
     share = gain = None
     if swept is not None and scenario.knob is not None:
         gain, best = swept.gain(swept.best), swept.costs[swept.best]
-        base, mine = next(iter(swept.costs.values())), swept.costs[int(found.knobs[scenario.knob])]
+        base, mine = next(iter(swept.costs.values())), swept.costs[found.knobs[scenario.knob]]
         share = (base - mine) / (base - best) if base > best else 1.0
         if share < SHARE_BAR:
             faults.append(f"{100 * share:.0f} % of the sweep's gain (best {swept.best})")
@@ -88,6 +88,8 @@ def is_right_way(tried: Tried, scenario: Scenario) -> bool:
     """Whether a change moved the right knob the right way."""
     if tried.knob != scenario.knob or tried.before is None:
         return False
+    if isinstance(tried.before, str) or isinstance(tried.after, str):
+        return scenario.direction is Direction.OFF and tried.after == "none"
     return tried.after > tried.before if scenario.direction is Direction.UP else tried.after < tried.before
 
 

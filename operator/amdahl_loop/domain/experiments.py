@@ -99,6 +99,16 @@ class Question(NamedTuple):
     """Key of the hypothesis."""
 
 
+class Abstract(NamedTuple):
+    """What a memory of thousands of experiments asks of each of them, side by side: read with one look."""
+
+    job_uid: str
+    question: Question
+    is_open: bool
+    is_won: bool
+    held_device_s: float
+
+
 class Experiment(Frozen):
     """A plan, the blocks that have finished, what was stopped in between, and the verdict once there is one."""
 
@@ -127,6 +137,11 @@ class Experiment(Frozen):
         """Device-seconds that the experiment has held: what the budget and the bank are charged."""
         recorded_s = sum(block.held_device_s for block in self.blocks)
         return recorded_s + sum(loss.held_device_s for loss in self.losses)
+
+    @cached_property
+    def abstract(self) -> Abstract:
+        """What is asked of it again after every record."""
+        return Abstract(self.plan.job_uid, self.question, self.verdict is None, self.is_won, self.held_device_s)
 
     def stage_records(self, stage: Stage, check: int | None = None) -> tuple[BlockRecord, ...]:
         """Finished blocks of a stage (of one check of it), in plan order."""

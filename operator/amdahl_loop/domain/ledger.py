@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 from pydantic import Field
 
@@ -75,24 +75,24 @@ class Application(Frozen):
 
 @dataclass(frozen=True)
 class History:
-    """One job's own experiments, oldest first, and what every decision asks of them: found out once."""
+    """One job's own experiments, oldest first, and what every decision asks of them.
+
+    `running` is the one without a verdict, of which there is at most one; `wins` are those that won, applied or not;
+    `spent_h` are the device-hours that all have held.
+    """
 
     experiments: tuple[Experiment, ...] = ()
+    running: Experiment | None = None
+    wins: tuple[Experiment, ...] = ()
+    spent_h: float = 0.0
 
-    @cached_property
-    def running(self) -> Experiment | None:
-        """The experiment without a verdict; there is at most one."""
-        return next((experiment for experiment in self.experiments if experiment.verdict is None), None)
 
-    @cached_property
-    def wins(self) -> tuple[Experiment, ...]:
-        """Those that won, applied or not."""
-        return tuple(experiment for experiment in self.experiments if experiment.is_won)
+class Asked:
+    """Experiments on one question, oldest first, and how many of them have ended how."""
 
-    @cached_property
-    def spent_h(self) -> float:
-        """Device-hours that they have held."""
-        return sum(experiment.held_device_s for experiment in self.experiments) / 3600
+    def __init__(self) -> None:
+        self.experiments: list[Experiment] = []
+        self.won = self.closed = 0
 
 
 class JobMemory(Frozen):
@@ -108,41 +108,68 @@ class JobMemory(Frozen):
 
     def of_job(self, job_uid: str) -> History:
         """A job's own experiments."""
-        return self._by_job.get(job_uid, History())
+        return self._digest.by_job.get(job_uid, History())
 
     def of_others(self, job_uid: str) -> tuple[Experiment, ...]:
         """Other jobs' experiments on the same work, oldest first."""
-        if self._by_job.keys() <= {job_uid}:
+        if self._digest.by_job.keys() <= {job_uid}:
             return ()
         return tuple(experiment for experiment in self.experiments if experiment.plan.job_uid != job_uid)
 
     def that_asked(self, question: Question) -> Sequence[Experiment]:
         """Experiments on this very question about this very work, oldest first."""
-        return self._by_question.get(question, ())
+        asked = self._digest.by_question.get(question)
+        return asked.experiments if asked else ()
 
     @cached_property
     def outcomes(self) -> Outcomes:
         """How experiments on each knob ended, on this work and in its family."""
         found = Counter((e.plan.hypothesis.knob, e.is_won) for e in self.family)
-        for asked in self._by_question.values():
-            knob, closed = asked[0].plan.hypothesis.knob, [e.is_won for e in asked if e.verdict is not None]
-            found[knob, True] += sum(closed)
-            found[knob, False] += len(closed) - sum(closed)
+        for asked in self._digest.by_question.values():
+            knob = asked.experiments[0].plan.hypothesis.knob
+            found[knob, True] += asked.won
+            found[knob, False] += asked.closed - asked.won
         return found
 
     @cached_property
-    def _by_job(self) -> Mapping[str, History]:
-        jobs = defaultdict[str, list[Experiment]](list)
+    def _digest(self) -> "_Digest":
+        """Found out once for a memory, in one pass: after a record it is what a decision on thousands waits for."""
+        drafts = defaultdict[str, _Draft](_Draft)
+        questions = defaultdict[Question, Asked](Asked)
         for experiment in self.experiments:
-            jobs[experiment.plan.job_uid].append(experiment)
-        return {job_uid: History(tuple(own)) for job_uid, own in jobs.items()}
+            job_uid, question, is_open, is_won, held_device_s = experiment.abstract
+            draft, asked = drafts[job_uid], questions[question]
+            draft.experiments.append(experiment)
+            asked.experiments.append(experiment)
+            draft.held_device_s += held_device_s
+            if is_open:
+                draft.running = draft.running or experiment
+                continue
+            asked.closed += 1
+            if is_won:
+                asked.won += 1
+                draft.wins.append(experiment)
+        return _Digest({job_uid: draft.finish() for job_uid, draft in drafts.items()}, questions)
 
-    @cached_property
-    def _by_question(self) -> Mapping[Question, Sequence[Experiment]]:
-        questions = defaultdict[Question, list[Experiment]](list)
-        for experiment in self.experiments:
-            questions[experiment.question].append(experiment)
-        return questions
+
+class _Draft:
+    """A job's history while it is being read."""
+
+    def __init__(self) -> None:
+        self.experiments: list[Experiment] = []
+        self.wins: list[Experiment] = []
+        self.running: Experiment | None = None
+        self.held_device_s = 0.0
+
+    def finish(self) -> History:
+        return History(tuple(self.experiments), self.running, tuple(self.wins), self.held_device_s / 3600)
+
+
+class _Digest(NamedTuple):
+    """The experiments of a memory by whom they are of, and by what they asked."""
+
+    by_job: Mapping[str, History]
+    by_question: Mapping[Question, Asked]
 
 
 def fingerprint_job(job: TrainingJob, device_type: str, code: str = "") -> str:

@@ -91,7 +91,7 @@ def make_engine(tmp_path: Path) -> Iterator[Callable[..., Engine]]:
     yield make
     for engine in made:
         engine.parts.loader.close()
-        engine.parts.reporter.recorder.close()
+        engine.parts.reporter.close(engine.steps, "exit")
 
 
 @dataclass

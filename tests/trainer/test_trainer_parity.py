@@ -220,11 +220,11 @@ def test_context_parallelism_without_data_parallelism_reduces_gradients(pool):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("values", "has_marks"),
-    [({}, True), (FSDP, True), ({**TP, **FSDP}, False), (TP, False), (ONE_EACH, False), (CP, True)],
+    [({}, True), (FSDP, False), ({**TP, **FSDP}, False), (TP, False), (ONE_EACH, False), (CP, True)],
     ids=["ddp", "fsdp2", "fsdp2 beside tp alone", "tp", "pp", "cp"],
 )
 def test_local_gradients_are_marked_where_a_reduction_follows(pool, values, has_marks):
-    """The clock needs the last one, to tell what of the backward pass was waiting for other ranks."""
+    """The clock needs the last one where DDP waits below Python; on a CPU the waits of FSDP are seen themselves."""
     assert (pool(2).run(values)["marks"] > 0) == has_marks
 
 

@@ -140,7 +140,7 @@ def test_the_tail_is_what_follows_the_last_gradient():
     import torch
 
     hands = Hands()
-    clock = HostClock(hands)
+    clock = HostClock(Ledger(clock=hands, bottom="compute"))
     for marks, tail_ms in (((5, 4), 21), ((), 0)):
         clock.ask()
         clock.begin()
@@ -152,6 +152,39 @@ def test_the_tail_is_what_follows_the_last_gradient():
         clock.finish(torch.tensor([2.5, 1.5, 0.0]))
         assert list(clock.ready()) == [Reading(2.5, 1.5, False, tail_ms * MS, None)]
     assert list(clock.ready(wait=True)) == []
+
+
+MESH = {"model.n_layers": 4, "model.n_kv_heads": 2, "model.tie_embeddings": False, "batch.micro_batch": 2}
+MODES = {
+    "fsdp2": {"parallel.dp_mode": "fsdp2"},
+    "tp": {"parallel.tp": 2},
+    "async_tp": {"parallel.tp": 2, "parallel.async_tp": True},
+    "1f1b": {"parallel.pp": 2},
+    "interleaved": {"parallel.pp": 2, "parallel.pp_schedule": "interleaved"},
+    "cp": {"parallel.cp": 2},
+    "ring": {"parallel.cp": 2, "parallel.cp_mode": "ring"},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", MODES)
+def test_phases_sum_to_the_wall_in_every_mode(run, mode):
+    """Also the sums over ranks: what the first rank accounts for is what all ranks' ledgers counted, to the nanosecond."""
+    changes = {**MESH, **MODES[mode], "run.max_steps": 4, "checkpoint.every_steps": 2, "eval.every_steps": 3}
+    done = run(mode, changes, nproc=2)
+    assert done.codes == [0, 0], done.output
+    for rank in (0, 1):
+        steps = done.of("step", rank)
+        assert all(sum(step["ph"].values()) == step["w"] for step in steps)
+        assert all(now["t"] - now["w"] == before["t"] for before, now in pairwise(steps))
+        assert all(step["ph"]["comm"] > 0 for step in steps)
+    lines = [json.loads(line) for line in (done.home.parent / "out" / mode / "metrics.jsonl").read_text().splitlines()]
+    told = [line["all_ns"] for line in lines if line["schema"] == "trainer.step/1"]
+    for phase in ("input", "compute", "eval"):
+        counted = [step["ph"].get(phase, 0) for rank in (0, 1) for step in done.of("step", rank)]
+        assert sum(phases.get(phase, 0) for phases in told) == sum(counted), phase
+    (account,) = (line for line in lines if line["schema"] == "trainer.goodput/1")
+    assert account["held_ns"] == account["useful_ns"] + sum(account["badput_ns"].values())
 
 
 def test_real_steps_sum_to_their_wall_and_laps_tile_the_run(run):

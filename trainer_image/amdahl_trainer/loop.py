@@ -9,14 +9,16 @@ from __future__ import annotations
 import gc
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
 
 from amdahl_probe.emit import Batches
-from amdahl_probe.spans import Ledger
-from amdahl_trainer import flops, knobs, optim
+from amdahl_probe.spans import PHASES, Ledger
+from amdahl_trainer import device as devices
+from amdahl_trainer import flops, knobs, optim, waits
+from amdahl_trainer.chief import Step
 from amdahl_trainer.ckpt import Checkpoints, Progress
 from amdahl_trainer.config import Config
 from amdahl_trainer.data.loader import Batch, Loader
@@ -25,9 +27,10 @@ from amdahl_trainer.device import Clock
 from amdahl_trainer.errors import NonFiniteError
 from amdahl_trainer.knobs import KnobFile, Knobs, Update, Window
 from amdahl_trainer.mesh import Seat
-from amdahl_trainer.peers import Agreement, Peers, Place
+from amdahl_trainer.peers import Agreement, Peers, Place, Told
+from amdahl_trainer.profiler import Profiler
 from amdahl_trainer.replica import Replica
-from amdahl_trainer.report import Reporter, Step, describe
+from amdahl_trainer.report import Reporter, count_squares, describe
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ class Parts:
     clock: Clock
     ledger: Ledger
     reporter: Reporter
-    cost: flops.PerToken
+    profiler: Profiler
     peak: float | None
     evaluate: Callable[[], float]
     wants_stop: Callable[[], bool]
@@ -64,6 +67,7 @@ class Engine:
         self.seq = seq
         self.save_every: int | None = None  # a trial window's own cadence
         self.steps = 0
+        self._untold: dict[str, int] = {}  # phases of laps that the other ranks do not know of
         self._pending: deque[Step] = deque()
         self._tags: list[str] = ["warmup"]
         self._last_saved = progress.step
@@ -75,9 +79,14 @@ class Engine:
 
         Raises:
             NonFiniteError: the loss or the gradients are not finite; the parameters are those before that step.
+        with waits.told_to(self.parts.clock.waiting):
+            self._train(startup)
+        return self._is_finished()
+
+    def _train(self, startup: Callable[[], None]) -> None:
         """
         parts = self.parts
-        parts.ledger.take()  # the first step begins when the first batch is asked for
+        self._leave_untold(parts.ledger.take())  # the first step begins when the first batch is asked for
         parts.clock.ask()
         batch = parts.loader.next() if not self._is_finished() else None
         startup()
@@ -85,18 +94,42 @@ class Engine:
             news = parts.knob_file.poll()
             parts.ledger.rest("compute")
             parts.clock.begin()
-            with parts.ledger.span("comm"):
-                agreed = parts.peers.agree(batch.valid if parts.seat.reads else 0, parts.wants_stop(), news is not None)
+            agreed = self._agree(batch, news)
             if agreed.stop:
                 break
-            self._step(batch, agreed)
+            self._take_step(batch, agreed)
             self._between(news, agreed)
+        self._end()
+
+    def _agree(self, batch: Batch, news: str | None) -> Agreement:
+        """Before each step the ranks tell each other what they have, want and did."""
+        parts = self.parts
+        squares = count_squares(batch, doc_mask=parts.config.data.doc_mask)
+        valid, squares = (batch.valid, squares) if parts.seat.reads else (0, 0)
+        with parts.ledger.span("comm"):
+            return parts.peers.agree(valid, parts.wants_stop(), news is not None, Told(squares, self._tell()))
+
+    def _leave_untold(self, phases: Mapping[str, int]) -> None:
+        for phase, ns in phases.items():
+            self._untold[phase] = self._untold.get(phase, 0) + ns
+
+    def _tell(self) -> list[int]:
+        """What this rank spent since it last told, by phase."""
+        untold, self._untold = self._untold, {}
+        return [untold.get(phase, 0) for phase in PHASES]
+
+    def _end(self) -> None:
+        """All ranks come here together, with the run finished or a request to stop."""
+        parts = self.parts
+        parts.ledger.rest("other")
             batch = self._next_batch()
         self._read(wait=True)
         if self.progress.step > self._last_saved:
             self._save(asynchronous=False)
         self._report_durable(wait=True)
-        return self._is_finished()
+        self._leave_untold(parts.ledger.take())
+        agreed = parts.peers.agree(0, stop=False, news=False, told=Told(0, self._tell()))
+        parts.reporter.finish(agreed, self.progress.step, devices.peak_bytes(parts.device))
 
     def _is_finished(self) -> bool:
         """A trial is ended by its supervisor, not by the number of steps that the job has left."""
@@ -108,6 +141,19 @@ class Engine:
         self.parts.clock.ask()
         with self.parts.ledger.span("input"):
             return self.parts.loader.next()
+    def _take_step(self, batch: Batch, agreed: Agreement) -> None:
+        """One step, recorded where it is due. Recording belongs to its lap, writing the trace to the next one's."""
+        profiler, number = self.parts.profiler, self.progress.step + 1
+        if not profiler.is_due(number):
+            self._step(batch, agreed)
+            return
+        self._tags.append("profile")
+        with profiler.record(number) as found:
+            self._step(batch, agreed)
+        self._tags.append("profile")
+        for profile in found:
+            self.parts.reporter.profiled(profile)
+
 
     def _step(self, batch: Batch, agreed: Agreement) -> None:
         parts, config = self.parts, self.parts.config
@@ -131,12 +177,14 @@ class Engine:
             phases=phases,
             batch=describe(batch, parts.seat.reads),
             loader=Batches().plus(batch.cost_ns),
-            valid=batch.valid if parts.seat.reads else 0,
+            valid=agreed.valid,
+            squares=agreed.told.squares,
             lr=lr,
             seq=self.seq,
             tags=tags,
         )
         self.steps += 1
+        parts.reporter.agreed(agreed, parts.checkpoints.durable)
         self._pending.append(step)
         self._read()
 
@@ -145,15 +193,20 @@ class Engine:
         parts = self.parts
         for reading in parts.clock.ready(wait):
             step = self._pending.popleft()
-            parts.reporter.step(step, reading, parts.cost, parts.peak)
+            self._leave_untold(parts.reporter.step(step, reading, self._cost(step), parts.peak))
             if step.total % parts.config.metrics.log_every == 0:
-                parts.reporter.line(step, reading, parts.config.run.max_steps)
+                parts.reporter.line(step, reading)
             if reading.refused:
                 self._report_durable(wait=True)  # what is being written is good
                 raise NonFiniteError(
                     f"step {step.total}: loss {reading.loss}, gradient norm {reading.grad_norm}; the step was refused, "
                     f"the newest checkpoint is of step {parts.checkpoints.durable}; lower optim.lr or look at the data"
                 )
+    def _cost(self, step: Step) -> flops.PerToken:
+        """FLOPs of a token of this step, whose documents are as long as they are."""
+        config = self.parts.config
+        return flops.per_token(config.model, config.data.seq_len, step.squares / step.valid if step.valid else 0.0)
+
 
     def _between(self, news: str | None, agreed: Agreement) -> None:
         """Everything that may happen at a step boundary."""

@@ -186,7 +186,8 @@ def _reduce(
     if mesh.degrees.dp_cp == 1:
         return Reduced(module)
     if mesh.degrees.is_sharded(config.parallel.dp_mode):
-        fsdp.mark(model.blocks.values(), on_gradient)
+        if device.type != "cpu":  # there each of FSDP's waits is seen where it is, see `waits`
+            fsdp.mark(model.blocks.values(), on_gradient)
         fsdp.shard(module, mesh.copies, _sharding(config, keep=True))  # the outermost is needed again at once
         return fsdp.reduce(module, mesh.copies)
     is_all = mesh.degrees.dp_cp == mesh.degrees.world

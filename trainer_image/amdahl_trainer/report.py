@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from amdahl_probe import digests, metrics
-from amdahl_probe.emit import Batches, Recorder, StepRecord
-from amdahl_probe.spans import PHASES, Ledger
+from amdahl_probe.emit import Recorder, StepRecord
+from amdahl_probe.spans import Ledger
 from amdahl_probe.trace import Trace
-from amdahl_trainer import flops
+from amdahl_trainer import console, flops
+from amdahl_trainer.chief import Chief, Step, open_outlets
+from amdahl_trainer.config import Config
+from amdahl_trainer.console import Facts
 from amdahl_trainer.data.loader import Batch
 from amdahl_trainer.device import Reading, attribute
 from amdahl_trainer.errors import ConfigError
-from amdahl_trainer.peers import Place
+from amdahl_trainer.peers import Agreement, Place
+from amdahl_trainer.profiler import Profile
 
 
 @dataclass(frozen=True)
@@ -42,36 +46,29 @@ class Telemetry:
         )
 
 
-@dataclass(frozen=True)
-class Step:
-    """One finished step as the host knows it; its reading may come later."""
-
-    index: int
-    total: int
-    end_ns: int
-    phases: dict[str, int]
-    batch: digests.BatchDigest
-    loader: Batches
-    valid: int
-    lr: float
-    seq: int
-    tags: tuple[str, ...]
-
-
 def describe(batch: Batch, is_counted: bool) -> digests.BatchDigest:
     """The digest of a batch: shapes, a few elements and the sample numbers, unless another rank counts them."""
     found = digests.digest([batch.inputs, batch.targets, batch.segments], batch.samples)
     return found if is_counted else found._replace(samples=0, elements=0, ids=0)
 
 
+def count_squares(batch: Batch, *, doc_mask: bool) -> int:
+    """Lengths of the documents that attention keeps apart, squared and summed; without the mask a row is one."""
+    if doc_mask:
+        return batch.counts.sum_len_sq
+    tokens = (batch.segments > 0).sum(1)
+    return int((tokens * tokens).sum())
+
+
 class Reporter:
-    """Records, metrics and console of one rank."""
+    """Records, metrics and console of one rank; rank 0 also keeps the run's journal."""
 
     def __init__(self, telemetry: Telemetry, place: Place, device_name: str, begun_ns: int) -> None:
         """Open the record file and the port. Raises ConfigError if that cannot be done."""
         directory = telemetry.directory
         self._trace = Trace(Path(directory)) if telemetry.trace and directory else None
-        self._rank = place.rank
+        self._place = place
+        self._run = telemetry.run
         self._counters = metrics.Metrics({"run": telemetry.run})
         try:
             self.recorder = Recorder(telemetry.directory, place.rank, place.world, self._counters)
@@ -83,14 +80,30 @@ class Reporter:
                 f"{telemetry.port}"
             ) from error
         self.recorder.start(device_name, True, "trainer", begun_ns)  # this trainer switches knobs live
-        self._console = _Console()
+        self._interval = console.Interval()
+        self._chief: Chief | None = None
 
     def new_ledger(self, begun_ns: int) -> Ledger:
         """The ledger of the training thread, counting `startup` since the process began."""
         return Ledger(begin_ns=begun_ns, trace=self._trace.spans if self._trace else None)
 
-    def step(self, step: Step, reading: Reading, cost: flops.PerToken, peak: float | None) -> None:
-        """Write the record of a step whose reading is known, and now and then the trace so far."""
+    @property
+    def mfu(self) -> Mapping[str, float]:
+        """Of the last step known, by convention; empty where the peak is unknown."""
+        return self._counters.mfu
+
+    def appoint(self, facts: Facts, config: Config, environ: Mapping[str, str]) -> None:
+        """Say what the run is; rank 0 then reports for all ranks. Raises ConfigError, see `chief.open_outlets`."""
+        if self._place.rank == 0:
+            self.say(console.introduce(facts))
+            self._chief = Chief(open_outlets(config, environ), facts, self._run)
+
+    def step(self, step: Step, reading: Reading, cost: flops.PerToken, peak: float | None) -> dict[str, int]:
+        """Write the record of a step whose reading is known, and now and then the trace so far.
+
+        Returns:
+            The step's phases, corrected by the reading.
+        """
         phases = attribute(step.phases, reading)
         self.recorder.step(
             StepRecord(
@@ -109,52 +122,48 @@ class Reporter:
             )
         )
         wall_ns = sum(phases.values())
-        self._counters.mfu.update(flops.utilisation(cost, step.valid / wall_ns * 1e9, peak))
-        self._console.add(phases, step.valid)
+        mfu = flops.utilisation(cost, step.valid / self._place.world / max(1, wall_ns) * 1e9, peak)
+        self._counters.mfu.update(mfu)
+        self._interval.add(phases, step.valid)
+        if self._chief is not None:
+            self._chief.step(step, reading, phases, mfu)
         if self._trace is not None:
-            self._trace.flush(self._rank)
+            self._trace.flush(self._place.rank)
+        return phases
 
-    def line(self, step: Step, reading: Reading, last_step: int) -> None:
+    def agreed(self, agreement: Agreement, durable_step: int | None) -> None:
+        """What the ranks told each other, before the step that has just been taken."""
+        if self._chief is not None:
+            self._interval.add_busy(agreement.busy_ns)
+            self._chief.agreed(agreement, durable_step)
+
+    def line(self, step: Step, reading: Reading) -> None:
         """Print the console line for the steps since the last one."""
-        if self._rank == 0:
-            self.say(self._console.line(step, reading, last_step))
+        if self._chief is not None:
+            self.say(self._chief.line(step, reading, self._interval))
+        self._interval = console.Interval()
+
+    def profiled(self, profile: Profile) -> None:
+        """A step was recorded."""
+        if self._chief is not None:
+            self._chief.journal.write("profile", asdict(profile))
+            self.say(f"step {profile.step:>6}  recorded in {profile.path}")
+
+    def finish(self, agreement: Agreement, step: int, peak_bytes: int) -> None:
+        """The last agreement: say where the time of the run went."""
+        if self._chief is not None:
+            self.say(self._chief.finish(agreement, step, peak_bytes))
 
     def say(self, text: str) -> None:
         """One line on the console, from rank 0 only."""
-        if self._rank == 0:
+        if self._place.rank == 0:
             print(text, flush=True)
 
     def close(self, steps: int, why: str) -> None:
         """Write the last record and the end of the trace."""
         self.recorder.end(steps, why)
         self.recorder.close()
+        if self._chief is not None:
+            self._chief.close(why)
         if self._trace is not None:
-            self._trace.close(self._rank)
-
-
-class _Console:
-    """Averages between two console lines."""
-
-    def __init__(self) -> None:
-        self._spent: dict[str, int] = {}
-        self._steps = 0
-        self._tokens = 0
-
-    def add(self, phases: Mapping[str, int], tokens: int) -> None:
-        for phase, ns in phases.items():
-            self._spent[phase] = self._spent.get(phase, 0) + ns
-        self._steps += 1
-        self._tokens += tokens
-
-    def line(self, step: Step, reading: Reading, last_step: int) -> str:
-        wall_ns = max(1, sum(self._spent.values()))
-        shares = "  ".join(
-            f"{phase} {self._spent[phase] / wall_ns:.0%}"
-            for phase in PHASES
-            if self._spent.get(phase, 0) >= 0.005 * wall_ns
-        )
-        speed = f"{wall_ns / self._steps / 1e6:7.1f} ms  {self._tokens / wall_ns * 1e6:6.1f}k tok/s"
-        model = f"loss {reading.loss:7.4f}  grad {reading.grad_norm:6.2f}  lr {step.lr:.2e}"
-        text = f"step {step.total:>6}/{last_step}  {model}  {speed}  {shares}"
-        self._spent, self._steps, self._tokens = {}, 0, 0
-        return text
+            self._trace.close(self._place.rank)

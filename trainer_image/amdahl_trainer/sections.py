@@ -172,7 +172,7 @@ class Eval:
 
 @dataclass(frozen=True)
 class Metrics:
-    """What is said on the console. Records and /metrics follow the AMDAHL_* environment."""
+    """What is said on the console and in the run's folder. Records and /metrics follow the AMDAHL_* environment."""
 
     log_every: int = key(10, "steps between console lines", low=1)
 
@@ -182,3 +182,6 @@ class Limits:
     """What ends a run that hangs."""
 
     comm_timeout_s: int = key(600, "seconds a collective may take", low=1)
+    jsonl: bool = key(True, "a line for each step in out_dir/metrics.jsonl; never in a trial")
+    profile_every_steps: int = key(0, "steps between those that torch's profiler records; 0 records none", low=0)
+    kubeflow_status: bool = key(False, "post progress to Kubeflow Trainer, which tells pods where; never in a trial")

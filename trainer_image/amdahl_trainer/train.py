@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from amdahl_trainer import compiled, flops, knobs, optim, parallel
+from amdahl_trainer import compiled, facts, flops, knobs, optim, parallel, profiler
 from amdahl_trainer import config as configs
 from amdahl_trainer import device as devices
 from amdahl_trainer import peers as others
@@ -145,7 +145,8 @@ def build(job: Job, startup: Startup, wants_stop: Callable[[], bool]) -> Engine:
     startup.end("data")
     torch.manual_seed(config.run.seed)
     mesh = Mesh(parallel.fit(config, place), place.rank, device)
-    clock = devices.clock(device)
+    ledger = job.reporter.new_ledger(startup.begun_ns)
+    clock = devices.clock(device, ledger)
     replica = parallel.parallelize(config, mesh, device, clock.gradient)
     optimizer = optim.build(replica.model, config.optim)
     startup.end("model")
@@ -167,15 +168,17 @@ def build(job: Job, startup: Startup, wants_stop: Callable[[], bool]) -> Engine:
         loader=_new_loader(corpora, config, mesh, outcome.knobs),
         checkpoints=checkpoints,
         clock=clock,
-        ledger=job.reporter.new_ledger(startup.begun_ns),
+        ledger=ledger,
         reporter=job.reporter,
-        cost=flops.per_token(config.model, config.data.seq_len, corpora.train.mean_document),
+        profiler=profiler.of_rank(config, place, device),
         peak=flops.peak_flops(devices.name(device), config.precision.compute),
         evaluate=lambda: bits_per_byte(replica, corpora, mesh, job.peers, config.eval.sequences),
         wants_stop=wants_stop,
         knob_file=KnobFile(job.environ.get("AMDAHL_KNOBS_FILE") if place.rank == 0 else None),
         is_trial=job.environ.get("AMDAHL_TRIAL") == "1",
     )
+    about = facts.find(config, mesh.degrees, device, replica.model, corpora.train.mean_document, progress.step)
+    job.reporter.appoint(about, config, job.environ)
     startup.end("model")
     engine = Engine(parts, progress, outcome.knobs, seq=0)
     _enter_data(engine, job)

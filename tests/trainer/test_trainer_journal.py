@@ -1,0 +1,162 @@
+"""metrics.jsonl: a line for each step, over restarts, and the account of the run that follows from it."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+
+from amdahl_probe.emit import Batches
+from amdahl_probe.spans import Ledger
+from amdahl_trainer import flops, journal
+from amdahl_trainer.chief import Step
+from amdahl_trainer.data.counts import Counts
+from amdahl_trainer.data.loader import Batch
+from amdahl_trainer.device import Reading
+from amdahl_trainer.goodput import Began, Book, Spent
+from amdahl_trainer.journal import Journal
+from amdahl_trainer.peers import Place
+from amdahl_trainer.report import Reporter, Telemetry, count_squares, describe
+
+
+def lines_of(directory):
+    return [json.loads(line) for line in (directory / journal.NAME).read_text().splitlines()]
+
+
+def of(kind, lines):
+    return [line for line in lines if line["schema"] == f"trainer.{kind}/1"]
+
+
+def train(make_engine, config, **parts):
+    engine = make_engine(config, **parts)
+    engine.run(lambda: None)
+    engine.parts.reporter.close(engine.steps, "exit")
+    return engine
+
+
+def test_each_step_has_a_line_whose_phases_are_its_wall(make_engine, tiny, tmp_path):
+    """Also: slots are valid tokens and padding, MFU is null on a CPU, and the last step knows its checkpoint."""
+    train(make_engine, tiny({"run.max_steps": 5, "checkpoint.every_steps": 2}))
+    lines = lines_of(tmp_path / "out")
+    steps = of("step", lines)
+    assert [line["step"] for line in steps] == [1, 2, 3, 4, 5]
+    for line in steps:
+        assert sum(line["phases_ns"].values()) == line["wall_ns"]
+        tokens = line["tokens"]
+        assert tokens["valid"] + tokens["pad"] == tokens["slots"] == 8 * 64
+        assert tokens["valid"] <= tokens["sum_len_sq"] <= 64 * tokens["valid"]
+        assert line["mfu"] is None
+        assert math.isfinite(line["loss"])
+        assert line["ranks"]["slowest"] == 0
+        assert line["ranks"]["excess_ns"] == 0
+    assert [line["durable_step"] for line in steps] == [None, 2, 2, 4, 5]
+    assert [line["tags"] for line in steps] == [["warmup"], [], ["ckpt"], [], ["ckpt"]]
+
+
+def test_the_account_at_the_end_is_the_sum_of_the_lines(make_engine, tiny, tmp_path):
+    """What was held is all that the ledger counted, from the start of the process to the last agreement."""
+    ledger = Ledger()
+    begun_ns = ledger.mark_ns
+    engine = train(make_engine, tiny({"run.max_steps": 4}), ledger=ledger)
+    lines = lines_of(tmp_path / "out")
+    (account,) = of("goodput", lines)
+    told = [line["all_ns"] for line in lines if "all_ns" in line]
+    assert account["held_ns"] == account["useful_ns"] + sum(account["badput_ns"].values())
+    assert account["held_ns"] == sum(ns for phases in told for ns in phases.values()) == ledger.mark_ns - begun_ns
+    assert {"startup", "input", "checkpoint", "other"} <= set(account["badput_ns"])
+    (begun,), (end,) = of("start", lines), of("end", lines)
+    assert (begun["attempt"], begun["resumed_step"], begun["device"]) == (1, 0, "cpu")
+    weights = engine.parts.replica.model.parameters()
+    assert begun["rank_parameters"] == begun["parameters"] == sum(weight.numel() for weight in weights)
+    assert (end["step"], end["why"]) == (4, "saved")
+    assert end["peak_bytes"] > 0
+
+
+def test_a_second_attempt_goes_on_with_the_account(make_engine, tiny, tmp_path):
+    """Steps after the one resumed from are lost, though they were trained; the rest of their time stays badput."""
+    train(make_engine, tiny({"run.max_steps": 6, "checkpoint.every_steps": 3, "checkpoint.keep": 5}))
+    before = of("step", lines_of(tmp_path / "out"))
+    (saved,) = (tmp_path / "out" / "checkpoints").glob("step-*3")
+    train(make_engine, tiny({"run.max_steps": 6, "checkpoint.resume": str(saved)}))
+    account = of("goodput", lines_of(tmp_path / "out"))[-1]
+    assert account["attempts"] == 2
+    assert account["badput_ns"]["lost"] == sum(line["all_ns"].get("compute", 0) for line in before[3:])
+
+
+def test_a_trial_writes_no_journal(make_engine, tiny, tmp_path):
+    """A trial is no part of the run whose folder it may share; nor is there one where it is not wanted."""
+    make_engine(tiny(), {"AMDAHL_TRIAL": "1"})
+    make_engine(tiny({"metrics.jsonl": False}))
+    assert not (tmp_path / "out" / journal.NAME).exists()
+
+
+def test_lines_that_a_kill_cut_off_are_passed_over(tmp_path):
+    """The next attempt begins on a line of its own, and what is whole is read."""
+    path = tmp_path / journal.NAME
+    first = Journal(path)
+    first.write("start", {"resumed_step": 0})
+    first.write("step", {"step": 1, "all_ns": {"compute": 5}})
+    first.close()
+    with path.open("a") as file:
+        file.write('{"schema":"trainer.step/1","step":2,"all_')
+    second = Journal(path)
+    second.write("start", {"resumed_step": 1})
+    second.close()
+    assert list(journal.read(path)) == [Began(0), Spent(1, {"compute": 5}), Began(1)]
+    assert Book(journal.read(path)).account().useful_ns == 5
+    assert list(journal.read(tmp_path / "none")) == []
+
+
+def test_a_disk_that_refuses_ends_the_journal_and_nothing_else(tmp_path, capsys):
+    """One line on stderr; later lines go nowhere."""
+    kept = Journal(tmp_path / "no folder" / journal.NAME)
+    kept.write("step", {"step": 1})
+    kept.close()
+    assert capsys.readouterr().err.count("ends here") == 1
+
+
+@pytest.mark.parametrize(
+    ("segments", "unmasked"),
+    [
+        ([[1, 1, 1, 1]], 16),
+        ([[1, 1, 2, 2]], 16),
+        ([[1, 2, 3, 0]], 9),
+        ([[0, 0, 0, 0]], 0),
+        ([[1, 1, 0, 0], [1, 2, 2, 2]], 4 + 16),
+    ],
+)
+def test_squares_are_of_what_attention_keeps_apart(segments, unmasked):
+    """With the mask documents, as the loader counted them; without it all tokens of a row that are no padding."""
+    packed = torch.tensor(segments).expand(3, -1, -1)
+    batch = Batch(packed, [0], 0, 0, Counts(sum_len_sq=7))
+    assert count_squares(batch, doc_mask=True) == 7
+    assert count_squares(batch, doc_mask=False) == unmasked
+
+
+def test_mfu_follows_from_the_line_it_stands_in(make_engine, tiny, tmp_path):
+    """FLOPs of the step's own tokens and documents over its wall and the peak, by convention."""
+    config = tiny({"run.max_steps": 3})
+    train(make_engine, config, peak=1e12)
+    for line in of("step", lines_of(tmp_path / "out")):
+        tokens, wall_s = line["tokens"], line["wall_ns"] / 1e9
+        cost = flops.per_token(config.model, config.data.seq_len, tokens["sum_len_sq"] / tokens["valid"])
+        assert line["mfu"] == pytest.approx(
+            {n: each * tokens["valid"] / wall_s / 1e12 for n, each in vars(cost).items()}
+        )
+        assert line["mfu"]["packed"] <= line["mfu"]["causal"] < line["mfu"]["palm"]
+
+
+def test_mfu_is_of_one_device_whoever_shares_the_rows():
+    """Four ranks that split a model read the same rows: each is given a quarter of the step's tokens."""
+    cost, reading = flops.PerToken(3e9, 2e9, 1e9), Reading(1.0, 1.0, False, 0, None)
+    nothing = describe(Batch(torch.zeros(3, 1, 64, dtype=torch.int64), [0], 0, 0), is_counted=False)
+    step = Step(0, 1, 0, {"compute": 10**9}, nothing, Batches(), 1000, 0, 1e-3, 0, ())
+    written = {}
+    for world in (1, 4):
+        reporter = Reporter(Telemetry.from_environ({}), Place(1 if world > 1 else 0, world, 0, world), "cpu", 0)
+        reporter.step(step, reading, cost, 1e13)
+        written[world] = reporter.mfu
+    assert written[1] == {"palm": 0.3, "causal": 0.2, "packed": 0.1}
+    assert written[4] == pytest.approx({name: share / 4 for name, share in written[1].items()})

@@ -1,0 +1,177 @@
+"""What does rank 0 say for all ranks? The journal, the account of the run, and how far it is.
+
+Ranks tell each other before a step how they spent the laps since they last told. The journal's line of a step is
+therefore written one step late, with the sum over all ranks and the rank that the others waited for.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from amdahl_probe import digests
+from amdahl_probe.emit import Batches
+from amdahl_probe.spans import PHASES
+from amdahl_trainer import console, journal
+from amdahl_trainer.config import Config
+from amdahl_trainer.console import Facts, Interval
+from amdahl_trainer.device import Reading
+from amdahl_trainer.goodput import Account, Began, Book, Spent
+from amdahl_trainer.journal import Journal
+from amdahl_trainer.kubeflow import Address, Sink, State
+from amdahl_trainer.peers import Agreement, Told
+
+
+@dataclass(frozen=True)
+class Step:
+    """One finished step as the host knows it; its reading may come later.
+
+    `valid` tokens and `squares` (of the lengths of documents, summed) are of all ranks.
+    """
+
+    index: int
+    total: int
+    end_ns: int
+    phases: dict[str, int]
+    batch: digests.BatchDigest
+    loader: Batches
+    valid: int
+    squares: int
+    lr: float
+    seq: int
+    tags: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Outlets:
+    """Where rank 0 writes: the journal and, if asked for, Kubeflow's progress. `book` holds the attempts before."""
+
+    journal: Journal
+    sink: Sink | None
+    book: Book
+
+
+def open_outlets(config: Config, environ: Mapping[str, str]) -> Outlets:
+    """What the configuration asks for; in a trial nothing, since a trial is no part of the run.
+
+    Raises:
+        ConfigError: Kubeflow's progress is asked for, and the pod was not told where to post it.
+    """
+    is_trial = environ.get("AMDAHL_TRIAL") == "1"
+    path = None if is_trial or not config.metrics.jsonl else Path(config.run.out_dir, journal.NAME)
+    book = Book(journal.read(path)) if path is not None else Book()
+    is_told = config.metrics.kubeflow_status and not is_trial
+    return Outlets(Journal(path), Sink(Address.from_environ(environ)) if is_told else None, book)
+
+
+class Chief:
+    """Rank 0, where it speaks for the run."""
+
+    def __init__(self, outlets: Outlets, facts: Facts, run: str) -> None:
+        """An attempt begins."""
+        self.journal = outlets.journal
+        self._sink = outlets.sink
+        self._book = outlets.book
+        self._facts = facts
+        self._waiting: list[tuple[int, dict[str, Any]]] = []
+        self._told = Told()
+        self._step = facts.resumed_step
+        self._is_finished = False
+        self._book.add(Began(facts.resumed_step))
+        self.journal.write("start", {"run": run, "attempt": self._book.attempts, **asdict(facts)})
+
+    def step(self, step: Step, reading: Reading, phases: Mapping[str, int], mfu: Mapping[str, float]) -> None:
+        """A step of this rank whose reading is known. Its line waits for what the others tell."""
+        slots = self._facts.step_slots
+        fields = {
+            "step": step.total,
+            "wall_ns": sum(phases.values()),
+            "phases_ns": {phase: ns for phase, ns in phases.items() if ns},
+            "loss": _finite(reading.loss),
+            "grad_norm": _finite(reading.grad_norm),
+            "lr": step.lr,
+            "tokens": {"slots": slots, "valid": step.valid, "pad": slots - step.valid, "sum_len_sq": step.squares},
+            "mfu": dict(mfu) or None,
+            "loader": {"batches": step.loader.batches, "sum_ns": step.loader.sum_ns},
+            "knob_seq": step.seq,
+            "tags": list(step.tags),
+        }
+        self._waiting.append((step.total, fields))
+
+    def agreed(self, agreement: Agreement, durable_step: int | None) -> None:
+        """Write the lines that waited. The last one gets what all ranks have told since the line before."""
+        told = [sum(pair) for pair in zip(self._told.spent, agreement.told.spent, strict=True)]
+        self._told = Told(spent=told)
+        for number, fields in self._waiting[:-1]:
+            self.journal.write("step", fields)
+            self._step = number
+        if self._waiting:
+            self._step, fields = self._waiting[-1]
+            fields |= {"all_ns": self._count(), "ranks": _compare(agreement.busy_ns), "durable_step": durable_step}
+            self.journal.write("step", fields)
+        self._waiting = []
+
+    def _count(self) -> dict[str, int]:
+        """Enter what was told into the account."""
+        phases = {phase: ns for phase, ns in zip(PHASES, self._told.spent, strict=True) if ns}
+        self._told = Told()
+        self._book.add(Spent(self._step, phases))
+        return phases
+
+    def line(self, step: Step, reading: Reading, interval: Interval) -> str:
+        """The console line, of the steps of an interval."""
+        last = self._facts.last_step
+        if self._sink is not None:
+            figures = {"loss": reading.loss, "tokens_per_s": interval.tokens_per_s}
+            self._sink.post(State(step.total, last, (last - step.total) * interval.step_s, figures))
+        model = f"loss {reading.loss:7.4f}  grad {reading.grad_norm:6.2f}  lr {step.lr:.2e}"
+        return f"step {step.total:>6}/{last}  {model}  {interval.describe()}"
+
+    def finish(self, agreement: Agreement, step: int, peak_bytes: int) -> str:
+        """The last agreement of an attempt that ends well: close the account, and say what it comes to."""
+        self.agreed(agreement, step)
+        self._step, self._is_finished = step, True
+        self.journal.write("end", {"step": step, "all_ns": self._count(), "why": "saved", "peak_bytes": peak_bytes})
+        account = self._book.account()
+        self.journal.write("goodput", _render(account))
+        is_resident = self._facts.device == "cpu"
+        return console.summarise(account, self._facts, peak_bytes, is_resident=is_resident)
+
+    def close(self, why: str) -> None:
+        """No more is said. An attempt that did not end well is accounted for as far as ranks have told."""
+        if not self._is_finished:
+            for _, fields in self._waiting:
+                self.journal.write("step", fields)
+            self.journal.write("end", {"step": self._step, "all_ns": self._count(), "why": why})
+            self.journal.write("goodput", _render(self._book.account()))
+        self.journal.close()
+        if self._sink is not None:
+            self._sink.close()
+
+
+def _compare(busy_ns: Sequence[int]) -> dict[str, int]:
+    slow = console.find_straggler(busy_ns)
+    return {
+        "slowest": slow.rank,
+        "excess_ns": slow.excess_ns,
+        "busy_max_ns": max(busy_ns),
+        "busy_min_ns": min(busy_ns),
+    }
+
+
+def _render(account: Account) -> dict[str, Any]:
+    badput = dict(account.badput_ns)
+    return {
+        "attempts": account.attempts,
+        "held_ns": account.held_ns,
+        "useful_ns": account.useful_ns,
+        "badput_ns": badput,
+        "goodput": account.share,
+    }
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

@@ -1,0 +1,85 @@
+"""What did a run's device time buy? `held = useful + badput`, to the nanosecond, over every restart.
+
+All numbers are device-nanoseconds: the laps of every rank's ledger, added up. Laps of one ledger follow each other
+without a gap, so what is held is the time from the start of the processes to the last agreement of the ranks. Useful is
+the `compute` of steps that the run still has. Everything else is badput, by phase, and so is the compute of steps that
+a restart threw away: those after the step that it resumed from, `lost`. Steps that no checkpoint holds yet count as
+useful until a restart says otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from amdahl_probe.spans import PHASES
+
+#: What time that a restart threw away is called among the phases.
+LOST = "lost"
+
+USEFUL = "compute"
+
+#: What badput is split into.
+CAUSES = (*(phase for phase in PHASES if phase != USEFUL), LOST)
+
+
+class Began(NamedTuple):
+    """An attempt began, with the state after `step`."""
+
+    step: int
+
+
+class Spent(NamedTuple):
+    """Laps ended, the last of them with `step`; nanoseconds by phase, of all ranks."""
+
+    step: int
+    phases: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Account:
+    """Device-nanoseconds of a run."""
+
+    attempts: int
+    useful_ns: int
+    badput_ns: Mapping[str, int]
+
+    @property
+    def held_ns(self) -> int:
+        """All of it."""
+        return self.useful_ns + sum(self.badput_ns.values())
+
+    @property
+    def share(self) -> float:
+        """Goodput: useful over held."""
+        return self.useful_ns / self.held_ns if self.held_ns else 0.0
+
+
+class Book:
+    """The account of a run as it goes on."""
+
+    def __init__(self, events: Iterable[Began | Spent] = ()) -> None:
+        """With what has happened so far."""
+        self.attempts = 0
+        self._badput = dict.fromkeys(CAUSES, 0)
+        self._useful: list[tuple[int, int]] = []  # (step, compute): what a restart from before the step throws away
+        for event in events:
+            self.add(event)
+
+    def add(self, event: Began | Spent) -> None:
+        """Count an event."""
+        if isinstance(event, Began):
+            self.attempts += 1
+            self._badput[LOST] += sum(ns for step, ns in self._useful if step > event.step)
+            self._useful = [(step, ns) for step, ns in self._useful if step <= event.step]
+            return
+        for phase, ns in event.phases.items():
+            if phase != USEFUL:
+                self._badput[phase] += ns
+        self._useful.append((event.step, event.phases.get(USEFUL, 0)))
+
+    def account(self) -> Account:
+        """What it comes to."""
+        badput = {cause: ns for cause, ns in self._badput.items() if ns}
+        return Account(self.attempts, sum(ns for _, ns in self._useful), badput)

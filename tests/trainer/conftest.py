@@ -126,17 +126,24 @@ class Ranks:
 
     def __init__(self, zygote: Zygote, home: Path, pids: Sequence[int]) -> None:
         self.zygote, self.home, self.pids = zygote, home, pids
+        self.codes: dict[int, int | None] = {}
+
+    @property
+    def output(self) -> str:
+        return (self.home / "log").read_text()
 
     def records(self, rank: int = 0) -> list[dict[str, Any]]:
         """What a rank has written so far."""
         path = self.home / f"rank-{rank}.jsonl"
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
-    def wait_for(self, is_there: Callable[[dict[str, Any]], bool], timeout_s: float = 300) -> dict[str, Any]:
-        """The first record of rank 0 that is as wanted."""
+    def wait_for(
+        self, is_there: Callable[[dict[str, Any]], bool], timeout_s: float = 300, rank: int = 0
+    ) -> dict[str, Any]:
+        """The first record of a rank that is as wanted."""
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
-            for record in self.records():
+            for record in self.records(rank):
                 if is_there(record):
                     return record
             time.sleep(0.01)
@@ -145,9 +152,15 @@ class Ranks:
     def signal(self, number: int, rank: int = 0) -> None:
         os.kill(self.pids[rank], number)
 
+    def wait(self, rank: int, timeout_s: float = 600) -> int | None:
+        """The exit code of one rank; None if it did not end and was killed."""
+        if rank not in self.codes:
+            self.codes[rank] = self.zygote.ask({"do": "wait", "pid": self.pids[rank], "timeout_s": timeout_s})["code"]
+        return self.codes[rank]
+
     def join(self, timeout_s: float = 600) -> Run:
-        codes = [self.zygote.ask({"do": "wait", "pid": pid, "timeout_s": timeout_s})["code"] for pid in self.pids]
-        return Run(codes, self.home, [self.records(rank) for rank in range(len(self.pids))])
+        ranks = range(len(self.pids))
+        return Run([self.wait(rank, timeout_s) for rank in ranks], self.home, [self.records(rank) for rank in ranks])
 
 
 class Zygote:

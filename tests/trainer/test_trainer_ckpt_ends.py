@@ -66,7 +66,7 @@ def test_a_writer_that_dies_is_named_and_costs_no_good_checkpoint(start, run, tm
     told = {**BEHIND, "checkpoint.async_mode": "process"}
     environ = {"PYTHONPATH": str(entry), "KILL_AT": r"os.rename \.draft-step-00000003-\w+"}
     ended = start("dies", told, out="one", environ=environ).join()
-    assert ended.codes == [Exit.CRASHED], ended.output
+    assert ended.codes == [Exit.SAVE_FAILED], ended.output
     assert "checkpoint of step 3 could not be written" in ended.output
     assert "the newest whole one is of step 2" in ended.output
     assert "Traceback" not in ended.output
@@ -81,7 +81,7 @@ def test_a_disk_that_refuses_one_rank_ends_all_of_them(start, asynchronous):
     told = {**BEHIND, "checkpoint.async_save": asynchronous}
     script = str(Path(__file__).with_name("small_disk.py"))
     ended = start("full", told, nproc=2, script=script, environ={"SMALL_DISK": "1"}).join()
-    assert ended.codes == [Exit.CRASHED] * 2, ended.output
+    assert ended.codes == [Exit.SAVE_FAILED] * 2, ended.output
     for rank in (0, 1):
         said = f"rank {rank}: checkpoint of step 1 could not be written"
         assert re.search(f"{said} .*: rank 1: .*File too large.*there is no other", ended.output)

@@ -129,6 +129,11 @@ class Ledger:
         return get_ident() == self.owner
 
     @property
+    def phase(self) -> str:
+        """What time counts as now. Any thread may ask."""
+        return self._stack[-1]
+
+    @property
     def depth(self) -> int:
         """Open spans above the bottom."""
         return len(self._stack) - 1

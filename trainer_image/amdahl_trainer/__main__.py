@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from typing import NoReturn
+
+from amdahl_trainer import stop
 
 
 def main() -> NoReturn:
     """Train, and leave with one of the exit codes of `errors.Exit`."""
-    from amdahl_trainer import entry  # imports torch
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop.leave_early)  # importing torch takes seconds
+    from amdahl_trainer import entry
 
     entry.run(sys.argv[1:], os.environ)
 

@@ -28,7 +28,7 @@ from amdahl_trainer.ckpt_dcp import Behind, Reader, Writer
 from amdahl_trainer.ckpt_folder import CheckpointError, Meta
 from amdahl_trainer.ckpt_state import State
 from amdahl_trainer.config import Config
-from amdahl_trainer.errors import TrainerError
+from amdahl_trainer.errors import SaveError
 
 T = TypeVar("T")
 
@@ -114,7 +114,7 @@ class Checkpoints:
         """Save; on return training may go on. `finished` says when an asynchronous save is durable.
 
         Raises:
-            TrainerError: writing failed, this time or the time before.
+            SaveError: writing failed, this time or the time before.
         """
         begun_ns = time.monotonic_ns()
         if self._flight is not None and not self._flight.future.done():
@@ -140,7 +140,7 @@ class Checkpoints:
         """The checkpoints written in the background that became durable since the last call, in order.
 
         Raises:
-            TrainerError: writing failed.
+            SaveError: writing failed.
         """
         self._land(waiting)
         written, self._written = self._written, []
@@ -198,7 +198,7 @@ class Checkpoints:
             raise CheckpointError(f"{reader.path} does not fit this model: {wrong[0]}{more}; set another run.out_dir")
         return state
 
-    def _failure(self, step: int, draft: Path, needed: int, error: BaseException) -> TrainerError:
+    def _failure(self, step: int, draft: Path, needed: int, error: BaseException) -> SaveError:
         """What to tell the person whose disk refused. The first rank takes away what was written so far."""
         if self._rank == 0:
             ckpt_folder.drop(draft)
@@ -207,7 +207,7 @@ class Checkpoints:
         room = ""
         if self.home.is_dir():
             room = f"; it takes {needed} bytes and {shutil.disk_usage(self.home).free} are free"
-        return TrainerError(
+        return SaveError(
             f"checkpoint of step {step} could not be written to {self.home}: {_cause(error)}{room}; {newest}; "
             f"make room, or set a smaller checkpoint.keep (now {self._config.checkpoint.keep})"
         )
@@ -254,11 +254,15 @@ def describe(config: Config, progress: Progress, world: int, holds: tuple[str, .
 
 
 def check_semantics(path: Path, meta: Meta, config: Config) -> None:
-    """Refuse a checkpoint that was trained differently. A key it does not know had its default."""
+    """Refuse a checkpoint that was trained differently. A key it does not know had its default.
+
+    One that was not trained (imported weights), or was when data had no digest, says nothing of its data.
+    """
     changed = [
         f"{name} {theirs!r} -> {value!r}"
         for name, value in configs.semantics(config).items()
         if (theirs := meta.semantics.get(name, configs.declared(name).default)) != value
+        and not (name == "data.digest" and "" in (theirs, value))
     ]
     if changed and not config.checkpoint.allow_semantics_change:
         raise CheckpointError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import gc
+import contextlib
 import os
 import sys
 import traceback
@@ -25,10 +25,13 @@ def run(arguments: Sequence[str], environ: Mapping[str, str]) -> NoReturn:
         path, overrides = split_arguments(arguments)
         code = train(configs.load(path, environ, overrides), environ, begun_ns)
     except TrainerError as error:
-        code = _fail(error.code, str(error), environ)
+        code = error.code
+        if not error.is_common or environ.get("LOCAL_RANK", "0") == "0":
+            _say(code, str(error), environ)
     except BaseException as error:  # noqa: BLE001 (the end of the process: every failure gets a code and its traceback)
         traceback.print_exc()
-        code = _fail(code_of(error), f"{type(error).__name__}: {error}", environ)
+        code = Exit.CRASHED
+        _say(code, f"{type(error).__name__}: {error}", environ)
     leave(code)
 
 
@@ -43,29 +46,27 @@ def split_arguments(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
     return None, rest
 
 
-def code_of(error: BaseException) -> Exit:
-    """The exit code of an unexpected failure. The CPU's allocator raises a plain RuntimeError."""
-    is_memory = isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
-    return Exit.OUT_OF_MEMORY if is_memory else Exit.CRASHED
-
-
 def leave(code: Exit) -> NoReturn:
     """End the process with everything flushed.
 
-    Ranks that ended well part together; without that, and in the interpreter's own farewell, threads of gloo abort
-    about one process in seven (pytorch#179291).
+    Ranks that ended well part together: a connection that closes while another rank still waits would fail it. The
+    process group is left to the kernel. In the interpreter's own farewell threads of gloo abort about one process in
+    seven (pytorch#179291), and freeing the group first hangs now and then while its thread drops the last work
+    (torch 2.13, seen within 150 rounds).
     """
-    gc.collect()  # gradient buckets and the model hold references to the process group
     if dist.is_initialized() and code in (Exit.FINISHED, Exit.YIELDED):
-        dist.all_reduce(torch.zeros(1))
-        dist.destroy_process_group()
-    sys.stdout.flush()
-    sys.stderr.flush()
+        try:
+            dist.all_reduce(torch.zeros(1))
+        except RuntimeError as error:  # this rank has done its work, and what there was to save is durable
+            print(f"amdahl_trainer: another rank was lost at the end: {error}", file=sys.stderr)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # whoever read it has gone
+            stream.flush()
     os._exit(code)
 
 
-def _fail(code: Exit, message: str, environ: Mapping[str, str]) -> Exit:
+def _say(code: Exit, message: str, environ: Mapping[str, str]) -> None:
     rank = environ.get("RANK")
     where = "amdahl_trainer" if rank is None else f"amdahl_trainer: rank {rank}"
-    print(f"{where}: {message} (exit code {int(code)}, {code.name.lower()})", file=sys.stderr)
-    return code
+    with contextlib.suppress(OSError):
+        print(f"{where}: {message} (exit code {int(code)}, {code.name.lower()})", file=sys.stderr)

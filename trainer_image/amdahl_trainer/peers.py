@@ -7,37 +7,22 @@ through gloo on the CPU, so that reading them never waits for a GPU.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import NamedTuple, Protocol
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import distributed_c10d
 
 from amdahl_probe.spans import PHASES
-from amdahl_trainer.errors import ConfigError
+from amdahl_trainer.blame import failure_of
+from amdahl_trainer.errors import PeerError
+from amdahl_trainer.heartbeat import Heartbeat, Spot
+from amdahl_trainer.place import Meeting, Place
 
-
-@dataclass(frozen=True)
-class Place:
-    """Where this process stands among all, from the environment that torchrun and our launcher set."""
-
-    rank: int = 0
-    world: int = 1
-    local_rank: int = 0
-    local_world: int = 1
-
-    @classmethod
-    def from_environ(cls, environ: Mapping[str, str]) -> Place:
-        """Parse RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE; absent ones say a single process."""
-        try:
-            rank, world = int(environ.get("RANK", "0")), int(environ.get("WORLD_SIZE", "1"))
-            local = int(environ.get("LOCAL_RANK", str(rank)))
-            return cls(rank, world, local, int(environ.get("LOCAL_WORLD_SIZE", str(world))))
-        except ValueError as error:
-            raise ConfigError(f"RANK, WORLD_SIZE and LOCAL_RANK must be whole numbers: {error}") from error
+__all__ = ["NOTHING", "Agreement", "Alone", "Group", "Peers", "Place", "Spot", "Told", "join"]
 
 
 class Told(NamedTuple):
@@ -86,6 +71,15 @@ class Peers(Protocol):
     def barrier(self) -> None:
         """Wait for all."""
 
+    def watch(self, spot: Callable[[], Spot]) -> None:
+        """Let the others know where this rank is; another thread asks `spot` now and then."""
+
+    def blame(self, error: BaseException) -> PeerError | None:
+        """Which rank made a collective fail, if that is what the error tells of."""
+
+    def part(self, code: int) -> None:
+        """Tell the others that this rank ends by its own fault."""
+
 
 class Alone:
     """A single process."""
@@ -105,16 +99,41 @@ class Alone:
     def barrier(self) -> None:
         """Nobody to wait for."""
 
+    def watch(self, spot: Callable[[], Spot]) -> None:
+        """Nobody asks."""
+
+    def blame(self, error: BaseException) -> PeerError | None:  # noqa: ARG002 (the protocol's; nobody to blame)
+        """Nobody."""
+        return None
+
+    def part(self, code: int) -> None:
+        """Nobody to tell."""
+
 
 class Group:
     """The default process group."""
 
-    def __init__(self, device: torch.device, timeout_s: int) -> None:
-        """Join. Raises ConfigError if the rendezvous cannot be reached."""
-        if not os.environ.get("MASTER_ADDR"):
-            raise ConfigError("WORLD_SIZE is set but MASTER_ADDR is not; start with amdahl_trainer.launch or torchrun")
+    def __init__(self, place: Place, device: torch.device, timeout_s: int) -> None:
+        """Join.
+
+        Raises:
+            ConfigError: the environment does not say where ranks meet, or that port is taken.
+            PeerError: a rank did not come.
+        """
+        self._heartbeat = Heartbeat(Meeting.from_environ(os.environ), place, timeout_s)
+        _limit_waits(timeout_s)
         backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
-        dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
+        try:
+            self._heartbeat.meet()
+            dist.init_process_group(
+                backend,
+                store=self._heartbeat.store,
+                rank=place.rank,
+                world_size=place.world,
+                timeout=timedelta(seconds=timeout_s),
+            )
+        except RuntimeError as error:
+            raise self.blame(error) or error from error
 
     def agree(self, valid: int, stop: bool, news: bool, told: Told = NOTHING) -> Agreement:
         """One small all-reduce. A rank's own number has a place for each rank, and zeros in the others'."""
@@ -141,7 +160,34 @@ class Group:
         """An all-reduce on the CPU: `dist.barrier` would use the GPU where there is one."""
         dist.all_reduce(torch.zeros(1))
 
+    def watch(self, spot: Callable[[], Spot]) -> None:
+        """See `Peers`."""
+        self._heartbeat.watch(spot)
+
+    def blame(self, error: BaseException) -> PeerError | None:
+        """See `Peers`. It takes a few seconds to find out."""
+        failure = failure_of(error)
+        if failure is None:
+            return None
+        verdict = self._heartbeat.inquire(failure)
+        return PeerError(verdict.code, verdict.text)
+
+    def part(self, code: int) -> None:
+        """See `Peers`."""
+        self._heartbeat.end(code)
+
 
 def join(place: Place, device: torch.device, timeout_s: int) -> Peers:
-    """The peers of this process."""
-    return Group(device, timeout_s) if place.world > 1 else Alone()
+    """The peers of this process; no collective of theirs waits longer than `timeout_s`."""
+    return Group(place, device, timeout_s) if place.world > 1 else Alone()
+
+
+def _limit_waits(timeout_s: int) -> None:
+    """Give every group that is made from now on the same time limit.
+
+    A new group does not take over the limit of the default one but torch's own (gloo: 30 minutes), and a device mesh
+    has no way to say another for the groups that it makes.
+    """
+    limit = timedelta(seconds=timeout_s)
+    for name in ("default_pg_timeout", "default_pg_nccl_timeout"):
+        setattr(distributed_c10d, name, limit)

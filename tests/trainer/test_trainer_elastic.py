@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from amdahl_probe import digests
-from amdahl_trainer.data import rows
+from amdahl_trainer.data import sources
 from amdahl_trainer.data.order import Order
 from amdahl_trainer.errors import Exit
 
@@ -35,7 +35,7 @@ HOPS = [
 
 def samples_of(config, steps):
     """The digest of each step's samples, from the order alone."""
-    order = Order(len(rows.ensure(config).train), config.run.seed)
+    order = Order(len(sources.ensure(config).train), config.run.seed)
     return [digests.digest_ids([order.sample(at) for at in range(s * GLOBAL, (s + 1) * GLOBAL)]) for s in range(steps)]
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from amdahl_probe import digests
-from amdahl_trainer.data import rows
+from amdahl_trainer.data import sources
 from amdahl_trainer.data.order import Order, Share
 from amdahl_trainer.errors import Exit
 
@@ -19,7 +19,7 @@ GLOBAL = 8
 
 def expected_digests(config, steps=STEPS, begin=0):
     """The digest of each step's samples, from the order alone."""
-    order = Order(len(rows.ensure(config).train), config.run.seed)
+    order = Order(len(sources.ensure(config).train), config.run.seed)
     share = Share(0, 1, GLOBAL)
     batches = (share.positions(begin + step * GLOBAL) for step in range(steps))
     return [digests.digest_ids([order.sample(at) for at in batch]) for batch in batches]

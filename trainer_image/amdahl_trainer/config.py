@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 
 from amdahl_trainer.errors import ConfigError
-from amdahl_trainer.fit import check_batch, check_model
+from amdahl_trainer.fit import check_batch, check_data, check_model
 from amdahl_trainer.sections import (
     Batch,
     Checkpoint,
@@ -64,6 +64,7 @@ class Config:
             if not choices and not isinstance(value, str) and not value >= low:  # `not >=` refuses NaN as well
                 raise ConfigError(f"{name} is {value}; the least legal value is {low:g}")
         check_model(self.model)
+        check_data(self.data)
 
     @property
     def decay_steps(self) -> int:

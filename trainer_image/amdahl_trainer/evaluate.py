@@ -7,7 +7,7 @@ import math
 import numpy as np
 import torch
 
-from amdahl_trainer.data.rows import Corpora
+from amdahl_trainer.data.sources import Corpora
 from amdahl_trainer.feed import pad
 from amdahl_trainer.loss import IGNORED
 from amdahl_trainer.mesh import Mesh

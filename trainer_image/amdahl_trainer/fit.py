@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from amdahl_trainer.data import mix, subset
 from amdahl_trainer.errors import ConfigError
-from amdahl_trainer.sections import Batch, Model
+from amdahl_trainer.sections import Batch, Data, Model
 
 
 def check_model(model: Model) -> None:
@@ -18,6 +19,13 @@ def check_model(model: Model) -> None:
             f"model.n_kv_heads is {model.n_kv_heads}, which does not divide model.n_heads {model.n_heads}; "
             f"nearest legal: {nearest_divisors(model.n_kv_heads, model.n_heads)}"
         )
+
+
+def check_data(data: Data) -> None:
+    """What is written as text must be legible, before anything is opened. Raises ConfigError."""
+    subset.parse(data.subset, data.subset_seed)
+    if data.mix:
+        mix.parse(data.mix)
 
 
 def check_batch(batch: Batch, shares: int) -> int:

@@ -22,7 +22,6 @@ from amdahl_trainer.chief import Step
 from amdahl_trainer.ckpt import Checkpoints, Progress
 from amdahl_trainer.config import Config
 from amdahl_trainer.data.loader import Batch, Loader
-from amdahl_trainer.data.order import Order
 from amdahl_trainer.device import Clock
 from amdahl_trainer.errors import NonFiniteError
 from amdahl_trainer.knobs import KnobFile, Knobs, Update, Window
@@ -49,8 +48,8 @@ class Parts:
     clock: Clock
     ledger: Ledger
     reporter: Reporter
-    profiler: Profiler
     peak: float | None
+    profiler: Profiler
     evaluate: Callable[[], float]
     wants_stop: Callable[[], bool]
     knob_file: KnobFile
@@ -67,8 +66,8 @@ class Engine:
         self.seq = seq
         self.save_every: int | None = None  # a trial window's own cadence
         self.steps = 0
-        self._untold: dict[str, int] = {}  # phases of laps that the other ranks do not know of
         self._pending: deque[Step] = deque()
+        self._untold: dict[str, int] = {}  # phases of laps that the other ranks do not know of
         self._tags: list[str] = ["warmup"]
         self._last_saved = progress.step
 
@@ -79,12 +78,12 @@ class Engine:
 
         Raises:
             NonFiniteError: the loss or the gradients are not finite; the parameters are those before that step.
+        """
         with waits.told_to(self.parts.clock.waiting):
             self._train(startup)
         return self._is_finished()
 
     def _train(self, startup: Callable[[], None]) -> None:
-        """
         parts = self.parts
         self._leave_untold(parts.ledger.take())  # the first step begins when the first batch is asked for
         parts.clock.ask()
@@ -99,6 +98,7 @@ class Engine:
                 break
             self._take_step(batch, agreed)
             self._between(news, agreed)
+            batch = self._next_batch()
         self._end()
 
     def _agree(self, batch: Batch, news: str | None) -> Agreement:
@@ -122,7 +122,6 @@ class Engine:
         """All ranks come here together, with the run finished or a request to stop."""
         parts = self.parts
         parts.ledger.rest("other")
-            batch = self._next_batch()
         self._read(wait=True)
         if self.progress.step > self._last_saved:
             self._save(asynchronous=False)
@@ -141,6 +140,7 @@ class Engine:
         self.parts.clock.ask()
         with self.parts.ledger.span("input"):
             return self.parts.loader.next()
+
     def _take_step(self, batch: Batch, agreed: Agreement) -> None:
         """One step, recorded where it is due. Recording belongs to its lap, writing the trace to the next one's."""
         profiler, number = self.parts.profiler, self.progress.step + 1
@@ -153,7 +153,6 @@ class Engine:
         self._tags.append("profile")
         for profile in found:
             self.parts.reporter.profiled(profile)
-
 
     def _step(self, batch: Batch, agreed: Agreement) -> None:
         parts, config = self.parts, self.parts.config
@@ -184,8 +183,8 @@ class Engine:
             tags=tags,
         )
         self.steps += 1
-        parts.reporter.agreed(agreed, parts.checkpoints.durable)
         self._pending.append(step)
+        parts.reporter.agreed(agreed, parts.checkpoints.durable)
         self._read()
 
     def _read(self, wait: bool = False) -> None:
@@ -202,11 +201,11 @@ class Engine:
                     f"step {step.total}: loss {reading.loss}, gradient norm {reading.grad_norm}; the step was refused, "
                     f"the newest checkpoint is of step {parts.checkpoints.durable}; lower optim.lr or look at the data"
                 )
+
     def _cost(self, step: Step) -> flops.PerToken:
         """FLOPs of a token of this step, whose documents are as long as they are."""
         config = self.parts.config
         return flops.per_token(config.model, config.data.seq_len, step.squares / step.valid if step.valid else 0.0)
-
 
     def _between(self, news: str | None, agreed: Agreement) -> None:
         """Everything that may happen at a step boundary."""
@@ -294,7 +293,7 @@ def enter(window: Window, progress: Progress, loader: Loader, run_seed: int) -> 
     """Where a trial's window begins. Its seed reseeds torch and, with the run's own, orders the samples."""
     if window.seed is not None:
         torch.manual_seed(window.seed)
-        loader.order = Order(loader.order.samples, run_seed * 1_000_003 + window.seed)
+        loader.order = loader.order.with_seed(run_seed * 1_000_003 + window.seed)
     if window.offset is None:
         return progress
     return replace(progress, position=window.offset % loader.order.samples)

@@ -53,11 +53,28 @@ class Model:
 class Data:
     """Corpus, tokens and the loader."""
 
-    corpus: str = key("pydocs", "the corpus; pydocs is Python's own documentation", maths=True, choices=("pydocs",))
+    corpus: str = key(
+        "pydocs",
+        "Python's own documentation, or folders of token shards",
+        maths=True,
+        choices=("pydocs", "tokens"),
+    )
+    path: str = key("", "of corpus tokens: the folders, separated by commas; a folder's name names the source")
+    mix: str = key("", "share of rows from each source, as in books=0.7, code=0.3; empty reads all alike", maths=True)
+    subset: str = key("all", "training documents of each source: all, a share such as 10%, or a number", maths=True)
+    subset_seed: int = key(0, "which documents the subset takes", maths=True, low=0)
+    digest: str = key("", "of what the sources hold, filled in at the start; another one is refused", maths=True)
     cache_dir: str = key("~/.cache/amdahl", "where corpus, merges and packed rows are built once")
-    max_documents: int = key(0, "use only the first n documents; 0 uses all", maths=True, low=0)
-    tokenizer: str = key("bytes", "bytes, or byte pairs learnt on the corpus", maths=True, choices=("bytes", "bpe"))
+    max_documents: int = key(0, "use only the first n documents of each source; 0 uses all", maths=True, low=0)
+    tokenizer: str = key(
+        "bytes", "of pydocs: bytes, or byte pairs learnt on the corpus", maths=True, choices=("bytes", "bpe")
+    )
     tokenize: str = key("cached", "tokens from a file, or made again for each batch", choices=("cached", "on_the_fly"))
+    bad_samples: str = key(
+        "fail", "a sample that cannot be trained on ends the run, or is left out", choices=("fail", "skip")
+    )
+    max_bad_samples: int = key(100, "different samples that a rank leaves out before it fails", low=0)
+    max_restarts: int = key(3, "times that a rank's loader is started again after a failure", low=0)
     seq_len: int = key(256, "tokens in a row", maths=True, low=64)
     doc_mask: bool = key(True, "tokens see only their own document", maths=True)
     num_workers: int = key(0, "loader processes a rank; 0 loads in the training process", low=0)
@@ -175,6 +192,9 @@ class Metrics:
     """What is said on the console and in the run's folder. Records and /metrics follow the AMDAHL_* environment."""
 
     log_every: int = key(10, "steps between console lines", low=1)
+    jsonl: bool = key(True, "a line for each step in out_dir/metrics.jsonl; never in a trial")
+    profile_every_steps: int = key(0, "steps between those that torch's profiler records; 0 records none", low=0)
+    kubeflow_status: bool = key(False, "post progress to Kubeflow Trainer, which tells pods where; never in a trial")
 
 
 @dataclass(frozen=True)
@@ -182,6 +202,3 @@ class Limits:
     """What ends a run that hangs."""
 
     comm_timeout_s: int = key(600, "seconds a collective may take", low=1)
-    jsonl: bool = key(True, "a line for each step in out_dir/metrics.jsonl; never in a trial")
-    profile_every_steps: int = key(0, "steps between those that torch's profiler records; 0 records none", low=0)
-    kubeflow_status: bool = key(False, "post progress to Kubeflow Trainer, which tells pods where; never in a trial")

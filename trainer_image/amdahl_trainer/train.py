@@ -3,37 +3,38 @@
 from __future__ import annotations
 
 import gc
-import signal
 import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from amdahl_trainer import compiled, facts, flops, knobs, optim, parallel, profiler
+from amdahl_trainer import compiled, facts, flops, knobs, oom, optim, parallel, profiler, start_knobs
 from amdahl_trainer import config as configs
 from amdahl_trainer import device as devices
 from amdahl_trainer import peers as others
 from amdahl_trainer.ckpt import Checkpoints, Progress
 from amdahl_trainer.config import Config
-from amdahl_trainer.data import rows
-from amdahl_trainer.data.loader import Loader
-from amdahl_trainer.data.order import Order, Share
-from amdahl_trainer.errors import ConfigError, Exit
+from amdahl_trainer.data import sources
+from amdahl_trainer.data.loader import Loader, Patience
+from amdahl_trainer.data.order import Share
+from amdahl_trainer.data.sources import Corpora
+from amdahl_trainer.errors import ConfigError, Exit, TrainerError
 from amdahl_trainer.evaluate import bits_per_byte
 from amdahl_trainer.knobs import KnobFile, Knobs, Update
 from amdahl_trainer.loop import Engine, Parts
 from amdahl_trainer.mesh import Mesh
-from amdahl_trainer.peers import Peers, Place
+from amdahl_trainer.peers import Alone, Peers, Place, Spot
 from amdahl_trainer.report import Reporter, Telemetry
+from amdahl_trainer.stop import StopRequest
 
 
 @dataclass(frozen=True)
 class Job:
-    """What a process was told, and who the others are."""
+    """What a process was told, and who the others are. `config` holds the knobs that it could take, not `refused`."""
 
     config: Config
     environ: Mapping[str, str]
@@ -41,21 +42,7 @@ class Job:
     device: torch.device
     peers: Peers
     reporter: Reporter
-
-
-class StopRequest:
-    """Remembers SIGTERM until the ranks next agree."""
-
-    def __init__(self) -> None:
-        self.came = False
-        signal.signal(signal.SIGTERM, self._note)
-
-    def __call__(self) -> bool:
-        """Whether it came."""
-        return self.came
-
-    def _note(self, *_: object) -> None:
-        self.came = True
+    refused: Mapping[str, str] = field(default_factory=dict)
 
 
 class Startup:
@@ -86,28 +73,47 @@ def train(config: Config, environ: Mapping[str, str], begun_ns: int) -> Exit:
     wants_stop = StopRequest()
     startup = Startup(begun_ns)
     place = Place.from_environ(environ)
+    device = devices.choose(place.local_rank)
+    started = start_knobs.take(config, knobs.from_environ(environ), place, device)
+    config = started.config
     parallel.fit(config, place)  # before anyone waits for anyone
     if config.run.torch_threads:
         torch.set_num_threads(config.run.torch_threads)
-    device = devices.choose(place.local_rank)
     reporter = Reporter(Telemetry.from_environ(environ), place, devices.name(device), begun_ns)
     startup.end("import")
     steps, why = 0, "exit"
+    peers: Peers = Alone()
     try:
         peers = others.join(place, device, config.limits.comm_timeout_s)
+        wants_stop.meet()
         startup.end("rendezvous")
-        engine = build(Job(config, environ, place, device, peers, reporter), startup, wants_stop)
+        job = Job(config, environ, place, device, peers, reporter, started.ignored)
+        engine = build(job, startup, wants_stop)
+        peers.watch(lambda: Spot(engine.progress.step, engine.parts.ledger.phase))
         try:
             is_finished = _run(engine, startup)
         finally:
             steps = engine.steps
         why = "exit" if is_finished else "sigterm"
     except BaseException as error:
-        why = f"exception:{type(error).__name__}"
-        raise
+        failure = _explain(error, peers, config, place, device)
+        why = f"exception:{type(failure).__name__}"
+        if failure is error:
+            raise
+        raise failure from error
     finally:
         reporter.close(steps, why)
     return Exit.FINISHED if is_finished else Exit.YIELDED
+
+
+def _explain(error: BaseException, peers: Peers, config: Config, place: Place, device: torch.device) -> BaseException:
+    """What to end with: the rank that made a collective fail, or this rank's own failure, of which the others hear."""
+    lost = peers.blame(error)
+    if lost is not None:
+        return lost
+    failure = oom.explain(error, config, place, device) or error
+    peers.part(failure.code if isinstance(failure, TrainerError) else Exit.CRASHED)
+    return failure
 
 
 def _run(engine: Engine, startup: Startup) -> bool:
@@ -128,6 +134,7 @@ def _run(engine: Engine, startup: Startup) -> bool:
         parts.checkpoints.close()
     if parts.checkpoints.waits:
         parts.reporter.say(f"{parts.checkpoints.waits} saves waited for the one before: they come faster than the disk")
+    parts.reporter.say(f"input of rank 0: {parts.loader.describe()}")
     parts.reporter.say(f"{'finished' if is_finished else 'yielded'} at step {engine.progress.step}")
     return is_finished
 
@@ -138,10 +145,12 @@ def build(job: Job, startup: Startup, wants_stop: Callable[[], bool]) -> Engine:
     Raises:
         TrainerError: data, checkpoint or directories are not as they must be.
     """
-    config, place, device = job.config, job.place, job.device
+    place, device = job.place, job.device
+    corpora = _ensure_corpora(job)
+    config = _pin(job.config, corpora)
     if place.rank == 0:
         _announce(config, job.reporter)
-    corpora = _ensure_corpora(job)
+    job.reporter.say(corpora.describe())
     startup.end("data")
     torch.manual_seed(config.run.seed)
     mesh = Mesh(parallel.fit(config, place), place.rank, device)
@@ -156,7 +165,7 @@ def build(job: Job, startup: Startup, wants_stop: Callable[[], bool]) -> Engine:
     outcome = knobs.apply(
         knobs.from_environ(job.environ), Knobs.from_config(config), place, has_gpu=device.type == "cuda"
     )
-    job.reporter.recorder.knob(0, outcome.applied, outcome.ignored)
+    job.reporter.recorder.knob(0, outcome.applied, {**outcome.ignored, **job.refused})
     parts = Parts(
         config=config,
         place=place,
@@ -196,20 +205,28 @@ def _announce(config: Config, reporter: Reporter) -> None:
     reporter.say(text)
 
 
-def _ensure_corpora(job: Job) -> rows.Corpora:
+def _ensure_corpora(job: Job) -> Corpora:
     """Built by one process of each machine; the others find it built."""
     if job.place.local_rank == 0:
-        corpora = rows.ensure(job.config)
+        corpora = sources.ensure(job.config)
         job.peers.barrier()
         return corpora
     job.peers.barrier()
-    return rows.ensure(job.config)
+    return sources.ensure(job.config)
 
 
-def _new_loader(corpora: rows.Corpora, config: Config, mesh: Mesh, settings: Knobs) -> Loader:
-    order = Order(len(corpora.train), config.run.seed)
+def _pin(config: Config, corpora: Corpora) -> Config:
+    """The configuration with what its data are, which checkpoints keep. Raises ConfigError if it asks for others."""
+    asked = config.data.digest
+    if asked not in ("", corpora.digest):
+        raise ConfigError(f"data.digest is {asked}, but the sources hold {corpora.digest}: give it those, or empty it")
+    return replace(config, data=replace(config.data, digest=corpora.digest))
+
+
+def _new_loader(corpora: Corpora, config: Config, mesh: Mesh, settings: Knobs) -> Loader:
     share = Share(mesh.seat.dp, mesh.degrees.dp, config.batch.global_sequences)
-    return Loader(corpora.train, order, share, settings.loader)
+    patience = Patience(config.data.max_restarts, config.data.max_bad_samples)
+    return Loader(corpora.train, corpora.order(config.run.seed), share, settings.loader, patience)
 
 
 def _resume(

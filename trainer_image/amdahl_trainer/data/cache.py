@@ -14,8 +14,8 @@ from pathlib import Path
 from amdahl_trainer.errors import ConfigError
 
 
-def build_once(target: Path, build: Callable[[Path], None]) -> Path:
-    """`target`, made by `build(empty directory)` unless it exists.
+def build_once(target: Path, build: Callable[[Path], None], setting: str = "data.cache_dir") -> Path:
+    """`target`, made by `build(empty directory)` unless it exists. `setting` is what says where it lies.
 
     Raises:
         ConfigError: the cache cannot be written.
@@ -27,7 +27,7 @@ def build_once(target: Path, build: Callable[[Path], None]) -> Path:
         draft = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     except OSError as error:
         raise ConfigError(
-            f"data.cache_dir: {target.parent} cannot be written ({error.strerror}); set data.cache_dir to a directory "
+            f"{setting}: {target.parent} cannot be written ({error.strerror}); set {setting} to a directory "
             f"that can, or to one that already holds {target.name}"
         ) from error
     try:
@@ -36,7 +36,7 @@ def build_once(target: Path, build: Callable[[Path], None]) -> Path:
         draft.rename(target)
     except OSError as error:
         if not target.is_dir():  # otherwise another process was faster: its build is the same
-            raise ConfigError(f"data.cache_dir: building {target} failed ({error})") from error
+            raise ConfigError(f"{setting}: building {target} failed ({error})") from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return target

@@ -1,7 +1,10 @@
 """How do rows reach the training process in time? torch's DataLoader over positions, rebuilt from one at any step.
 
-One batch is a rank's share of one optimizer step. The time it took to make is measured where it is made and travels
-with it, so the trainer knows what a worker costs without asking. A loader never ends: it has no epochs, only positions.
+One batch is a rank's share of one optimizer step. What it took to make is measured where it is made and travels with
+it, so the trainer knows what a worker costs without asking. A loader never ends: it has no epochs, only positions.
+
+A worker that dies is noticed at once, also in the middle of handing over a batch, and all workers are started anew at
+the position of the batch that did not come: nothing is lost, nothing comes twice.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ import multiprocessing
 import signal
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from typing import Any, NamedTuple
@@ -20,8 +24,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from amdahl_trainer.data.order import Order, Share
-from amdahl_trainer.data.rows import Rows
+from amdahl_trainer.data import order as orders
+from amdahl_trainer.data.counts import Bad, Counts, Meter
+from amdahl_trainer.data.order import Share
+from amdahl_trainer.data.rows import Rows, too_many
 from amdahl_trainer.errors import DataError
 
 
@@ -32,6 +38,7 @@ class Batch(NamedTuple):
     samples: list[int]
     valid: int
     cost_ns: int
+    counts: Counts = Counts()
 
     @property
     def inputs(self) -> Tensor:
@@ -59,17 +66,15 @@ class Made:
 
     packed: npt.NDArray[np.int64]
     samples: list[int]
-    valid: int
     cost_ns: int
+    counts: Counts
+    bad: tuple[Bad, ...]
 
-    def to_batch(self) -> Batch:
-        """The same, as a tensor."""
-        return Batch(torch.from_numpy(self.packed), self.samples, self.valid, self.cost_ns)
-
-    def pin_memory(self) -> Batch:
-        """The same in page-locked memory: what the DataLoader's pinning thread calls."""
-        batch = self.to_batch()
-        return batch._replace(packed=batch.packed.pin_memory())
+    def to_batch(self, is_pinned: bool) -> Batch:
+        """The same, as a tensor, in page-locked memory if copies to a GPU shall not wait."""
+        packed = torch.from_numpy(self.packed)
+        packed = packed.pin_memory() if is_pinned else packed
+        return Batch(packed, self.samples, self.counts.tokens, self.cost_ns, self.counts)
 
 
 @dataclass(frozen=True)
@@ -81,33 +86,66 @@ class Settings:
     pin_memory: bool
 
 
+@dataclass(frozen=True)
+class Patience:
+    """What a loader puts up with before it ends the run: new starts, and samples left out."""
+
+    restarts: int = 3
+    bad_samples: int = 100
+
+
 class RowsByPosition(Dataset[Made]):
     """Batches of rows, asked for by position."""
 
-    def __init__(self, rows: Rows, order: Order) -> None:
+    def __init__(self, rows: Rows, order: orders.Sequence) -> None:
         self._rows = rows
         self._order = order
 
     def __getitems__(self, positions: Sequence[int]) -> Made:
         """Make the batch of these positions."""
         begun_ns = time.monotonic_ns()
+        meter = Meter()
         samples = [self._order.sample(position) for position in positions]
-        made = [self._rows.row(sample) for sample in samples]
-        packed = np.stack([np.stack(part) for part in zip(*made, strict=True)])
-        valid = int((packed[2] > 0).sum())
-        return Made(packed, samples, valid, time.monotonic_ns() - begun_ns)
+        made = [self._rows.row(sample, meter) for sample in samples]
+        with meter.timed("pack_ns"):
+            packed = np.stack([np.stack(part) for part in zip(*made, strict=True)])
+            valid = int((packed[2] > 0).sum())
+        counts = meter.counts(len(samples), packed[2].size, valid)
+        return Made(packed, samples, time.monotonic_ns() - begun_ns, counts, tuple(meter.bad))
+
+
+class _Failure(NamedTuple):
+    """Why there is no batch, and whether trying again could help."""
+
+    why: str
+    is_final: bool = False
+
+
+class _WorkerEndedError(Exception):
+    """A worker is no more."""
 
 
 class Loader:
     """Batches of one rank from a position on."""
 
-    def __init__(self, rows: Rows, order: Order, share: Share, settings: Settings) -> None:
+    def __init__(
+        self,
+        rows: Rows,
+        order: orders.Sequence,
+        share: Share,
+        settings: Settings,
+        patience: Patience = Patience(),
+    ) -> None:
         self._rows = rows
         self._share = share
+        self._patience = patience
         self.order = order
         self.settings = settings
         self.position = 0
-        self._batches: Iterator[Made | Batch] | None = None
+        self.restarts = 0
+        self.totals = Counts()  #: of the batches consumed
+        self.bad: set[Bad] = set()  #: left out of the batches consumed
+        self._batches: Iterator[Made] | None = None
         self._workers: list[BaseProcess] = []
 
     def open(self, position: int, settings: Settings | None = None) -> None:
@@ -118,29 +156,80 @@ class Loader:
         self._batches = self._start()
 
     def next(self) -> Batch:
-        """The rank's batch at `position`, which moves on. A loader that fails is started once more.
+        """The rank's batch at `position`, which moves on. A loader that fails is started again there.
 
         Raises:
-            DataError: it failed twice at one position.
+            DataError: it failed for good, or more often than is put up with; or too many samples are bad.
         """
-        batch = self._attempt()
-        if isinstance(batch, str):
-            print(f"loader failed at position {self.position} ({batch}); starting it again", flush=True)
+        while isinstance(outcome := self._attempt(), _Failure):
+            where = f"loader failed at position {self.position}"
+            if outcome.is_final:
+                raise DataError(f"{where}: {outcome.why}")
+            if self.restarts >= self._patience.restarts:
+                raise DataError(
+                    f"{where} after {self.restarts} restarts: {outcome.why}; "
+                    "look at its memory and its files, or raise data.max_restarts"
+                )
+            self.restarts += 1
+            limit = self._patience.restarts
+            print(f"{where} ({outcome.why}); starting it again ({self.restarts} of {limit})", flush=True)
+            for worker in self._workers:
+                worker.kill()  # what they have made is made again
             self.open(self.position)
-            batch = self._attempt()
-        if isinstance(batch, str):
-            raise DataError(f"loader failed twice at position {self.position}: {batch}")
+        self._note(outcome)
         self.position += self._share.global_batch
-        return batch
+        return outcome.to_batch(self.settings.pin_memory and torch.cuda.is_available())
 
-    def _attempt(self) -> Batch | str:
+    def _note(self, made: Made) -> None:
+        """Count what is consumed, so that a batch made twice or for nothing counts once or not at all."""
+        self.totals = self.totals.plus(made.counts)
+        for bad in made.bad:
+            if bad in self.bad:
+                continue  # it was met in the epoch before
+            self.bad.add(bad)
+            print(f"left out: {bad}", flush=True)
+            if len(self.bad) > self._patience.bad_samples:
+                raise too_many(bad, self._patience.bad_samples)
+
+    def _attempt(self) -> Made | _Failure:
         """The next batch, or why there is none. The exception ends here: its traceback would keep the workers."""
         assert self._batches is not None, "open() comes first"
         try:
-            made = next(self._batches)
+            with self._watching():
+                return next(self._batches)
+        except _WorkerEndedError:
+            return _Failure("; ".join(map(_describe_end, self._ended())))
         except Exception as error:  # noqa: BLE001 (a worker hands over whatever its data raised)
-            return f"{type(error).__name__}: {error}".strip().splitlines()[-1]
-        return made.to_batch() if isinstance(made, Made) else made
+            if ended := self._ended():
+                return _Failure("; ".join(map(_describe_end, ended)))
+            text = f"{type(error).__name__}: {error}".strip().splitlines()[-1]
+            is_final = isinstance(error, DataError)
+            return _Failure(text.rpartition("DataError: ")[2] if is_final else text, is_final)
+
+    @contextmanager
+    def _watching(self) -> Iterator[None]:
+        """Within, the death of a worker ends whatever waits for it.
+
+        torch looks after its workers only between two reads of their pipe. One that is killed while it writes a batch
+        leaves half of it, and the read of the other half would never end. torch's own handler of SIGCHLD would raise
+        in whatever the training thread does; this one is in force while a batch is asked for, and only then.
+        """
+        if not self._workers:
+            yield
+            return
+        before = signal.signal(signal.SIGCHLD, self._raise_if_ended)
+        try:
+            self._raise_if_ended()
+            yield
+        finally:
+            signal.signal(signal.SIGCHLD, before)
+
+    def _raise_if_ended(self, *_: object) -> None:
+        if self._ended():
+            raise _WorkerEndedError
+
+    def _ended(self) -> list[BaseProcess]:
+        return [worker for worker in self._workers if not worker.is_alive()]
 
     def close(self) -> None:
         """Stop the workers. Batches they had ready are dropped and made again after `open`."""
@@ -152,11 +241,19 @@ class Loader:
                 worker.join()
         self._workers = []
 
+    def describe(self) -> str:
+        """What was consumed and what it took, how often each source was read, and what went wrong."""
+        epochs = ", ".join(f"{count:.2f} epochs {name}".strip() for name, count in self._epochs())
+        return f"{self.totals.describe()}; {epochs}; {len(self.bad)} bad samples left out, {self.restarts} restarts"
+
+    def _epochs(self) -> list[tuple[str, float]]:
+        return [(f"of {name}" if name else "", count) for name, count in self.order.epochs(self.position).items()]
+
     def worker_pids(self) -> list[int]:
         """The loader processes of this rank that run now."""
         return [worker.pid for worker in self._workers if worker.pid is not None and worker.is_alive()]
 
-    def _start(self) -> Iterator[Made | Batch]:
+    def _start(self) -> Iterator[Made]:
         workers = self.settings.workers
         loader = DataLoader(
             RowsByPosition(self._rows, self.order),
@@ -164,7 +261,6 @@ class Loader:
             collate_fn=_as_is,
             num_workers=workers,
             prefetch_factor=self.settings.prefetch_factor if workers else None,
-            pin_memory=self.settings.pin_memory and torch.cuda.is_available(),
             worker_init_fn=_begin_worker,
             multiprocessing_context="fork" if workers else None,  # a live switch must not import torch again
             generator=torch.Generator(),  # its own, so that starting a loader draws nothing from the training's
@@ -172,9 +268,7 @@ class Loader:
         others = set(multiprocessing.active_children())
         batches = iter(loader)
         self._workers = [child for child in multiprocessing.active_children() if child not in others]
-        # torch's SIGCHLD handler raises in whatever the training thread does when a worker dies. Without it the death
-        # is noticed in `next`, where it can be handled.
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's own handler; see `_watching`
         return batches
 
 
@@ -198,3 +292,16 @@ def _begin_worker(_: int) -> None:
     """Outlive a SIGTERM to the process group: the training process still needs batches to reach its checkpoint."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _describe_end(worker: BaseProcess) -> str:
+    """How a worker ended, in the words of the system."""
+    code = worker.exitcode or 0
+    if code >= 0:
+        return f"worker {worker.pid} exited with code {code}"
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:
+        name = f"signal {-code}"
+    hint = ", as the kernel does when memory runs out" if name == "SIGKILL" else ""
+    return f"worker {worker.pid} was ended by {name}{hint}"

@@ -9,11 +9,29 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Protocol
 
 #: Four rounds make a permutation that is pseudo-random for our purpose (Luby and Rackoff 1988).
 ROUNDS = 4
+
+
+class Sequence(Protocol):
+    """Sample numbers without end, a function of the position."""
+
+    @property
+    def samples(self) -> int:
+        """How many different ones there are."""
+
+    def sample(self, position: int) -> int:
+        """The sample at a position of 0 or more."""
+
+    def with_seed(self, seed: int) -> Sequence:
+        """The same samples in another order."""
+
+    def epochs(self, position: int) -> dict[str, float]:
+        """How often each source had been read when `position` was reached; one without a name is ''."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +50,14 @@ class Order:
             at = _feistel(at, half_bits, keys)
             if at < self.samples:
                 return at
+
+    def with_seed(self, seed: int) -> Order:
+        """The same samples in another order."""
+        return replace(self, seed=seed)
+
+    def epochs(self, position: int) -> dict[str, float]:
+        """How often the samples had been read when `position` was reached."""
+        return {"": position / self.samples}
 
 
 @dataclass(frozen=True)

@@ -1,35 +1,34 @@
-"""What is in each row? Packed pieces of documents, their tokens read from a file or made again each time.
-
-The plan (which piece of which document lies in which row) is built once. `cached` rows come from a memory-mapped file;
-`on_the_fly` rows encode the text of their documents, whole, and take the pieces out, which is what a pipeline without
-a cache does. Both give the same tokens, so the choice changes time and nothing else.
+"""What is in each row? Packed pieces of documents, their tokens read from shards or made again from the text each time.
 
 A piece of k tokens takes k slots: the inputs are the start token and its first k - 1 tokens, the targets all k. Every
-token of the corpus is thus a target once in an epoch.
+token of the sources is thus a target once in an epoch.
+
+A piece that cannot be trained on (a token that the model has no row for, a text that is no text) ends the run, or is
+left out of its row, which then has more padding at its end; a row that is left with nothing gives way to the next one
+of its source. Both follow from the row's number alone, so every rank, world size and resumed run does the same.
 """
 
 from __future__ import annotations
 
-import functools
-import json
+from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Literal, NamedTuple
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from amdahl_trainer.config import Config
-from amdahl_trainer.data import corpus as corpora
-from amdahl_trainer.data.cache import build_once
-from amdahl_trainer.data.pack import Packing, best_fit, measure
-from amdahl_trainer.data.tokens import BOS, FIRST_MERGE, BytePairs, Bytes, Remembering, Tokenizer, learn_merges
+from amdahl_trainer.data import pack
+from amdahl_trainer.data.counts import Bad, Meter
+from amdahl_trainer.data.files import Reader
+from amdahl_trainer.data.pack import Packing
+from amdahl_trainer.data.plan import Plan
+from amdahl_trainer.data.shards import Shard, Source, Split, Tokens
+from amdahl_trainer.data.tokens import Tokenizer
 from amdahl_trainer.errors import DataError
 from amdahl_trainer.loss import IGNORED
-
-Split = Literal["train", "held_out"]
-SPLITS: tuple[Split, Split] = ("train", "held_out")
 
 
 class Row(NamedTuple):
@@ -40,144 +39,190 @@ class Row(NamedTuple):
     segments: npt.NDArray[np.int64]
 
 
+class TokenReader(Protocol):
+    """Where the tokens of one split of a source come from."""
+
+    def read(self, shard: int, begin: int, end: int, meter: Meter) -> Tokens | str:
+        """Tokens `begin` to `end` - 1 of the split's shard of that number, or why there are none."""
+
+
+class FromShards:
+    """Tokens as they lie on the disk."""
+
+    def __init__(self, source: Source, split: Split, reader: Reader) -> None:
+        self._source, self._shards, self._reader = source, source.of(split), reader
+
+    def read(self, shard: int, begin: int, end: int, meter: Meter) -> Tokens:
+        """Tokens `begin` to `end` - 1. Raises DataError, OSError."""
+        with meter.timed("read_ns"):
+            found = self._source.read_tokens(self._reader, self._shards[shard], begin, end)
+        meter.bytes += found.nbytes
+        return found
+
+
+class FromText:
+    """Tokens made anew from the texts that shards were made of, whole, as augmenting pipelines do."""
+
+    def __init__(self, shards: Sequence[tuple[Sequence[bytes], npt.NDArray[np.int64]]], tokenizer: Tokenizer) -> None:
+        """The documents of each shard and their ends in it."""
+        self._shards, self._tokenizer = shards, tokenizer
+
+    def read(self, shard: int, begin: int, end: int, meter: Meter) -> Tokens | str:
+        """Tokens `begin` to `end` - 1, or why the text has none."""
+        documents, ends = self._shards[shard]
+        document = int(np.searchsorted(ends, begin, side="right"))
+        first = int(ends[document - 1]) if document else 0
+        text = documents[document]
+        meter.bytes += len(text)
+        with meter.timed("tokenize_ns"):
+            try:
+                tokens = self._tokenizer.encode(text)
+            except UnicodeError as error:
+                return f"it is no UTF-8 ({error})"
+            return np.asarray(tokens[begin - first : end - first], dtype=np.uint32)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a sample must be to be trained on, and what becomes of one that is not.
+
+    Attributes:
+        vocab_size: tokens that the model knows.
+        bad: how many may be left out, or none at all.
+    """
+
+    vocab_size: int
+    bad: int | None
+
+    def fault_of(self, tokens: Tokens | str) -> str | None:
+        """Why tokens cannot be trained on."""
+        if isinstance(tokens, str):
+            return tokens
+        highest = int(tokens.max())
+        return None if highest < self.vocab_size else f"token {highest}, model.vocab_size is {self.vocab_size}"
+
+
+@dataclass(frozen=True)
+class SourceRows:
+    """The rows of one split of one source."""
+
+    source: Source
+    plan: Plan
+    tokens: TokenReader
+    reader: Reader
+    seq_len: int
+    limits: Limits
+
+    def row(self, index: int, meter: Meter) -> Row:
+        """Assemble a row; one whose every piece is bad gives way to the next.
+
+        Raises:
+            DataError: a file is not what it was, or more is bad than may be.
+        """
+        for at in range(index, index + self.plan.packing.rows):
+            made = self._assemble(at % self.plan.packing.rows, meter)
+            if made.segments[0]:
+                return made
+        raise DataError(f"{self.source.home}: no row holds anything that can be trained on")
+
+    def _assemble(self, index: int, meter: Meter) -> Row:
+        inputs = np.full(self.seq_len, self.source.vocabulary.bos, dtype=np.int64)
+        targets = np.full(self.seq_len, IGNORED, dtype=np.int64)
+        segments = np.zeros(self.seq_len, dtype=np.int64)
+        with meter.timed("read_ns"):
+            pieces = self.plan.pieces_of(self.reader, index)
+        shard = self.plan.shard_of(index)
+        at = number = 0
+        for begin, end in pieces:
+            tokens = self.tokens.read(shard, begin, end, meter)
+            with meter.timed("pack_ns"):
+                fault = self.limits.fault_of(tokens)
+                if fault is not None or isinstance(tokens, str):
+                    self._leave_out(shard, begin, end, str(fault), meter)
+                    continue
+                slots = slice(at, at + end - begin)
+                number += 1
+                targets[slots] = tokens
+                inputs[at + 1 : slots.stop] = tokens[:-1]
+                segments[slots] = number
+                at = slots.stop
+            meter.pieces += 1
+            meter.sum_len_sq += (end - begin) ** 2
+        return Row(inputs, targets, segments)
+
+    def _leave_out(self, number: int, begin: int, end: int, why: str, meter: Meter) -> None:
+        shard = self.source.of(self.plan.split)[number]
+        bad = self._name(shard, begin, end, why)
+        if self.limits.bad is None:
+            raise DataError(f"{bad}; mend it, or set data.bad_samples to skip")
+        meter.bad.append(bad)
+        if len(meter.bad) > self.limits.bad:
+            raise too_many(meter.bad[-1], self.limits.bad)
+
+    def _name(self, shard: Shard, begin: int, end: int, why: str) -> Bad:
+        document, first = self.source.document_at(self.reader, shard, begin)
+        return Bad(self.source.name, shard.name, document, begin - first, end - first, why)
+
+
 @dataclass(frozen=True)
 class Rows:
-    """The rows of one split. Row r holds `pieces[starts[r]:starts[r + 1]]`, each (document, first token, last + 1)."""
+    """The rows of one split of all sources, numbered one source after another.
 
-    corpus: corpora.Corpus
-    tokenizer: Tokenizer
+    Attributes:
+        shares: what part of the rows that are read each source gives.
+    """
+
+    parts: tuple[SourceRows, ...]
+    shares: tuple[float, ...]
     seq_len: int
-    pieces: npt.NDArray[np.int64]
-    starts: npt.NDArray[np.int64]
-    cached: npt.NDArray[np.uint16] | None
 
     def __len__(self) -> int:
         """Number of rows."""
-        return len(self.starts) - 1
+        return self._firsts[-1]
 
-    def row(self, index: int) -> Row:
-        """Assemble one row."""
-        inputs = np.full(self.seq_len, BOS, dtype=np.int64)
-        targets = np.full(self.seq_len, IGNORED, dtype=np.int64)
-        segments = np.zeros(self.seq_len, dtype=np.int64)
-        at = 0
-        for number, (document, first, end) in enumerate(self.pieces_of(index), start=1):
-            slots = slice(at, at + end - first)
-            tokens = self._encode(document)[first:end] if self.cached is None else self.cached[index, slots]
-            targets[slots] = tokens
-            inputs[at + 1 : slots.stop] = tokens[:-1]
-            segments[slots] = number
-            at = slots.stop
-        return Row(inputs, targets, segments)
+    def row(self, index: int, meter: Meter | None = None) -> Row:
+        """Assemble one row. Raises DataError, OSError."""
+        part, at = self._find(index)
+        return part.row(at, meter or Meter())
 
-    def pieces_of(self, index: int) -> list[tuple[int, int, int]]:
-        """(document, first token, last + 1) of each piece of a row, in order."""
-        return [(int(d), int(a), int(b)) for d, a, b in self.pieces[self.starts[index] : self.starts[index + 1]]]
+    def pieces_of(self, index: int) -> list[tuple[int, int]]:
+        """Begin and end, within its shard, of each piece of a row, in order."""
+        part, at = self._find(index)
+        return part.plan.pieces_of(part.reader, at)
 
-    @functools.cached_property
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Rows of each source."""
+        return tuple(part.plan.packing.rows for part in self.parts)
+
+    @property
     def mean_document(self) -> float:
-        """How long a piece the average token of the split lies in."""
-        return self.packing.sum_len_sq / self.packing.valid
+        """How long a piece the average token that is read lies in."""
+        each = [(share / part.plan.packing.rows, part.plan.packing) for share, part in self._shared()]
+        return sum(w * one.sum_len_sq for w, one in each) / sum(w * one.valid for w, one in each)
 
-    @functools.cached_property
+    @property
     def packing(self) -> Packing:
         """How well all documents of the split fill its rows."""
-        return measure((self.pieces[:, 2] - self.pieces[:, 1]).tolist(), len(self), self.seq_len)
+        return pack.total(part.plan.packing for part in self.parts)
 
     def packing_of(self, rows: Sequence[int]) -> Packing:
         """How well some rows are filled, such as those of a batch."""
-        return measure((end - first for row in rows for _, first, end in self.pieces_of(row)), len(rows), self.seq_len)
+        lengths = np.array([end - begin for row in rows for begin, end in self.pieces_of(row)], dtype=np.int64)
+        return pack.measure(lengths, len(rows), self.seq_len)
 
-    def _encode(self, document: int) -> list[int]:
-        return self.tokenizer.encode(self.corpus.document(document))
+    def _shared(self) -> list[tuple[float, SourceRows]]:
+        return [(share, part) for share, part in zip(self.shares, self.parts, strict=True) if part.plan.packing.rows]
 
+    def _find(self, index: int) -> tuple[SourceRows, int]:
+        part = bisect_right(self._firsts, index) - 1
+        return self.parts[part], index - self._firsts[part]
 
-@dataclass(frozen=True)
-class Corpora:
-    """Both splits and what the evaluation needs to count bytes."""
-
-    train: Rows
-    held_out: Rows
-    token_bytes: npt.NDArray[np.int64]
-
-
-def ensure(config: Config) -> Corpora:
-    """Corpus, merges and rows of `config`, built in its cache directory where they are missing.
-
-    Raises:
-        ConfigError: something must be built and the cache cannot be written.
-        DataError: the corpus is too small for this configuration.
-    """
-    data = config.data
-    cache = Path(data.cache_dir).expanduser()
-    corpus = corpora.ensure(cache)
-    stem = f"{data.corpus}-{corpus.sha256[:8]}-{data.tokenizer}{config.model.vocab_size}-n{data.max_documents}"
-    tokenizer = _tokenizer(cache / f"{stem}.merges", corpus, config)
-    once = Remembering(tokenizer)  # building reads each document many times
-    plan = build_once(cache / f"{stem}-s{data.seq_len}.plan", lambda home: _plan(home, corpus, once, config))
-    train, held_out = (_open(plan, split, corpus, tokenizer, data.seq_len) for split in SPLITS)
-    if data.tokenize == "cached":
-        slow = replace(train, tokenizer=once), replace(held_out, tokenizer=once)
-        tokens = build_once(cache / f"{stem}-s{data.seq_len}.tokens", lambda home: _write_tokens(home, *slow))
-        train, held_out = _with_tokens(train, tokens, "train"), _with_tokens(held_out, tokens, "held_out")
-    sizes = np.zeros(config.model.vocab_size, dtype=np.int64)
-    known = tokenizer.token_bytes()
-    sizes[: len(known)] = known
-    return Corpora(train, held_out, sizes)
+    @cached_property
+    def _firsts(self) -> tuple[int, ...]:
+        return tuple(accumulate(self.sizes, initial=0))
 
 
-def _tokenizer(home: Path, corpus: corpora.Corpus, config: Config) -> Tokenizer:
-    if config.data.tokenizer == "bytes":
-        return Bytes()
-    count = config.model.vocab_size - FIRST_MERGE
-
-    def learn(target: Path) -> None:
-        texts = (corpus.document(index) for index in _documents(corpus, config, held_out=False))
-        (target / "merges.json").write_text(json.dumps(learn_merges(texts, count)))
-
-    merges = json.loads((build_once(home, learn) / "merges.json").read_text())
-    return BytePairs([(left, right) for left, right in merges])
-
-
-def _documents(corpus: corpora.Corpus, config: Config, *, held_out: bool) -> list[int]:
-    wanted = [int(index) for index in np.flatnonzero(corpus.held_out == held_out)]
-    return wanted[: config.data.max_documents or None]
-
-
-def _plan(home: Path, corpus: corpora.Corpus, tokenizer: Tokenizer, config: Config) -> None:
-    for split in SPLITS:
-        documents = _documents(corpus, config, held_out=split == "held_out")
-        if not documents:
-            raise DataError(f"data.max_documents {config.data.max_documents} leaves no {split} documents; raise it")
-        pieces = cut(documents, [len(tokenizer.encode(corpus.document(d))) for d in documents], config.data.seq_len)
-        rows = best_fit([end - first for _, first, end in pieces], config.data.seq_len)
-        np.save(home / f"{split}.pieces.npy", np.array([pieces[at] for row in rows for at in row], dtype=np.int64))
-        np.save(home / f"{split}.starts.npy", np.cumsum([0] + [len(row) for row in rows], dtype=np.int64))
-
-
-def cut(documents: Sequence[int], lengths: Sequence[int], limit: int) -> list[tuple[int, int, int]]:
-    """(document, first token, last + 1) of pieces of at most `limit` tokens; documents that fit stay whole."""
-    return [
-        (document, first, min(first + limit, length))
-        for document, length in zip(documents, lengths, strict=True)
-        for first in range(0, length, limit)
-    ]
-
-
-def _open(plan: Path, split: Split, corpus: corpora.Corpus, tokenizer: Tokenizer, seq_len: int) -> Rows:
-    pieces, starts = (np.load(plan / f"{split}.{part}.npy") for part in ("pieces", "starts"))
-    return Rows(corpus, tokenizer, seq_len, pieces, starts, None)
-
-
-def _write_tokens(home: Path, train: Rows, held_out: Rows) -> None:
-    for split, rows in (("train", train), ("held_out", held_out)):
-        targets = np.stack([rows.row(index).targets for index in range(len(rows))])
-        np.save(home / f"{split}.npy", np.where(targets == IGNORED, 0, targets).astype(np.uint16))
-
-
-def _with_tokens(rows: Rows, home: Path, split: str) -> Rows:
-    cached: npt.NDArray[np.uint16] = np.load(home / f"{split}.npy", mmap_mode="r")
-    return replace(rows, cached=cached)
-
-
-__all__ = ["Corpora", "Row", "Rows", "Split", "cut", "ensure"]
+def too_many(last: Bad, limit: int) -> DataError:
+    """The error for more bad samples than may be left out."""
+    return DataError(f"more than {limit} bad samples, the last is {last}; mend the data, or raise data.max_bad_samples")

@@ -121,7 +121,7 @@ def _stamp(process: "subprocess.Popen[str]") -> dict[int, float]:
     for line in process.stdout:
         words: Sequence[str] = line.split()
         if len(words) > 1 and words[0] == "step":
-            stamps[int(words[1])] = time.monotonic()
+            stamps[int(words[1].partition("/")[0])] = time.monotonic()  # our trainer says of how many
     return stamps
 
 

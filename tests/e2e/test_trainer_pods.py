@@ -1,6 +1,7 @@
 """Our trainer in two pods: one job of two ranks over the headless Service, on real nodes, with real collectives."""
 
 import json
+import re
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
@@ -178,7 +179,5 @@ def first_log(cluster: Cluster, namespace: str) -> str:
 
 def last_step(text: str) -> int:
     """The step of the last line of the console; 0 before the first."""
-    steps = [
-        int(words[1]) for words in map(str.split, text.splitlines()) if words[:1] == ["step"] and words[1].isdigit()
-    ]
-    return steps[-1] if steps else 0
+    steps = re.findall(r"^step +(\d+)", text, flags=re.MULTILINE)
+    return int(steps[-1]) if steps else 0

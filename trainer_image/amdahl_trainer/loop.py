@@ -164,8 +164,7 @@ class Engine:
         norm, refused = optim.apply(parts.replica.model, parts.optimizer, config.optim, lr, loss, parts.replica.stages)
         parts.clock.finish(torch.stack((loss, norm, refused)))
         self.progress = Progress(self.progress.step + 1, parts.loader.position)
-        phases = parts.ledger.take()
-        parts.ledger.rest("other")
+        phases = parts.ledger.take(bottom="other")
         if "warmup" in phases and "warmup" not in self._tags:
             self._tags.append("warmup")  # torch compiled in this lap
         tags, self._tags = tuple(self._tags), []

@@ -383,6 +383,32 @@ class TestTwoOperators:
 
         play(run())
 
+    @pytest.mark.parametrize(
+        "is_recorded_first", [True, False], ids=["recorded, then stopped", "stopped, then recorded"]
+    )
+    def test_a_run_is_charged_once(
+        self, api_server: Cluster, api_namespace: str, story: Story, is_recorded_first: bool
+    ) -> None:
+        """One operator records a block, the other sweeps its Job away: what it held is the block's. Another try is charged."""
+
+        async def run() -> None:
+            first = await Operator.start(api_server, api_namespace)
+            second = await Operator.start(api_server, api_namespace)
+            ledger, late = await first.ledger(), await second.ledger()
+            await ledger.add_plan(story.plan)
+            block, name = story.blocks[0], story.plan.name
+            swept = Loss(
+                run=story.plan.run_name(block.spec), started_at_s=block.started_at_s, held_device_s=block.held_device_s
+            )
+            earlier = swept.model_copy(update={"started_at_s": block.started_at_s - 60})
+            await late.add_loss(name, earlier)
+            for step in (True, False) if is_recorded_first else (False, True):
+                await (ledger.add_block(name, block) if step else late.add_loss(name, swept))
+            (experiment,) = (await second.recall()).experiments
+            assert (experiment.blocks, experiment.losses) == ((block,), (earlier,))
+
+        play(run())
+
     def test_contradictions_are_refused(self, api_server: Cluster, api_namespace: str, story: Story) -> None:
         """Another plan, block or verdict under a name that is taken changes nothing."""
 

@@ -91,6 +91,17 @@ def _size_later(document: Object, stored: StoredExperiment, status: ExperimentSt
     )
 
 
+def is_try(experiment: str, block: Block, run: str) -> bool:
+    """Whether a run is a try of a block."""
+    name = f"{experiment}-{block.name}"
+    return run == name or run.startswith(f"{name}-t")
+
+
+def is_one(experiment: str, block: Block, run: str, started_at: str) -> bool:
+    """Whether a run that was charged as stopped is the very one that a block records."""
+    return block.started_at == started_at and is_try(experiment, block, run)
+
+
 def say_closed(status: ExperimentStatus) -> ExperimentStatus:
     """A status with its verdict, told as condition and message too; nothing is set aside any more."""
     assert status.verdict is not None

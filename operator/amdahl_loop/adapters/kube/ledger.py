@@ -9,7 +9,17 @@ from collections.abc import Callable, Sequence
 from math import inf
 
 from amdahl_loop.adapters.kube.client import ApiUnavailable, KubeClient, Refused
-from amdahl_loop.adapters.kube.experiments import NO_ROOM, PAGE, diff, fit, label_closed, render, say_closed
+from amdahl_loop.adapters.kube.experiments import (
+    NO_ROOM,
+    PAGE,
+    diff,
+    fit,
+    is_one,
+    is_try,
+    label_closed,
+    render,
+    say_closed,
+)
 from amdahl_loop.adapters.kube.index import ExperimentIndex, Key
 from amdahl_loop.adapters.kube.jobs import SeenJob, see
 from amdahl_loop.adapters.kube.kinds import Kind, Object
@@ -17,6 +27,7 @@ from amdahl_loop.domain.api import records
 from amdahl_loop.domain.api.experiment import ExperimentStatus, Reservation
 from amdahl_loop.domain.api.parts import MAX_PHRASE, clip
 from amdahl_loop.domain.api.records import StoredExperiment, Unreadable, read_experiment
+from amdahl_loop.domain.api.timestamps import to_timestamp
 from amdahl_loop.domain.api.training_job import read_observation, report_observation
 from amdahl_loop.domain.api.wire import to_wire
 from amdahl_loop.domain.blocks import Stage
@@ -183,14 +194,23 @@ class KubeLedger:
             if is_closed is not is_holdout:
                 state = "closed" if is_closed else "still open"
                 raise LedgerConflictError(f"experiment {experiment} is {state}; it takes no block {record.spec.name}")
-            return records.add_block(stored.status, record).model_copy(update={"reserved": None})
+            added = records.add_block(stored.status, record)
+            losses = tuple(loss for loss in added.losses if not is_one(experiment, written, loss.run, loss.started_at))
+            return added.model_copy(update={"reserved": None, "losses": losses})
 
         await self._change(experiment, append)
 
     async def add_loss(self, experiment: str, loss: Loss) -> None:
-        """Charge a run that was stopped; the same one twice is no error."""
+        """Charge a run that was stopped; the same one twice is no error.
+
+        One that is on record as a block is paid for: another operator has recorded it before this one stopped it.
+        """
+        started_at = to_timestamp(loss.started_at_s)
 
         def charge(stored: StoredExperiment) -> ExperimentStatus:
+            blocks = (*stored.status.blocks, *stored.status.holdouts)
+            if any(is_one(experiment, block, loss.run, started_at) for block in blocks):
+                return stored.status
             reserved = stored.status.reserved
             if reserved is not None and reserved.run == loss.run:
                 reserved = None
@@ -240,8 +260,8 @@ class KubeLedger:
 
         def put_aside(stored: StoredExperiment) -> ExperimentStatus:
             nonlocal is_due
-            finished = (f"{experiment}-{block.name}" for block in (*stored.status.blocks, *stored.status.holdouts))
-            is_due = not any(run == name or run.startswith(f"{name}-t") for name in finished)
+            finished = (*stored.status.blocks, *stored.status.holdouts)
+            is_due = not any(is_try(experiment, block, run) for block in finished)
             return stored.status.model_copy(update={"reserved": reserved}) if is_due else stored.status
 
         await self._change(experiment, put_aside)

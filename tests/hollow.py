@@ -8,6 +8,7 @@ seconds, and every object and every request of the operator is as on any cluster
 import json
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -23,8 +24,11 @@ from fakes import SimulatedRunner, Truth
 from testbed.access import Access
 
 METRICS_PORT = 9178
-BEAT_S = 10.0
-POLL_S = 0.1
+BEAT_S = 5.0
+"""Without a sign of life for 20 s a node counts as lost."""
+POLL_S = 0.2
+UNFINISHED = "/api/v1/pods?fieldSelector=status.phase!=Succeeded,status.phase!=Failed"
+"""The pods that a kubelet still has to do with."""
 EXPERIMENT_LABEL = "amdahl-loop.io/experiment"
 JOB_LABEL = "amdahl-loop.io/job"
 
@@ -73,32 +77,35 @@ class HollowNodes:
         self._addresses = 10
         self._second = 0
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._work, daemon=True)
+        self._threads = [threading.Thread(target=work, daemon=True) for work in (self._work, self._live)]
 
     def __enter__(self) -> Self:
         for name in self.names:
             self.access.post("/api/v1/nodes", {"metadata": {"name": name, "labels": {"kubernetes.io/hostname": name}}})
         self._beat()
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
-        self._thread.join()
+        for thread in self._threads:
+            thread.join()
         for _, server in self._programs.values():
             server.shutdown()
             server.server_close()
         for name in self.names:
             self.access.delete(f"/api/v1/nodes/{name}")
 
+    def _live(self) -> None:
+        while not self._stop.wait(BEAT_S):
+            with suppress(HTTPError):
+                self._beat()
+
     def _work(self) -> None:
-        beat_s = time.monotonic()
         while not self._stop.wait(POLL_S):
             try:
-                if time.monotonic() - beat_s > BEAT_S:
-                    self._beat()
-                    beat_s = time.monotonic()
-                reply = self.access.get("/api/v1/pods")
+                reply = self.access.get(UNFINISHED)
                 for pod in reply.body.get("items", []):
                     if pod["spec"].get("nodeName") in self.names:
                         self._sync(pod)

@@ -20,7 +20,7 @@ from judge_builders import make_constants, make_plan
 
 IMAGE = "amdahl-testbed/python:1"
 RESTRICTED = {"pod-security.kubernetes.io/enforce": "restricted"}
-LIMIT_S = 240
+LIMIT_S = 1200
 OBSERVATION = "pydocs-ffffffff-o0"
 
 # Trains nothing, and speaks the telemetry contract with the probe's own code, which only PYTHONPATH can have brought.

@@ -42,11 +42,11 @@ def test_an_input_bound_job_is_tuned_and_its_spec_is_patched_by_our_manager(plan
     ):
         wait_for_condition(plane, namespace, "waits", "Tuned", "True", log)
         wait_for(
-            lambda: read(plane, namespace, "trainingjob", "waits")["spec"]["knobs"]["dataloaderWorkers"] == 3,
+            lambda: read(plane, namespace, "trainingjobs", "waits")["spec"]["knobs"]["dataloaderWorkers"] == 3,
             TIMEOUT_S,
             "the spec is patched",
         )
-        job = read(plane, namespace, "trainingjob", "waits")
+        job = read(plane, namespace, "trainingjobs", "waits")
         (experiment,) = read(plane, namespace, "experiments")["items"]
         assert experiment["status"]["verdict"]["word"] == "Won"
         assert len(experiment["status"]["verdict"]["votes"]) == 3
@@ -62,7 +62,7 @@ def test_an_input_bound_job_is_tuned_and_its_spec_is_patched_by_our_manager(plan
         ]
         assert owners == ["amdahl-loop"]
         assert condition(job, "Tuned")["reason"] == "ProvenValues"
-        values = read(plane, namespace, "configmap", "waits-knobs")["data"]
+        values = read(plane, namespace, "configmaps", "waits-knobs")["data"]
         assert values["AMDAHL_DATALOADER_WORKERS"] == "3"
     left = read(plane, namespace, "jobs")["items"]
     assert [job["metadata"]["name"] for job in left] == ["waits-r0"]

@@ -57,7 +57,7 @@ def tune_on_cluster(plane: Cluster, namespace: str, log: Path) -> Any:
     plane.admin.kubectl("apply", "--namespace", namespace, "-f", "-", stdin=manifest)
 
     def is_measured() -> bool:
-        job = read(plane, namespace, "trainingjob", "waits")
+        job = read(plane, namespace, "trainingjobs", "waits")
         return str(job["status"].get("observation", {}).get("run", "")).endswith("-o1")
 
     with (
@@ -66,7 +66,7 @@ def tune_on_cluster(plane: Cluster, namespace: str, log: Path) -> Any:
     ):
         wait_for_condition(plane, namespace, "waits", "Tuned", "True", log)
         wait_for(is_measured, TIMEOUT_S, "the applied value is measured")
-    return read(plane, namespace, "trainingjob", "waits")
+    return read(plane, namespace, "trainingjobs", "waits")
 
 
 def play_locally(job: TrainingJob, recorded: Sequence[Body], path: Path) -> tuple[Body, ...]:

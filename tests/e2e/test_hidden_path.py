@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from cluster_operator import CONFINED, condition, operator, read, wait_for_condition
+from cluster_operator import CONFINED, TIMEOUT_S, condition, operator, read, wait_for_condition
 from pods_on_nodes import RESTRICTED
 from testbed.cluster import Cluster, wait_for
 from testbed.images import Entry
@@ -56,10 +56,12 @@ def test_a_path_that_only_the_image_sets_is_given_back(
     cluster, log = cluster_with_definitions, tmp_path / "operator.log"
     cluster.admin.kubectl("apply", "--namespace", namespace, "-f", "-", stdin=training_job())
     with operator(cluster.admin.kubeconfig, log, NAMESPACES=namespace):
-        wait_for(lambda: "No module named 'mine'" in logs(cluster, namespace, 0), 120, "it dies of the missing module")
+        wait_for(
+            lambda: "No module named 'mine'" in logs(cluster, namespace, 0), TIMEOUT_S, "it dies of the missing module"
+        )
         wait_for_condition(cluster, namespace, "paths", "Observed", "False", log)
         job = wait_for_condition(cluster, namespace, "paths", "Ready", "True", log)
-        wait_for(lambda: "found" in logs(cluster, namespace, 1), 120, "the program runs")
+        wait_for(lambda: "found" in logs(cluster, namespace, 1), TIMEOUT_S, "the program runs")
         assert "/image/lib" in logs(cluster, namespace, 1)
         for type_name, status in (("Observed", "False"), ("TrialsBlocked", "True")):
             assert condition(job, type_name)["status"] == status
@@ -67,7 +69,9 @@ def test_a_path_that_only_the_image_sets_is_given_back(
             assert "PYTHONPATH" in condition(job, type_name)["message"]
         named = training_job(env=[{"name": "PYTHONPATH", "value": "/image/lib"}])
         cluster.admin.kubectl("apply", "--namespace", namespace, "-f", "-", stdin=named)
-        wait_for(lambda: "found" in logs(cluster, namespace, 2), 120, "it runs with the probe, and its path is named")
+        wait_for(
+            lambda: "found" in logs(cluster, namespace, 2), TIMEOUT_S, "it runs with the probe, and its path is named"
+        )
         assert "['/amdahl/probe/probe.zip', '/image/lib']" in logs(cluster, namespace, 2)
         job = wait_for_condition(cluster, namespace, "paths", "TrialsBlocked", "False", log)
         assert condition(job, "Observed")["reason"] == "Measuring"

@@ -114,8 +114,7 @@ def test_on_a_full_cluster_trials_run_in_turn_with_the_job(
     checkpoints.chmod(0o777)
     node, namespace = cluster.node_names[0], cluster.create_namespace("turns", RESTRICTED)
     cluster.share_folder(namespace, "checkpoints", checkpoints, is_writable=True)
-    cluster.set_gpus(node, 1)
-    try:
+    with cluster.lend_gpus({node: 1}):
         apply_and_tune(cluster, namespace, in_turn(example_job(user_image)), tmp_path / "operator.log")
         pods = read(cluster, namespace, "pods")["items"]
         (name,) = (pod["metadata"]["name"] for pod in pods if pod["status"]["phase"] == "Running")
@@ -125,8 +124,6 @@ def test_on_a_full_cluster_trials_run_in_turn_with_the_job(
         first = cluster.admin.kubectl("logs", name, "--namespace", namespace).split()
         assert int(first[first.index("step") + 1]) > 400, "the job goes on from its checkpoint"
         cluster.delete_namespace(namespace)
-    finally:
-        cluster.set_gpus(node, 0)
 
 
 def pods_of_trials(cluster: Cluster, namespace: str) -> list[Any]:

@@ -131,7 +131,7 @@ def test_the_operator_runs_a_job_and_observes_it(installed: Cluster, pod: dict[s
     cluster.admin.kubectl("apply", "--namespace", namespace, "-f", "-", stdin=[script, make_job()])
 
     def has(type_name: str) -> bool:
-        return condition(read(cluster, namespace, "trainingjob", "steady"), type_name).get("status") == "True"
+        return condition(read(cluster, namespace, "trainingjobs", "steady"), type_name).get("status") == "True"
 
     with explained(cluster):
         wait_for(lambda: has("Observed"), LIMIT_S, "the job has been observed")

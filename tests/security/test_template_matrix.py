@@ -124,7 +124,7 @@ class Seen:
 
     def condition(self, name: str, type_name: str) -> Object:
         """A condition of a row's job."""
-        return condition(read(self.cluster, self.namespace, "trainingjob", name), type_name)
+        return condition(read(self.cluster, self.namespace, "trainingjobs", name), type_name)
 
     def count_pods(self, name: str) -> tuple[int, int]:
         """Pods of a job, and of its trials."""

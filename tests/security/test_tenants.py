@@ -161,7 +161,7 @@ def test_the_operator_makes_no_pod_that_its_owner_could_not(secured: Cluster, tm
     job = training_job("greedy", pod, **({"resources": {"requests": {"cpu": "1"}}} | trainer))
     own_pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "own"}, "spec": job["spec"]["template"]["spec"]}
     wait_for(
-        lambda: "hard" in read(secured, namespace, "resourcequota", "q").get("status", {}),
+        lambda: "hard" in read(secured, namespace, "resourcequotas", "q").get("status", {}),
         TIMEOUT_S,
         "the quota is counted",
     )
@@ -177,7 +177,7 @@ def test_the_operator_makes_no_pod_that_its_owner_could_not(secured: Cluster, tm
 
         wait_for(is_refused, TIMEOUT_S, "the server refuses the job's pods")
         wait_for(
-            lambda: condition(read(secured, namespace, "trainingjob", "greedy"), "Ready").get("status") == "False",
+            lambda: condition(read(secured, namespace, "trainingjobs", "greedy"), "Ready").get("status") == "False",
             TIMEOUT_S,
             "the job says that it is not ready",
         )

@@ -22,6 +22,8 @@ from testbed import pki
 
 CONTEXT = "amdahl-testbed"
 Body = Mapping[str, Any]
+HANG_S = 900.0
+"""A bound on hanging, longer than any wait that a test asks kubectl for."""
 
 
 class KubectlError(Exception):
@@ -64,7 +66,8 @@ class Access:
     ) -> subprocess.CompletedProcess[str]:
         """Run kubectl and return status, output and errors, for tests that expect a refusal."""
         command = [str(self.kubectl_binary), "--kubeconfig", str(self.kubeconfig), *map(str, arguments)]
-        return subprocess.run(command, input=_as_text(stdin), check=False, capture_output=True, text=True, timeout=120)
+        said = _as_text(stdin)
+        return subprocess.run(command, input=said, check=False, capture_output=True, text=True, timeout=HANG_S)
 
     def get(self, path: str) -> Reply:
         """GET a path such as `/api/v1/namespaces/default`."""

@@ -8,7 +8,7 @@ import subprocess
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,6 +121,17 @@ class Cluster:
         patch = {"status": {"capacity": {"nvidia.com/gpu": str(count)}, "allocatable": {"nvidia.com/gpu": str(count)}}}
         reply = self.admin.request("PATCH", f"{path}/status", patch, "application/strategic-merge-patch+json")
         assert reply.status == 200, reply.message
+
+    @contextlib.contextmanager
+    def lend_gpus(self, counts: Mapping[str, int]) -> Iterator[None]:
+        """These nodes have so many GPUs and no other node has any, for as long as the context lasts; then none has."""
+        for name in self.node_names:
+            self.set_gpus(name, counts.get(name, 0))
+        try:
+            yield
+        finally:
+            for name in counts:
+                self.set_gpus(name, 0)
 
     def load_image(self, image: Image) -> None:
         """Make an image and give it to every node; pods name it with `imagePullPolicy: Never`."""

@@ -17,7 +17,7 @@ from reliability.relay import Relay, name_write, open_relay
 from reliability.wire import Object, Wire, open_wire
 from testbed.cluster import Cluster
 
-TIMEOUT_S = 600.0
+TIMEOUT_S = 1200.0
 """A bound on hanging; a scene takes ten seconds on an idle core."""
 POLL_S = 0.4
 QUIET_S = 2.0

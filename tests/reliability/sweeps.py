@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,11 +26,13 @@ from amdahl_loop.reconcile import Ports, tick
 from fakes import COMPUTE_S, SimulatedRunner, Truth, loader_bound
 from reliability.hands import BLOCK_S, NODE, Behaviour
 from reliability.kills import Killer, Point
+from reliability.operators import Nursery
 from reliability.programs import measure
 from reliability.relay import name_write
-from reliability.scenes import JOB, QUIET_S, TIMEOUT_S, Scene, Theatre, conditions_of, training_job
+from reliability.scenes import JOB, QUIET_S, TIMEOUT_S, Scene, Theatre, conditions_of, setting, training_job
 from reliability.states import State, check_names, read_state
 from reliability.wire import Object
+from testbed.cluster import Cluster
 
 AT_ONCE = 3
 """Scenes that run side by side on one API server."""
@@ -184,6 +186,33 @@ async def run(
     return done
 
 
+def live(server: Cluster, nursery: Nursery, folder: Path, disturb: Disturb, clock: Path | None = None) -> Run:
+    """A whole life of a win, disturbed."""
+    (lived,) = live_at_once(server, nursery, folder, {"": disturb}, {"": clock}).values()
+    return lived
+
+
+def live_at_once(
+    server: Cluster,
+    nursery: Nursery,
+    folder: Path,
+    disturbs: Mapping[str, Disturb],
+    clocks: Mapping[str, Path | None] | None = None,
+) -> dict[str, Run]:
+    """Whole lives of a win side by side on one server, each disturbed in its own way: most of a life is waiting."""
+    clocks = clocks or {}
+
+    async def go() -> list[Run]:
+        async with setting(server, nursery, folder) as theatre:
+            lives = (
+                run(theatre, WIN_AND_ROLL_BACK, disturb=disturb, clock=clocks.get(name))
+                for name, disturb in disturbs.items()
+            )
+            return list(await asyncio.gather(*lives))
+
+    return dict(zip(disturbs, asyncio.run(go()), strict=True))
+
+
 async def _end(scene: Scene, scenario: Scenario, killer: Killer) -> None:
     """Wait for the end and for the quiet after it; a killed operator is started again at once."""
 
@@ -233,5 +262,10 @@ def find_faults(expected: Run, runs: Iterable[Run]) -> list[str]:
 
 def hold(expected: Run, lived: Run) -> None:
     """A life that was disturbed has come to the end of the undisturbed one."""
-    faults = find_faults(expected, [lived])
+    hold_all(expected, {"": lived})
+
+
+def hold_all(expected: Run, lives: Mapping[str, Run]) -> None:
+    """So have all of these."""
+    faults = [f"{name}: {fault}" for name, lived in lives.items() for fault in find_faults(expected, [lived])]
     assert not faults, "\n".join(faults)

@@ -6,28 +6,16 @@ from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
-import pytest
-
 from reliability.injuries import EVERY_WOUND, EveryKind, OneBehind, always, forbid, hang
 from reliability.operators import Nursery
 from reliability.relay import Call
-from reliability.scenes import Scene, conditions_of, setting
-from reliability.sweeps import WIN_AND_ROLL_BACK, Disturb, Run, hold, run
+from reliability.scenes import Scene, conditions_of
+from reliability.sweeps import Disturb, Run, hold, hold_all, live, live_at_once
 from testbed.cluster import Cluster
 
 OUTAGE_S = 12.0
 MOST_PER_S = 2.0
 """Requests for one job while nothing works (fault 6)."""
-
-
-def live(server: Cluster, nursery: Nursery, folder: Path, disturb: Disturb) -> Run:
-    """A whole life of a win, disturbed."""
-
-    async def go() -> Run:
-        async with setting(server, nursery, folder) as theatre:
-            return await run(theatre, WIN_AND_ROLL_BACK, disturb=disturb)
-
-    return asyncio.run(go())
 
 
 def test_every_kind_of_call_may_fail_in_every_way(
@@ -118,24 +106,21 @@ def test_an_answer_that_never_comes_is_given_up(
     hold(undisturbed, lived)
 
 
-@pytest.mark.parametrize(
-    "kinds", [(), ("GET trainingjobs", "GET experiments", "GET configmaps")], ids=["lists", "lists-and-reads"]
-)
-def test_old_news_starts_nothing_twice(
-    kinds: tuple[str, ...], server: Cluster, nursery: Nursery, tmp_path: Path, undisturbed: Run
-) -> None:
+def test_old_news_starts_nothing_twice(server: Cluster, nursery: Nursery, tmp_path: Path, undisturbed: Run) -> None:
     """Every list shows what the one before it showed, for the whole life, or every read for a while: the same end, no block twice."""
-    fault = OneBehind(kinds)
+    lists, reads = OneBehind(), OneBehind(("GET trainingjobs", "GET experiments", "GET configmaps"))
 
-    async def disturb(scene: Scene) -> None:
-        scene.relay.fault = fault
-        if kinds:
-            await scene.reach("PATCH experiments/status block d1")
-            del scene.relay.fault
+    async def lag(scene: Scene) -> None:
+        scene.relay.fault = lists
 
-    lived = live(server, nursery, tmp_path, disturb)
-    hold(undisturbed, lived)
-    assert fault.stale > 0
+    async def lag_for_a_while(scene: Scene) -> None:
+        scene.relay.fault = reads
+        await scene.reach("PATCH experiments/status block d1")
+        del scene.relay.fault
+
+    lives = live_at_once(server, nursery, tmp_path, {"lists": lag, "lists and reads": lag_for_a_while})
+    hold_all(undisturbed, lives)
+    assert min(lists.stale, reads.stale) > 0
 
 
 def test_a_lost_right_is_no_evidence(server: Cluster, nursery: Nursery, tmp_path: Path, undisturbed: Run) -> None:
@@ -178,20 +163,18 @@ class _Reorder:
         return [line, held]
 
 
-@pytest.mark.parametrize("filtering", [_blind, _double, _Reorder()], ids=["hidden", "doubled", "reordered"])
-def test_events_are_only_a_wake_up(
-    filtering: Callable[[Call, bytes], list[bytes]],
-    server: Cluster,
-    nursery: Nursery,
-    tmp_path: Path,
-    undisturbed: Run,
-) -> None:
+def test_events_are_only_a_wake_up(server: Cluster, nursery: Nursery, tmp_path: Path, undisturbed: Run) -> None:
     """Every change and every deletion hidden, or told twice, or out of order: the same end, later."""
 
-    async def disturb(scene: Scene) -> None:
-        scene.relay.watch_filter = filtering
+    def through(filtering: Callable[[Call, bytes], list[bytes]]) -> Disturb:
+        async def disturb(scene: Scene) -> None:
+            scene.relay.watch_filter = filtering
 
-    hold(undisturbed, live(server, nursery, tmp_path, disturb))
+        return disturb
+
+    filters = {"hidden": _blind, "doubled": _double, "out of order": _Reorder()}
+    disturbs = {name: through(filtering) for name, filtering in filters.items()}
+    hold_all(undisturbed, live_at_once(server, nursery, tmp_path, disturbs))
 
 
 def test_watches_that_break_and_lag_are_taken_up_again(

@@ -6,23 +6,13 @@ from pathlib import Path
 
 from reliability.limits import Limits, open_limits
 from reliability.operators import Nursery
-from reliability.scenes import Scene, setting
-from reliability.sweeps import WIN_AND_ROLL_BACK, Disturb, Run, hold, run
+from reliability.scenes import Scene
+from reliability.sweeps import WIN_AND_ROLL_BACK, Run, hold, live
 from testbed.cluster import Cluster
 
 TOO_SMALL_MIB = (1, 2, 4, 6, 8)
 """A start alone touches more; each lives a little longer than the one before."""
 SLEEP_S = 20.0
-
-
-def live(server: Cluster, nursery: Nursery, folder: Path, disturb: Disturb) -> Run:
-    """A whole life of a win, disturbed."""
-
-    async def go() -> Run:
-        async with setting(server, nursery, folder) as theatre:
-            return await run(theatre, WIN_AND_ROLL_BACK, disturb=disturb)
-
-    return asyncio.run(go())
 
 
 def test_an_operator_that_is_killed_for_memory_again_and_again_loses_nothing(

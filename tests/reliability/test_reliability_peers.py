@@ -6,23 +6,15 @@ from pathlib import Path
 
 from reliability.operators import Nursery
 from reliability.relay import Call, Send, open_relay
-from reliability.scenes import Scene, setting
-from reliability.sweeps import WIN_AND_ROLL_BACK, Disturb, Run, hold, run
+from reliability.scenes import Scene
+from reliability.sweeps import WIN_AND_ROLL_BACK, Run, hold, live
 from reliability.wire import Reply
 from testbed.cluster import Cluster
 
+REST_S = 5.0
+"""Two passes of an operator that waits for pods; whoever fights writes in each."""
 MOST_WRITES = 4
 """Writes of two operators together, as a multiple of one's: each may try what the other has just done, and no more."""
-
-
-def live(server: Cluster, nursery: Nursery, folder: Path, disturb: Disturb) -> Run:
-    """A whole life of a win, disturbed."""
-
-    async def go() -> Run:
-        async with setting(server, nursery, folder) as theatre:
-            return await run(theatre, WIN_AND_ROLL_BACK, disturb=disturb)
-
-    return asyncio.run(go())
 
 
 def test_two_operators_do_everything_once(server: Cluster, nursery: Nursery, tmp_path: Path, undisturbed: Run) -> None:
@@ -32,12 +24,14 @@ def test_two_operators_do_everything_once(server: Cluster, nursery: Nursery, tmp
     async def disturb(scene: Scene) -> None:
         async with open_relay(scene.wire) as other:
             scene.start(other)
-            await scene.wait("the end", lambda: _is_over(scene))
-            await asyncio.sleep(5)
+
+            async def have_come_to_rest() -> bool:
+                before = len(scene.relay.writes) + len(other.writes)
+                await asyncio.sleep(REST_S)
+                return await _is_over(scene) and len(scene.relay.writes) + len(other.writes) == before
+
+            await scene.wait("the end, and nobody writes any more", have_come_to_rest)
             tried.append(other.writes)
-            before = len(scene.relay.writes) + len(other.writes)
-            await asyncio.sleep(5)
-            assert len(scene.relay.writes) + len(other.writes) == before, "they never come to rest"
             scene.processes.pop().close()
 
     lived = live(server, nursery, tmp_path, disturb)

@@ -7,21 +7,11 @@ from pathlib import Path
 import pytest
 
 from reliability.operators import Nursery
-from reliability.relay import Call, Send
-from reliability.scenes import Scene, setting
-from reliability.sweeps import WIN_AND_ROLL_BACK, Disturb, Run, find_faults, hold, run
+from reliability.relay import Call, Send, name_write
+from reliability.scenes import Scene
+from reliability.sweeps import Run, find_faults, hold, live
 from reliability.wire import Reply
 from testbed.cluster import Cluster
-
-
-def live(server: Cluster, nursery: Nursery, folder: Path, disturb: Disturb) -> Run:
-    """A whole life of a win, disturbed."""
-
-    async def go() -> Run:
-        async with setting(server, nursery, folder) as theatre:
-            return await run(theatre, WIN_AND_ROLL_BACK, disturb=disturb)
-
-    return asyncio.run(go())
 
 
 def test_servers_that_die_and_come_back_cost_only_time(
@@ -81,7 +71,13 @@ def test_a_store_that_was_put_back_is_caught_up_with(
 
         await scene.wait("the operator ends by itself", has_ended)
         assert "the API server's store was put back" in scene.log
+        known = len(scene.relay.writes)
+
+        async def has_lived_on() -> bool:
+            return any(name_write(call) == "PATCH experiments/status rolledBack" for call in scene.relay.writes[known:])
+
         scene.start()  # as a kubelet does
+        await scene.wait("the new one comes to the end", has_lived_on)
 
     lived = live(server, nursery, tmp_path, disturb)
     again = Counter(lived.state["started"]) if lived.state else Counter()

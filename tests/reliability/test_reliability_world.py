@@ -1,56 +1,50 @@
 """What if clocks are wrong, or other objects are poison? The same end as undisturbed."""
 
-import asyncio
 import copy
 from pathlib import Path
-
-import pytest
 
 from amdahl_loop.adapters.kube.experiments import render
 from judge_builders import make_plan
 from reliability.operators import Nursery
-from reliability.scenes import Scene, setting, training_job
-from reliability.sweeps import WIN_AND_ROLL_BACK, Disturb, Run, hold, run
+from reliability.scenes import Scene, training_job
+from reliability.sweeps import Disturb, Run, hold, hold_all, live, live_at_once
 from testbed.cluster import Cluster
 
 HOUR_S = 3600.0
 
 
-def live(server: Cluster, nursery: Nursery, folder: Path, disturb: Disturb, clock: Path | None = None) -> Run:
-    """A whole life of a win, disturbed."""
-
-    async def go() -> Run:
-        async with setting(server, nursery, folder) as theatre:
-            return await run(theatre, WIN_AND_ROLL_BACK, disturb=disturb, clock=clock)
-
-    return asyncio.run(go())
+CLOCKS = {
+    "an hour ahead": (HOUR_S, HOUR_S, HOUR_S),
+    "an hour behind": (-HOUR_S, -HOUR_S, -HOUR_S),
+    "stepping": (0.0, -300.0, 2 * HOUR_S),
+}
+"""By how much the operator's clock is wrong: at first, in discovery, and from the verdict on."""
 
 
-@pytest.mark.parametrize(
-    ("first_s", "then_s", "last_s"),
-    [(HOUR_S, HOUR_S, HOUR_S), (-HOUR_S, -HOUR_S, -HOUR_S), (0.0, -300.0, 2 * HOUR_S)],
-    ids=["an-hour-ahead", "an-hour-behind", "stepping"],
-)
-def test_a_wrong_clock_changes_no_end(
-    first_s: float, then_s: float, last_s: float, server: Cluster, nursery: Nursery, tmp_path: Path, undisturbed: Run
-) -> None:
+def test_a_wrong_clock_changes_no_end(server: Cluster, nursery: Nursery, tmp_path: Path, undisturbed: Run) -> None:
     """The operator's clock is wrong, or is set while blocks run: the same blocks, verdict and roll-back, and the job is restarted once."""
-    clock = tmp_path / "clock"
-    clock.write_text(str(first_s))
+    clocks: dict[str, Path | None] = {}
 
-    def set_to(offset_s: float) -> None:
-        new = clock.with_suffix(".new")
-        new.write_text(str(offset_s))
-        new.replace(clock)
+    def setting_clocks(name: str) -> Disturb:
+        first_s, then_s, last_s = CLOCKS[name]
+        clock = clocks[name] = tmp_path / name.replace(" ", "-")
+        clock.write_text(str(first_s))
 
-    async def disturb(scene: Scene) -> None:
-        await scene.reach("POST jobs d2")
-        set_to(then_s)
-        await scene.reach("PATCH experiments/status verdict")
-        set_to(last_s)
+        def set_to(offset_s: float) -> None:
+            new = clock.with_suffix(".new")
+            new.write_text(str(offset_s))
+            new.replace(clock)
 
-    lived = live(server, nursery, tmp_path, disturb, clock)
-    hold(undisturbed, lived)
+        async def disturb(scene: Scene) -> None:
+            await scene.reach("POST jobs d2")
+            set_to(then_s)
+            await scene.reach("PATCH experiments/status verdict")
+            set_to(last_s)
+
+        return disturb
+
+    disturbs = {name: setting_clocks(name) for name in CLOCKS}
+    hold_all(undisturbed, live_at_once(server, nursery, tmp_path, disturbs, clocks))
 
 
 def test_poison_stops_nobody_else(server: Cluster, nursery: Nursery, tmp_path: Path, undisturbed: Run) -> None:

@@ -15,7 +15,7 @@ TEAM = "team-a"
 ACCOUNT = "amdahl-loop"
 VALUES = {"namespacedOperators": [{"namespace": TEAM}]}
 ENABLED = {"amdahl-loop.io/enabled": "true"}
-TIMEOUT_S = 600.0
+TIMEOUT_S = 1200.0
 """A bound on hanging."""
 
 Object = dict[str, Any]

@@ -90,6 +90,14 @@ KNOBS: Sequence[Mapping[str, Scalar]] = (
 )
 
 
+#: Ways to save.
+SAVES: Mapping[str, Mapping[str, Scalar]] = {
+    "synchronous": {},
+    "by a thread": {"checkpoint.async_save": True},
+    "by a process": {"checkpoint.async_save": True, "checkpoint.async_mode": "process"},
+}
+
+
 @dataclass(frozen=True)
 class Bench:
     """Where and how long."""
@@ -122,7 +130,7 @@ def engine(bench: Bench, changes: Mapping[str, Scalar]) -> Ran:
     """Train warm and scored steps, and one more; time the scored ones from outside, and read their records."""
     home = tempfile.mkdtemp(dir=bench.home)
     first, last = bench.warm, bench.warm + bench.scored
-    told = {"run.max_steps": last + 1, "run.out_dir": home, "metrics.log_every": last + 2}
+    told: dict[str, Scalar] = {"run.max_steps": last + 1, "run.out_dir": home, "metrics.log_every": last + 2}
     config = configs.build({**bench.base, **told, **changes})
     passed: list[float] = []
 
@@ -196,11 +204,7 @@ def checkpoints(bench: Bench) -> Iterator[Sequence[str]]:
     yield ("save", "first block, ms", "block, ms", "of the synchronous")
     every = max(1, (bench.warm + bench.scored) // 5)
     whole = 0.0
-    for name, changes in (
-        ("synchronous", {}),
-        ("by a thread", {"checkpoint.async_save": True}),
-        ("by a process", {"checkpoint.async_save": True, "checkpoint.async_mode": "process"}),
-    ):
+    for name, changes in SAVES.items():
         ran = engine(bench, {"checkpoint.every_steps": every, "checkpoint.keep": 1, **changes})
         first, *others = ran.blocks_s[:-1] if len(ran.blocks_s) > 2 else ran.blocks_s  # the last is at the end
         block = statistics.median(others)
@@ -241,7 +245,7 @@ def _each(ends: Sequence[int]) -> Attend:
 
     def attend(q: Tensor, k: Tensor, v: Tensor, _: Documents) -> Tensor:
         parts = [[part[:, first:last].transpose(1, 2) for part in (q, k, v)] for first, last in pairwise(ends)]
-        mixed = [F.scaled_dot_product_attention(*part, is_causal=True, enable_gqa=True) for part in parts]
+        mixed = [F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True) for q, k, v in parts]
         return torch.cat(mixed, dim=2).transpose(1, 2)
 
     return attend
@@ -261,7 +265,7 @@ def _time(bench: Bench, way: Attend, inputs: tuple[Tensor, Tensor, Tensor], docu
     for turn in range(bench.warm + bench.scored):
         bench.wait()
         begun = time.perf_counter()
-        way(*inputs, documents).sum().backward()
+        torch.autograd.backward(way(*inputs, documents).sum())
         bench.wait()
         if turn >= bench.warm:
             found.append(time.perf_counter() - begun)

@@ -105,7 +105,7 @@ def bare(config: Config) -> Steps:
         tokens, targets, documents = batches[step % len(batches)]
         logits = model(tokens, documents)
         loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
-        loss.backward()
+        torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(weights, config.optim.grad_clip)
         for group in optimizer.param_groups:
             group["lr"] = optim.learning_rate(step, config.optim, config.decay_steps)

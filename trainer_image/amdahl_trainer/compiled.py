@@ -18,9 +18,10 @@ from contextlib import contextmanager
 import torch
 
 from amdahl_probe.spans import Ledger
+from amdahl_trainer import seams
 from amdahl_trainer.errors import ConfigError
+from amdahl_trainer.loss import Criterion
 from amdahl_trainer.model import Llama
-from amdahl_trainer.seams import Criterion
 
 
 def check(device: torch.device) -> None:
@@ -53,7 +54,7 @@ def compile_blocks(model: Llama) -> None:
         block.forward = torch.compile(block.forward)
 
 
-def fuse(criterion: Criterion) -> Criterion:
+def fuse(criterion: Criterion) -> seams.Criterion:
     """The same, compiled when it is first called: logits are turned to float32 as they are read, not before."""
     return torch.compile(criterion.__call__)
 
@@ -65,7 +66,7 @@ def as_warmup(ledger: Ledger) -> Iterator[None]:
     A backward pass is compiled when it is first run, on a GPU in a thread of autograd's. The training thread waits for
     it meanwhile, so that thread may count for it.
     """
-    from torch._dynamo import callback_handler
+    from torch._dynamo.callback import callback_handler
 
     owner, depths = ledger.owner, list[int]()
 

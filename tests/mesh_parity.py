@@ -148,7 +148,7 @@ def take_step(values, place, others, mistake=None, take=None, watch=False):
     found = {"loss": loss, "norm": norm, "refused": bool(refused), "sums": (before, sum_of_losses())}
     found["graphs"] = torch._dynamo.utils.counters["stats"]["unique_graphs"]
     if watch:
-        kept = [*model.parameters(), *tensors["gradients"].values()]
+        kept = [*tensors["after"].values(), *tensors["gradients"].values()]  # parameters not gathered for use
         kept += [value for state in optimizer.state.values() for value in state.values()]
         found |= {"sent": sent.types, "kept": {str(value.dtype).removeprefix("torch.") for value in kept}}
     return merge(found | {"valid": valid, "marks": len(marks), "held": int(held)}, tensors, place)

@@ -87,6 +87,9 @@ SHAPES: Mapping[str, Mapping[str, Scalar]] = {
     },
 }
 
+#: What a turn took: by the wall, or as the processor time of all the process's threads, where others use the machine.
+CLOCKS: Mapping[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
+
 ARMS = ("bare", "trainer", "compiled", "picotron")
 
 #: An arm: a generator that trains a step between two `yield`s.
@@ -220,8 +223,9 @@ class _Anything(types.ModuleType):
 class Turns:
     """Lets a process train when it is told to: for each line on standard input so many steps."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float]) -> None:
         """What the process prints from now on goes nowhere."""
+        self._clock = clock
         self._told = os.fdopen(os.dup(1), "w")
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         self._left = 0
@@ -231,18 +235,18 @@ class Turns:
         """A step is about to begin: say how long the turn's steps took, if they are done, and wait for the next."""
         if self._left == 0:
             if self._begun is not None:
-                print(time.perf_counter() - self._begun, file=self._told, flush=True)
+                print(self._clock() - self._begun, file=self._told, flush=True)
             line = sys.stdin.readline()
             if not line:
                 os._exit(0)  # in the middle of an engine
-            self._left, self._begun = int(line), time.perf_counter()
+            self._left, self._begun = int(line), self._clock()
         self._left -= 1
 
 
-def play(arm: str, config: Config, clone: Path) -> None:
+def play(arm: str, config: Config, clone: Path, clock: str) -> None:
     """Be an arm, for ever."""
     torch.set_num_threads(1)
-    turns = Turns()
+    turns = Turns(CLOCKS[clock])
     if arm in ("trainer", "compiled"):
         engine(config, turns)
     for _ in bare(config) if arm == "bare" else picotron(config, clone):
@@ -308,6 +312,7 @@ def main() -> int:
     parser.add_argument("--shape", choices=SHAPES, default="tiny")
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--turn-s", type=float, default=1.0, help="seconds of a turn")
+    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: on a machine that others use, too")
     parser.add_argument("--picotron", type=Path, default=None, help="a clone of huggingface/picotron")
     parser.add_argument("--arms", nargs="*", choices=ARMS, default=None)
     parser.add_argument("--doc-mask", action="store_true", help="mask documents; not with picotron")
@@ -322,7 +327,7 @@ def main() -> int:
     if options.play:
         mode = "blocks" if options.play == "compiled" else "none"
         values |= {"run.compile": mode, "run.out_dir": options.home}
-        play(options.play, configs.build(values), options.picotron)
+        play(options.play, configs.build(values), options.picotron, options.clock)
     config = configs.build(values)
     sources.ensure(config)  # once, not in every arm
     names = options.arms or [name for name in ARMS if name != "picotron" or options.picotron]
@@ -331,7 +336,9 @@ def main() -> int:
         found = race(arms, options.rounds, options.turn_s)
         for arm in arms:
             arm.end()
-    print(f"torch {torch.__version__}, cpu, 1 thread, shape {options.shape}, {options.rounds} rounds\n")
+    print(
+        f"torch {torch.__version__}, 1 thread, shape {options.shape}, {options.rounds} rounds, {options.clock} time\n"
+    )
     show(found, config.batch.global_sequences * config.data.seq_len)
     return 0
 

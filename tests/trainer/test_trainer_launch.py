@@ -235,7 +235,7 @@ def scrape(port):
         return reply.read().decode()
 
 
-def await_text(path, text, timeout_s=300):
+def await_text(path, text, timeout_s=600):
     """Until a file holds a text."""
     deadline = time.monotonic() + timeout_s
     while not (path.exists() and text in path.read_text()):
@@ -253,7 +253,7 @@ def command(tmp_path, tiny_arguments):
         home.mkdir(exist_ok=True)
         told = {key: value for key, value in os.environ.items() if not key.startswith("AMDAHL_")}
         told |= {"PYTHONPATH": str(TRAINER_IMAGE), "AMDAHL_TELEMETRY_DIR": str(home), "OMP_NUM_THREADS": "1"}
-        settings = [*tiny_arguments, "--limits.comm_timeout_s=60", *(f"--{key}={value}" for key, value in keys.items())]
+        settings = [*tiny_arguments, *(f"--{key}={value}" for key, value in keys.items())]
         with (tmp_path / f"{name}.log").open("a") as log:
             line = [sys.executable, *words, *settings]
             begun.append(subprocess.Popen(line, env=told | (environ or {}), stdout=log, stderr=log))
@@ -278,7 +278,7 @@ def test_the_launcher_names_the_rank_that_died_and_ends_the_others(command, tmp_
     process = command("dies", *LAUNCH, "2", "--", **{"run.max_steps": 100_000})
     await_text(tmp_path / "dies" / "rank-1.jsonl", '"k":"step"')
     os.kill(json.loads((tmp_path / "dies" / "rank-1.jsonl").read_text().splitlines()[0])["pid"], signal.SIGKILL)
-    assert process.wait(120) == 128 + signal.SIGKILL, said(tmp_path, "dies")
+    assert process.wait(600) == 128 + signal.SIGKILL, said(tmp_path, "dies")
     assert "launch: rank 1 ended with signal SIGKILL; ending the others" in said(tmp_path, "dies")
     assert f"amdahl_trainer: rank 0: rank 1 on {socket.gethostname()} died" in said(tmp_path, "dies")
 
@@ -295,7 +295,7 @@ def test_the_pods_of_an_indexed_job_meet_and_name_one_that_died(command, tmp_pat
     ]  # fmt: skip
     await_text(tmp_path / "pod1" / "rank-1.jsonl", '"k":"step"')
     pods[1].kill()  # with one rank the launcher has become it
-    assert pods[0].wait(120) == Exit.PEER_DIED, said(tmp_path, "pod0")
+    assert pods[0].wait(600) == Exit.PEER_DIED, said(tmp_path, "pod0")
     assert f"amdahl_trainer: rank 0: rank 1 on {socket.gethostname()} died" in said(tmp_path, "pod0")
 
 
@@ -310,7 +310,7 @@ def test_two_pods_yield_when_one_of_them_is_told_to(command, tmp_path):
     ]  # fmt: skip
     await_text(tmp_path / "pod1" / "rank-1.jsonl", '"k":"step"')
     pods[1].terminate()
-    assert [pod.wait(120) for pod in pods] == [Exit.YIELDED] * 2, said(tmp_path, "pod0") + said(tmp_path, "pod1")
+    assert [pod.wait(600) for pod in pods] == [Exit.YIELDED] * 2, said(tmp_path, "pod0") + said(tmp_path, "pod1")
     ends = [last_save(tmp_path / f"pod{index}" / f"rank-{index}.jsonl") for index in range(2)]
     assert ends[0] == ends[1]
 
@@ -329,16 +329,16 @@ def test_the_number_of_processes_changes_from_one_start_to_the_next(command, tmp
     first = command("first", *LAUNCH, "2", "--", **{"run.max_steps": 100_000, "optim.decay_steps": 40})
     await_text(tmp_path / "first" / "rank-0.jsonl", '"k":"step"')
     first.terminate()
-    assert first.wait(120) == Exit.YIELDED, said(tmp_path, "first")
+    assert first.wait(600) == Exit.YIELDED, said(tmp_path, "first")
     done = last_save(tmp_path / "first" / "rank-0.jsonl")
     for name, gpus, steps in (("second", "1", done + 3), ("third", "2", done + 6)):
         told = {"run.max_steps": steps, "optim.decay_steps": 40}
         process = command(name, "-m", "amdahl_trainer.launch", "--", environ={"AMDAHL_GPUS_PER_REPLICA": gpus}, **told)
-        assert process.wait(120) == Exit.FINISHED, said(tmp_path, name)
+        assert process.wait(600) == Exit.FINISHED, said(tmp_path, name)
         world = records(tmp_path / name / "rank-0.jsonl", "start")[0]["world"]
         assert world == int(gpus)
     told = {"run.max_steps": done + 6, "optim.decay_steps": 40, "run.out_dir": tmp_path / "other"}
-    assert command("whole", *LAUNCH, "1", "--", **told).wait(120) == Exit.FINISHED, said(tmp_path, "whole")
+    assert command("whole", *LAUNCH, "1", "--", **told).wait(600) == Exit.FINISHED, said(tmp_path, "whole")
     parts = [loss for name in ("first", "second", "third") for loss in losses(tmp_path / name)]
     whole = losses(tmp_path / "whole")
     assert max(abs(a - b) for a, b in zip(parts, whole, strict=True)) <= 2e-6
@@ -355,12 +355,12 @@ def test_torchrun_starts_the_trainer_too(command, tmp_path):
     yields = command("yields", *words, "-m", "amdahl_trainer", **{"run.max_steps": 100_000})
     await_text(tmp_path / "yields" / "rank-1.jsonl", '"k":"step"')
     yields.terminate()
-    assert yields.wait(120) == 1
+    assert yields.wait(600) == 1
     assert "yielded at step" in said(tmp_path, "yields")
     ends = [records(tmp_path / "yields" / f"rank-{rank}.jsonl", "end")[0]["why"] for rank in (0, 1)]
     assert ends == ["sigterm"] * 2
     dies = command("dies", *words, "-m", "amdahl_trainer", **{"run.max_steps": 100_000})
     await_text(tmp_path / "dies" / "rank-1.jsonl", '"k":"step"')
     os.kill(records(tmp_path / "dies" / "rank-1.jsonl", "start")[0]["pid"], signal.SIGKILL)
-    assert dies.wait(120) == 1
+    assert dies.wait(600) == 1
     assert f"amdahl_trainer: rank 0: rank 1 on {socket.gethostname()} died" in said(tmp_path, "dies")

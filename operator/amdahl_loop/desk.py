@@ -7,7 +7,7 @@ nothing new: whoever wrote it has decided on what comes next.
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Self
 
@@ -115,8 +115,23 @@ class Desk:
     def see_job(self, document: Object, is_gone: bool) -> None:
         """A TrainingJob was made, changed or deleted."""
         key = JobKey(*key_of(document))
-        (self.roster.keys.discard if is_gone else self.roster.keys.add)(key)
+        if is_gone:
+            self.roster.keys.discard(key)
+            self.recollection.sights.forget(key)
+        else:
+            self.roster.keys.add(key)
+            self.recollection.sights.note(key, document)
         self._wake(key, Version.of(document, is_gone))
+
+    async def see_run(self, document: Object, is_gone: bool) -> None:
+        """A Job was made, changed or deleted."""
+        self.recollection.finished.hear(document, is_gone)
+        await self.see_child(document, is_gone)
+
+    async def see_runs(self, namespace: str | None, documents: Sequence[Object]) -> None:
+        """All Jobs that there are, after a time of which nothing was heard."""
+        self.recollection.finished.compare(documents, namespace)
+        await self.see_children(documents)
 
     async def see_children(self, documents: Iterable[Object]) -> None:
         """All that jobs have, after a time of which nothing was heard."""

@@ -7,12 +7,12 @@ is there. Deleting a job never waits for us, and an event that was lost is made 
 import asyncio
 import contextlib
 import gc
-import itertools
 import logging
 import os
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable
+from functools import partial
 from http import HTTPStatus
 from typing import Any, cast
 
@@ -212,10 +212,13 @@ async def open_desk(settings: Settings) -> AsyncIterator[Desk]:
             stack.callback(server.shutdown)
         works = [desk.queue.run()]
         works += [follow_closed(connection, client, index, namespace, desk.see_ledger) for namespace in namespaces]
-        for kind, namespace in itertools.product((Kind.JOB, Kind.POD), namespaces):
-            watch = Watch(connection, client, kind, namespace, JOB_LABEL)
-            await watch.place()  # before the first pass: kopf's list of jobs has each looked at
-            works.append(watch.follow(desk.see_child, desk.see_children))
+        for namespace in namespaces:  # before the first pass: kopf's list of jobs has each looked at
+            version = await recollection.finished.load(client, namespace)
+            runs = Watch(connection, client, Kind.JOB, namespace, JOB_LABEL, version=version)
+            works.append(runs.follow(desk.see_run, partial(desk.see_runs, namespace)))
+            pods = Watch(connection, client, Kind.POD, namespace, JOB_LABEL)
+            await pods.place()
+            works.append(pods.follow(desk.see_child, desk.see_children))
         desk.works = tuple(asyncio.create_task(work) for work in works)
         try:
             yield desk

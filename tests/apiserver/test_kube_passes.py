@@ -105,6 +105,53 @@ def said(seen: SeenJob, type_name: str) -> tuple[str, str, str]:
     return found["status"], found["reason"], found.get("message", "")
 
 
+def test_a_new_job_takes_six_requests(passes: Callable[..., None]) -> None:
+    """Read it, ask for pods of a namesake, make values, Service and Job, and say so; the probe is there already."""
+
+    async def scenario(job: Passes) -> None:
+        scene, another = job.scene, JobKey(job.scene.namespace, "another")
+        await job.settle()
+        await scene.create_job("another", spec={"template": make_template(), "knobs": {"dataloaderWorkers": 0}})
+        scene.transport.requests.clear()
+        assert await job.operator.advance(another)
+        asked = [
+            (request.method, request.path.split(f"/{scene.namespace}/")[1]) for request in scene.transport.requests
+        ]
+        assert asked == [
+            ("GET", "trainingjobs/another"),
+            ("GET", "pods"),
+            ("POST", "configmaps"),
+            ("POST", "services"),
+            ("POST", "jobs"),
+            ("PATCH", "trainingjobs/another/status"),
+        ]
+
+    passes(scenario)
+
+
+def test_a_job_that_has_lost_its_status_and_its_values_goes_on(passes: Callable[..., None]) -> None:
+    """It looks as if it were new, but its pods are there: its revision stays, and nothing runs twice."""
+
+    async def scenario(job: Passes) -> None:
+        scene = job.scene
+        await job.settle()
+        await scene.play_pods("pydocs-r0")
+        values = (await scene.objects(Kind.CONFIG_MAP))["pydocs-knobs"]["metadata"]
+        await scene.client.delete(Kind.CONFIG_MAP, scene.namespace, "pydocs-knobs", values["uid"])
+        seen = await see_job(scene.client, scene.namespace)
+        bare = {"status": dict.fromkeys(seen.document["status"])}
+        await scene.client.patch_status(Kind.TRAINING_JOB, scene.namespace, "pydocs", bare)
+        before = (await scene.objects(Kind.JOB))["pydocs-r0"]["metadata"]["uid"]
+        seen = await job.settle()
+        assert seen.status.observed_generation == seen.generation
+        assert {name: raw["metadata"]["uid"] for name, raw in (await scene.objects(Kind.JOB)).items()} == {
+            "pydocs-r0": before
+        }
+        assert "pydocs-knobs" in await scene.objects(Kind.CONFIG_MAP)
+
+    passes(scenario)
+
+
 def test_what_a_policy_takes_away_is_said(passes: Callable[..., None]) -> None:
     """The owner reads whose word it is that experiments do not run."""
 

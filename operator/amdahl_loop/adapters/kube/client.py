@@ -110,6 +110,12 @@ class KubeClient:
             return None
         return str(must(answer, f"read {kind.value.plural} {namespace}/{name}")["metadata"]["uid"])
 
+    async def has_any(self, kind: Kind, namespace: str, labels: str) -> bool:
+        """Whether there is any object of a kind that these labels select."""
+        query = (("limit", "1"), ("labelSelector", labels))
+        request = Request(method="GET", path=kind.path(namespace), query=query, accept=BARE_LIST)
+        return bool(must(await self._send(request), f"list {kind.value.plural}").get("items"))
+
     async def version(self, kind: Kind, namespace: str | None) -> str:
         """The version of a collection as it is now: from there on it can be watched."""
         path, query = kind.path(namespace), (("limit", "1"),)

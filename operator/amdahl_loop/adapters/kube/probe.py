@@ -10,6 +10,8 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass, field
+from functools import cached_property
+from math import inf
 from pathlib import Path
 
 from amdahl_loop.adapters.kube.client import KubeClient, Refused
@@ -28,15 +30,18 @@ class ProbeError(Exception):
     """The probe cannot be packed: the installation is broken; the message says what is missing."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Probe:
     """The probe as a zip; equal sources give equal bytes and so the same name."""
 
     content: bytes
-    compared: dict[str, str] = field(default_factory=dict, compare=False)
-    """UIDs of its ConfigMaps, by namespace, whose content was found to be its own: they are immutable."""
+    compared: dict[str, tuple[str, float]] = field(default_factory=dict, compare=False)
+    """UIDs of its ConfigMaps, by namespace, whose content was found to be its own, and when they were last seen there.
 
-    @property
+    They are immutable.
+    """
+
+    @cached_property
     def name(self) -> str:
         """Name of its ConfigMap."""
         return probe_name(hashlib.sha256(self.content).hexdigest())
@@ -63,19 +68,25 @@ def pack_probe() -> Probe:
     return Probe(content)
 
 
-async def place_probe(client: KubeClient, namespace: str, probe: Probe) -> bool | Refused:
+async def place_probe(client: KubeClient, namespace: str, probe: Probe, trust_s: float = 0.0) -> bool | Refused:
     """Create or find the probe's ConfigMap. True: created now; False: it was there; Refused: it cannot be used.
 
-    A probe that is new in a namespace takes the place of older versions: those that no Job mounts are swept.
+    A probe that is new in a namespace takes the place of older versions: those that no Job mounts are swept. What was
+    seen within `trust_s` is not looked for again: whoever can do without it need not know to the second.
     """
-    compared = probe.compared.get(namespace)
-    if compared is not None and await client.get_uid(Kind.CONFIG_MAP, namespace, probe.name) == compared:
+    uid, seen_s = probe.compared.get(namespace, ("", -inf))
+    now_s = client.now_s()
+    if uid and 0 <= now_s - seen_s < trust_s:
+        return False
+    if uid and await client.get_uid(Kind.CONFIG_MAP, namespace, probe.name) == uid:
+        probe.compared[namespace] = uid, now_s
         return False
     wanted = probe.render(namespace)
     present = await client.get(Kind.CONFIG_MAP, namespace, probe.name)
     if present is None:
         made = await client.create(Kind.CONFIG_MAP, namespace, wanted)
         if not isinstance(made, Refused):
+            probe.compared[namespace] = made["metadata"]["uid"], now_s
             await sweep_probes(client, namespace, probe)
             return True
         present = await client.get(Kind.CONFIG_MAP, namespace, probe.name) if made.is_taken else None
@@ -86,7 +97,7 @@ async def place_probe(client: KubeClient, namespace: str, probe: Probe) -> bool 
         and present.get("binaryData") == wanted["binaryData"]
         and not present.get("data")
     ):
-        probe.compared[namespace] = present["metadata"]["uid"]
+        probe.compared[namespace] = present["metadata"]["uid"], now_s
         return False
     return Refused(
         status=409, reason="Squatted", message=f"ConfigMap {probe.name} is there with other content; delete it"

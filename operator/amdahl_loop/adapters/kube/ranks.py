@@ -9,12 +9,17 @@ from amdahl_loop.domain.resources import TrainingJob
 
 
 async def ensure_service(client: KubeClient, job: TrainingJob) -> Refused | None:
-    """None where the Service is there and the job's; else why not: it is somebody else's, or the server refuses it."""
+    """None where the Service is there and the job's; else why not: it is somebody else's, or the server refuses it.
+
+    Most jobs have none yet, so it is made first: one request, and what is there already is read only where that fails.
+    """
     name, namespace = service_name(job.metadata.name), job.metadata.namespace
-    present = await client.get(Kind.SERVICE, namespace, name)
+    made = await client.create(Kind.SERVICE, namespace, render_service(job))
+    if not isinstance(made, Refused):
+        return None
+    present = await client.get(Kind.SERVICE, namespace, name)  # a full quota refuses what is there already, too
     if present is None:
-        made = await client.create(Kind.SERVICE, namespace, render_service(job))
-        return made if isinstance(made, Refused) and not made.is_taken else None
+        return None if made.is_taken else made
     if controller_uid(present) == job.metadata.uid:
         return None
     said = f"Service {name} is there and belongs to somebody else; rename or delete it"

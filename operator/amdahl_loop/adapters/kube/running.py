@@ -5,7 +5,7 @@ what is the job's own is touched: an object of the right name that somebody else
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from amdahl_loop.adapters.kube.client import ApiUnavailable, KubeClient, Refused
 from amdahl_loop.adapters.kube.entering import count_early_ends, names_path
@@ -65,6 +65,8 @@ from amdahl_loop.domain.telemetry import Malformed
 from amdahl_loop.domain.tuning import ApplyWhen
 from amdahl_loop.ports import Clock
 
+PROBE_TRUST_S = 10.0
+"""So long it is believed that the probe lies in a namespace. A job whose pod does not find it runs without it."""
 CRASHES = 3
 """So many ends of the same program, with none of it running: it cannot run with the values in force."""
 
@@ -101,9 +103,15 @@ class RunningJob:
         clock: Clock,
         live: bool = False,
         measured: bool = False,
+        ended: Sequence[JobFacts] = (),
+        is_untold: bool = False,
         fetch: Fetch = fetch_metrics,
     ) -> None:
-        """`live`: the program is known to switch values while it runs; `measured`: to run well with the probe."""
+        """`live`: the program is known to switch values while it runs; `measured`: to run well with the probe.
+
+        `ended`: its Jobs as they are known to be, where nothing of it runs any more, and there is no block beside them;
+        `is_untold`: no status has ever been written for the job, so that most likely nothing of it is there yet.
+        """
         self._client = client
         self._job = job
         self._name, self._namespace, self._uid = job.metadata.name, job.metadata.namespace, job.metadata.uid
@@ -111,6 +119,8 @@ class RunningJob:
         self._saves = saves
         self._clock = clock
         self._is_measured = measured
+        self._ended = tuple(read_revision(facts) for facts in ended)
+        self._is_untold = is_untold
         self._is_live = live and job.spec.tuning.apply.when is ApplyWhen.LIVE
         self._fetch = fetch
         self._seen: list[tuple[int, PodFacts]] | None = None
@@ -122,6 +132,10 @@ class RunningJob:
         clashes = find_clashes(self._job)
         if clashes:
             return RunningState(note=Note(reason=Reason.INVALID_SPEC, sentence="\n".join(clashes)))
+        if self._ended and (end := self._find_end(self._ended)) is not None:
+            return replace(end, has_blocks=False)
+        if self._is_untold and (begun := await self._begin()) is not None:
+            return begun
         jobs = await self._jobs()
         revisions = tuple(read_revision(facts) for facts in jobs if REVISION_LABEL in facts.labels)
         if (end := self._find_end(revisions)) is not None:
@@ -150,6 +164,20 @@ class RunningJob:
             has_blocks=self._has_blocks,
             is_unprobed=self._is_unprobed(values) and not self._is_measured,
         )
+
+    async def _begin(self) -> RunningState | None:
+        """The first objects of a job that nobody has described yet: making them tells that they were not there.
+
+        None where something is there, of a pass that was cut or of a job that bore this name before: then all is read.
+        """
+        if await self._client.has_any(Kind.POD, self._namespace, f"{JOB_LABEL}={self._name}"):
+            return None
+        values = await self._make_values(0)
+        if isinstance(values, Refused):
+            return None
+        self._has_blocks = False
+        state = await self._perform(decide(self._wanted(), Present(target=0)), values)
+        return replace(state, revision=0, has_blocks=False)
 
     def _find_end(self, revisions: Sequence[Revision]) -> RunningState | None:
         """Whether the job has run to its end, with the probe: no value changes that, and nothing else is asked."""
@@ -277,15 +305,17 @@ class RunningJob:
 
     async def _place_values(self, present: Object | None, revision: int) -> RunningState | Object:
         """The ConfigMap as it was made now, or why there is none."""
-        name = knobs_name(self._name)
         if present is not None:
-            return _squatted("ConfigMap", name)
-        annotations = {REVISION_ANNOTATION: str(revision), CHANGED_ANNOTATION: "0", VALUES_ANNOTATION: "1"}
-        body = render_knobs(self._job, self._is_live, 1, annotations)
-        made = await self._client.create(Kind.CONFIG_MAP, self._namespace, body)
+            return _squatted("ConfigMap", knobs_name(self._name))
+        made = await self._make_values(revision)
         if not isinstance(made, Refused):
             return made
         return _starting() if made.is_taken else _refused(made)
+
+    async def _make_values(self, revision: int) -> Object | Refused:
+        annotations = {REVISION_ANNOTATION: str(revision), CHANGED_ANNOTATION: "0", VALUES_ANNOTATION: "1"}
+        body = render_knobs(self._job, self._is_live, 1, annotations)
+        return await self._client.create(Kind.CONFIG_MAP, self._namespace, body)
 
     async def _update_values(self, values: Object) -> RunningState:
         """Put the values in force into the ConfigMap; older pods have others from that moment on."""
@@ -337,7 +367,7 @@ class RunningJob:
             name = service_name(self._name)
             return _squatted("Service", name) if taken.reason == "Squatted" else _refused(taken)
         is_out = self._is_unprobed(values)
-        placed = None if is_out else await place_probe(self._client, self._namespace, self._probe)
+        placed = None if is_out else await place_probe(self._client, self._namespace, self._probe, PROBE_TRUST_S)
         probe = None if is_out or isinstance(placed, Refused) else self._probe.name
         if revision > 0:  # the Job before is gone: with it may go the last use of an older probe
             await sweep_probes(self._client, self._namespace, self._probe)

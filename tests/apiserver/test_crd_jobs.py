@@ -220,7 +220,7 @@ _VERDICT = VerdictReport(experiment="e", word=VerdictWord.WON, change="a", sente
         ({"phaseShares": {"input": 1001}}, "should be less than or equal to 1000"),
         ({"diagnosis": {"class": "Slow", "sentence": "x"}}, 'status.diagnosis.class: Unsupported value: "Slow"'),
         ({"bank": {"grossDeviceHours": 1.5}}, "must be of type string"),
-        ({"effectiveKnobs": [{"name": "pinMemory", "value": "yes", "source": "Spec"}]}, "should match '^(true|false|[0-9]{1,8})$'"),
+        ({"effectiveKnobs": [{"name": "pinMemory", "value": "yes", "source": "Spec"}]}, "should match '^(true|false|none|block|selective|ddp|fsdp|[0-9]{1,8})$'"),
         ({"activeExperiment": "../other/secret"}, "status.activeExperiment: Invalid value: \"../other/secret\""),
     ],
 )  # fmt: skip

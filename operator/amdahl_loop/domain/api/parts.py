@@ -10,7 +10,7 @@ from typing import Annotated
 
 from pydantic import BeforeValidator, ConfigDict, Field
 
-from amdahl_loop.domain.knob_values import KnobValue
+from amdahl_loop.domain.knob_values import ActivationCheckpointing, DataParallel, KnobValue
 from amdahl_loop.domain.telemetry import MAX_SUMMARY_BYTES
 from amdahl_loop.domain.values import Frozen
 
@@ -61,7 +61,8 @@ Summary = Annotated[str, Field(max_length=MAX_SUMMARY_BYTES)]
 Fingerprint = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$", max_length=16)]
 """Identity of the work, or its looser family: 16 hex digits."""
 
-KnobText = Annotated[str, Field(pattern=r"^([0-9]{1,8}|[a-z]{1,16})$", max_length=16)]
+_WORDS = "|".join((*ActivationCheckpointing, *DataParallel))
+KnobText = Annotated[str, Field(pattern=rf"^(true|false|{_WORDS}|[0-9]{{1,8}})$", max_length=16)]
 """Value of a knob as text: a whole number, true or false, or one of the knob's words."""
 
 

@@ -10,7 +10,7 @@ statistics, which assume nothing of how times are distributed).
 
 - *bare*: the trainer's own model in the shortest loop that trains it, its batches made before the clock runs: no
   loader, no accounts, no checkpoints. Clipping, schedule, fused AdamW and reading the loss are there.
-- *trainer*: the whole engine as `python -m amdahl_trainer` runs it, with loader, ledger and records.
+- *trainer*: the whole engine as `python -m amdahl_trainer` runs it, with ledger, records, and a loader of one worker.
 - *compiled*: the same with run.compile blocks.
 - *picotron*: its own `train_step`, model and optimizer, by import, fed from memory. What it imports and does not need
   here (flash-attn, datasets, a tracker) is stood in for by empty modules where it is not installed.
@@ -59,6 +59,8 @@ COMMON: Mapping[str, Scalar] = {
     "run.torch_threads": 1,
     "model.tie_embeddings": False,
     "data.doc_mask": False,
+    "data.num_workers": 1,
+    "data.prefetch_factor": 8,
     "optim.decay_steps": 1000,
     "metrics.log_every": 20,
 }
@@ -284,7 +286,7 @@ def race(arms: Sequence[Arm], rounds: int, turn_s: float) -> dict[str, list[floa
     counts = {}
     for arm in arms:
         arm.step(5)
-        counts[arm.name] = max(2, round(turn_s / (arm.step(5) / 5)))
+        counts[arm.name] = max(1, round(turn_s / (arm.step(5) / 5)))
     found: dict[str, list[float]] = {arm.name: [] for arm in arms}
     for _ in range(rounds):
         spent = dict.fromkeys(found, 0.0)

@@ -187,11 +187,11 @@ def delays() -> bool:
 
 
 class Stopwatch:
-    """Wall time in the timed methods, the outermost call alone, by step."""
+    """Wall time, and the thread's CPU time, in the timed methods, the outermost call alone, by step."""
 
     def __init__(self) -> None:
-        self.spent_ns = 0
-        self.by_step: list[int] = []
+        self.wall_ns = self.cpu_ns = 0
+        self.by_step: list[tuple[int, int]] = []
         self._is_inside = False
 
     def around(self, original: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
@@ -199,17 +199,18 @@ class Stopwatch:
         if self._is_inside:
             return original(*arguments, **named)
         self._is_inside = True
-        begun_ns = time.perf_counter_ns()
+        cpu_ns, wall_ns = time.thread_time_ns(), time.perf_counter_ns()
         try:
             return original(*arguments, **named)
         finally:
-            self.spent_ns += time.perf_counter_ns() - begun_ns
+            self.wall_ns += time.perf_counter_ns() - wall_ns
+            self.cpu_ns += time.thread_time_ns() - cpu_ns
             self._is_inside = False
 
     def step(self) -> None:
         """A step begins."""
-        self.by_step.append(self.spent_ns)
-        self.spent_ns = 0
+        self.by_step.append((self.wall_ns, self.cpu_ns))
+        self.wall_ns = self.cpu_ns = 0
 
 
 #: All that accounting does in a step, with what stands in for it where it is switched off.
@@ -226,7 +227,7 @@ def cost_rank(part: str, arguments: Sequence[str]) -> None:
     for kind, name, instead in [*SPANS, *LAPS, *CLOCK, *REPORTER]:
         wrap(kind, name, stopwatch.around if part == "timed" else switch.around(instead))
     begin = stopwatch.step if part == "timed" else switch.step
-    found = stopwatch.by_step if part == "timed" else switch.took_ns
+    found: Sequence[Any] = stopwatch.by_step if part == "timed" else switch.took_ns
     wrap(KnobFile, "poll", after(begin))
     wrap(Recorder, "close", after(lambda: leave(part, found)))  # before the process ends itself
     entry.run(arguments, os.environ)
@@ -242,7 +243,7 @@ def after(first: Callable[[], None]) -> Callable[..., Any]:
     return around
 
 
-def leave(part: str, found: list[int]) -> None:
+def leave(part: str, found: Sequence[Any]) -> None:
     """Nanoseconds of each step, as JSON."""
     Path(os.environ["AMDAHL_TELEMETRY_DIR"], f"{part}.json").write_text(json.dumps(found))
 
@@ -268,7 +269,7 @@ class Switch:
         self._begun_ns = time.perf_counter_ns()
 
 
-def run_alone(part: str, values: dict[str, Any]) -> list[int]:
+def run_alone(part: str, values: dict[str, Any]) -> list[Any]:
     """What a process of its own measured."""
     out = Path(tempfile.mkdtemp(prefix="amdahl-ledger-"))
     settings = {**values, "run.out_dir": str(out / "run")}
@@ -277,7 +278,7 @@ def run_alone(part: str, values: dict[str, Any]) -> list[int]:
     done = subprocess.run(command, env=told, capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(done.stdout[-1000:] + done.stderr[-2000:])
-    found: list[int] = json.loads((out / f"{part}.json").read_text())
+    found: list[Any] = json.loads((out / f"{part}.json").read_text())
     return found
 
 
@@ -287,11 +288,21 @@ def bound(ordered: Sequence[float]) -> tuple[float, float, float]:
     return ordered[max(0, middle - reach)], statistics.median(ordered), ordered[min(len(ordered) - 1, middle + reach)]
 
 
+def at_99(ordered: Sequence[int]) -> int:
+    """The 99th percentile."""
+    return ordered[int(0.99 * len(ordered))]
+
+
 def cost() -> bool:
     """Print what accounting costs."""
-    told = sorted(run_alone("timed", {**SMALL, "run.max_steps": COST_STEPS + WARM_UP})[WARM_UP:])
-    p50_us, p99_us = statistics.median(told) / 1e3, told[int(0.99 * len(told))] / 1e3
-    print(f"self-timed, {len(told)} steps: median {p50_us:.0f} us, 99 % {p99_us:.0f} us (bar {BAR_US:.0f})", flush=True)
+    told = run_alone("timed", {**SMALL, "run.max_steps": COST_STEPS + WARM_UP})[WARM_UP:]
+    wall, cpu = (sorted(column) for column in zip(*told, strict=True))
+    p99_us = at_99(wall) / 1e3
+    print(
+        f"self-timed, {len(told)} steps: median {statistics.median(wall) / 1e3:.0f} us, 99 % {p99_us:.0f} us "
+        f"(bar {BAR_US:.0f}); CPU time median {statistics.median(cpu) / 1e3:.0f} us, 99 % {at_99(cpu) / 1e3:.0f} us",
+        flush=True,
+    )
     steps = WARM_UP + 2 * TOGGLE_PAIRS + 2
     took = run_alone("toggled", {**DEMO, "run.max_steps": steps})[WARM_UP + 1 :]  # the first is until the first step
     chosen = flip(TOGGLE_PAIRS)

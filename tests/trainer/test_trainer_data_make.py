@@ -32,9 +32,9 @@ def tokens_of(source):
     reader = Reader()
     found = []
     for shard in (shard for split in SPLITS for shard in source.of(split)):
-        begin = 0
+        begin, file = 0, source.open_tokens(reader, shard)
         for end in source.read_ends(reader, shard).tolist():
-            found.append(source.read_tokens(reader, shard, begin, end).tolist())
+            found.append(source.read_tokens(file, begin, end).tolist())
             begin = end
     reader.close()
     return found

@@ -131,7 +131,11 @@ def test_a_batch_tells_how_it_is_packed(tiny, tmp_path):
     """Sums over a batch's rows are those of its segments, whether counted as it is made or asked afterwards."""
     train = sources.ensure(tiny(over(make_folder(tmp_path / "a", make_documents(80, seed=3))))).train
     batch, meter = [3, 0, 7], Meter()
-    rows = [train.row(index, meter) for index in batch]
+    slots = np.empty((3, 64), dtype=np.int64)
+    rows = [train.row(index) for index in batch]
+    for index in batch:
+        train.fill(slots, index, meter)
+    assert np.array_equal(slots, np.stack(rows[-1]))
     counts = [np.unique(row.segments[row.segments > 0], return_counts=True)[1] for row in rows]
     found = train.packing_of(batch)
     assert (found.slots, found.valid, found.pieces) == (192, sum(map(sum, counts)), sum(map(len, counts)))

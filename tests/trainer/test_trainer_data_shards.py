@@ -26,9 +26,9 @@ def read_back(source, split):
     """All documents of a split."""
     reader, found = Reader(limit=2), []
     for shard in source.of(split):
-        begin = 0
+        begin, file = 0, source.open_tokens(reader, shard)
         for end in source.read_ends(reader, shard).tolist():
-            found.append(source.read_tokens(reader, shard, begin, end).tolist() if end > begin else [])
+            found.append(source.read_tokens(file, begin, end).tolist())
             begin = end
     reader.close()
     return found
@@ -101,13 +101,14 @@ def count_open():
 
 
 def test_many_shards_need_few_open_files(tiny, tmp_path):
-    """Beyond the limit the file not read for longest is closed, and opened again when it is asked for."""
+    """Beyond the limit the file opened first is closed, and opened again when it is asked for."""
     documents = [[n % 256] * 10 for n in range(40)]
     source = open_source(make_folder(tmp_path / "many", documents, shard_tokens=10))
     before = count_open()
     reader = Reader(limit=4)
+    files = [source.open_tokens(reader, shard) for shard in source.of("train")]
     for _ in range(2):
-        found = [source.read_tokens(reader, shard, 0, 10).tolist() for shard in source.of("train")]
+        found = [source.read_tokens(file, 0, 10).tolist() for file in files]
         assert found == documents
         assert count_open() <= before + 4
     reader.close()

@@ -6,9 +6,6 @@ Counted where rows are made, added up where they are consumed: batches made ahea
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 Part = Literal["read_ns", "tokenize_ns", "pack_ns"]
@@ -60,24 +57,26 @@ class Counts(NamedTuple):
         )
 
 
-@dataclass
 class Meter:
-    """What one batch takes while it is made."""
+    """What one batch takes while it is made: laps that follow one another, so their sum is the whole."""
 
-    bytes: int = 0
-    spent_ns: dict[Part, int] = field(default_factory=dict)
-    pieces: int = 0
-    sum_len_sq: int = 0
-    bad: list[Bad] = field(default_factory=list)
+    def __init__(self) -> None:
+        """The first lap begins."""
+        self.bytes = self.pieces = self.sum_len_sq = 0
+        self.bad: list[Bad] = []
+        self.spent_ns: dict[Part, int] = {"read_ns": 0, "tokenize_ns": 0, "pack_ns": 0}
+        self._mark_ns = time.monotonic_ns()
 
-    @contextmanager
-    def timed(self, part: Part) -> Iterator[None]:
-        """The time within is `part`."""
-        begun_ns = time.monotonic_ns()
-        try:
-            yield
-        finally:
-            self.spent_ns[part] = self.spent_ns.get(part, 0) + time.monotonic_ns() - begun_ns
+    def end(self, part: Part) -> None:
+        """What passed since the last lap was `part`."""
+        now_ns = time.monotonic_ns()
+        self.spent_ns[part] += now_ns - self._mark_ns
+        self._mark_ns = now_ns
+
+    @property
+    def total_ns(self) -> int:
+        """From the beginning to the end of the last lap."""
+        return sum(self.spent_ns.values())
 
     def counts(self, samples: int, slots: int, tokens: int) -> Counts:
         """The sums, given what the batch holds."""

@@ -7,63 +7,79 @@ back short is a value: it is an error with the file's name and both sizes.
 from __future__ import annotations
 
 import os
-from collections import OrderedDict
+from collections import deque
 from pathlib import Path
 
 from amdahl_trainer.errors import DataError
 
-#: Files kept open by a process; beyond it the one not read for longest is closed. Most limits are 1024.
+#: Files kept open by a process; beyond it the one opened first is closed. Most limits are 1024.
 OPEN_FILES = 128
 
 
-class Reader:
-    """Exact reads of files whose sizes are known. Forked processes may share one: an offset is no state."""
+class File:
+    """A file whose size is known."""
 
-    def __init__(self, limit: int = OPEN_FILES) -> None:
-        self._limit = limit
-        self._open: OrderedDict[Path, int] = OrderedDict()
+    def __init__(self, reader: Reader, path: Path, size: int) -> None:
+        self.path, self.size = path, size
+        self._reader = reader
+        self.handle: int | None = None
 
-    def read(self, path: Path, size: int, offset: int, count: int) -> bytes:
-        """`count` bytes from `offset` of a file that has `size` bytes.
+    def read(self, offset: int, count: int) -> bytes:
+        """`count` bytes from `offset`.
 
         Raises:
             DataError: the file is missing, or has another size.
             OSError: the disk or the network failed, which may pass.
         """
-        handle = self._handle(path, size)
-        parts: list[bytes] = []
-        left = count
-        while left:  # one call gives at most 2 GiB
-            try:
-                part = os.pread(handle, left, offset + count - left)
-            except OSError as error:
-                raise OSError(error.errno, error.strerror, str(path)) from error
-            if not part:
-                raise wrong_size(path, os.fstat(handle).st_size, size)
-            parts.append(part)
-            left -= len(part)
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+        handle = self._reader.open(self) if self.handle is None else self.handle
+        try:
+            found = os.pread(handle, count, offset)
+            while len(found) < count:  # one call gives at most 2 GiB
+                part = os.pread(handle, count - len(found), offset + len(found))
+                if not part:
+                    raise wrong_size(self.path, os.fstat(handle).st_size, self.size)
+                found += part
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self.path)) from error
+        return found
+
+
+class Reader:
+    """The files that a process has open. Forked processes may share one: a read at an offset leaves no trace."""
+
+    def __init__(self, limit: int = OPEN_FILES) -> None:
+        self._limit = limit
+        self._open: deque[File] = deque()
+
+    def file(self, path: Path, size: int) -> File:
+        """A file of `size` bytes, opened when it is first read."""
+        return File(self, path, size)
+
+    def open(self, file: File) -> int:
+        """Open a file, and close another one if there are too many. Raises DataError, OSError."""
+        while len(self._open) >= self._limit:
+            self._close_first()
+        try:
+            handle = os.open(file.path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError as error:
+            raise missing(file.path) from error
+        if (found := os.fstat(handle).st_size) != file.size:
+            os.close(handle)
+            raise wrong_size(file.path, found, file.size)
+        file.handle = handle
+        self._open.append(file)
+        return handle
 
     def close(self) -> None:
         """Close all files; the next read opens its own again."""
         while self._open:
-            os.close(self._open.popitem()[1])
+            self._close_first()
 
-    def _handle(self, path: Path, size: int) -> int:
-        handle = self._open.get(path)
-        if handle is not None:
-            self._open.move_to_end(path)
-            return handle
-        if len(self._open) >= self._limit:
-            os.close(self._open.popitem(last=False)[1])
-        try:
-            handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError as error:
-            raise missing(path) from error
-        self._open[path] = handle
-        if (found := os.fstat(handle).st_size) != size:
-            raise wrong_size(path, found, size)
-        return handle
+    def _close_first(self) -> None:
+        file = self._open.popleft()
+        assert file.handle is not None, "what is listed is open"
+        os.close(file.handle)
+        file.handle = None
 
 
 def check_size(path: Path, size: int) -> None:

@@ -12,19 +12,23 @@ from __future__ import annotations
 
 import json
 from bisect import bisect_right
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from struct import Struct
+from typing import Any
 
 import numpy as np
 
 from amdahl_trainer.data import pack
-from amdahl_trainer.data.files import Reader, check_size
+from amdahl_trainer.data.files import File, Reader, check_size
 from amdahl_trainer.data.pack import Numbers, Packing
 from amdahl_trainer.data.shards import SPLITS, Shard, Source, Split
 from amdahl_trainer.data.subset import Subset
 from amdahl_trainer.errors import DataError
 
 _WIDTH = 8
+_PAIR = Struct("<qq")
 
 
 @dataclass(frozen=True)
@@ -43,8 +47,8 @@ class Choice:
 class Plan:
     """The plan of one split."""
 
-    home: Path
-    split: Split
+    starts: File
+    pieces: File
     packing: Packing
     #: The first row of each shard, and at last the number of rows.
     first_rows: tuple[int, ...]
@@ -53,14 +57,11 @@ class Plan:
         """The number, among the split's shards, of the one that a row is read from."""
         return bisect_right(self.first_rows, row) - 1
 
-    def pieces_of(self, reader: Reader, row: int) -> list[tuple[int, int]]:
-        """Begin and end, within its shard, of each piece of a row."""
-        size = (self.packing.rows + 1) * _WIDTH
-        starts = np.frombuffer(reader.read(self.home / f"{self.split}.starts", size, row * _WIDTH, 2 * _WIDTH), "<i8")
-        first, last = int(starts[0]), int(starts[1])
-        width, size = 2 * _WIDTH, self.packing.pieces * 2 * _WIDTH
-        raw = reader.read(self.home / f"{self.split}.pieces", size, first * width, (last - first) * width)
-        return [(int(begin), int(end)) for begin, end in np.frombuffer(raw, "<i8").reshape(-1, 2)]
+    def pieces_of(self, row: int) -> list[tuple[int, int]]:
+        """Begin and end, within its shard, of each piece of a row. Raises DataError, OSError."""
+        first, last = _PAIR.unpack(self.starts.read(row * _WIDTH, _PAIR.size))
+        raw = self.pieces.read(first * _PAIR.size, (last - first) * _PAIR.size)
+        return list(_PAIR.iter_unpack(raw))
 
 
 def write(home: Path, source: Source, choice: Choice, seq_len: int) -> None:
@@ -71,20 +72,24 @@ def write(home: Path, source: Source, choice: Choice, seq_len: int) -> None:
     (home / "plan.json").write_text(json.dumps(told, indent=1) + "\n")
 
 
-def read(home: Path) -> dict[Split, Plan]:
+def read(home: Path, reader: Reader) -> dict[Split, Plan]:
     """What `write` left. Raises DataError if it is damaged."""
     try:
         told = json.loads((home / "plan.json").read_text())
-        plans = {
-            split: Plan(home, split, Packing(**told[split]["packing"]), tuple(told[split]["first_rows"]))
-            for split in SPLITS
-        }
+        plans = {split: _open(home / split, reader, told[split]) for split in SPLITS}
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise DataError(f"{home} is damaged ({error}); delete it, it is built again") from error
-    for split, plan in plans.items():
-        check_size(home / f"{split}.starts", (plan.packing.rows + 1) * _WIDTH)
-        check_size(home / f"{split}.pieces", plan.packing.pieces * 2 * _WIDTH)
+    for plan in plans.values():
+        for file in (plan.starts, plan.pieces):
+            check_size(file.path, file.size)
     return plans
+
+
+def _open(stem: Path, reader: Reader, told: Mapping[str, Any]) -> Plan:
+    packing = Packing(**told["packing"])
+    starts = reader.file(stem.with_suffix(".starts"), (packing.rows + 1) * _WIDTH)
+    pieces = reader.file(stem.with_suffix(".pieces"), packing.pieces * _PAIR.size)
+    return Plan(starts, pieces, packing, tuple(told["first_rows"]))
 
 
 def _write_split(

@@ -30,6 +30,8 @@ from amdahl_trainer.data.tokens import Tokenizer
 from amdahl_trainer.errors import DataError
 from amdahl_trainer.loss import IGNORED
 
+Slots = npt.NDArray[np.int64]
+
 
 class Row(NamedTuple):
     """One packed row of `seq_len` slots; padding is BOS in, `IGNORED` out, segment 0."""
@@ -50,13 +52,14 @@ class FromShards:
     """Tokens as they lie on the disk."""
 
     def __init__(self, source: Source, split: Split, reader: Reader) -> None:
-        self._source, self._shards, self._reader = source, source.of(split), reader
+        self._source = source
+        self._files = [source.open_tokens(reader, shard) for shard in source.of(split)]
 
     def read(self, shard: int, begin: int, end: int, meter: Meter) -> Tokens:
         """Tokens `begin` to `end` - 1. Raises DataError, OSError."""
-        with meter.timed("read_ns"):
-            found = self._source.read_tokens(self._reader, self._shards[shard], begin, end)
+        found = self._source.read_tokens(self._files[shard], begin, end)
         meter.bytes += found.nbytes
+        meter.end("read_ns")
         return found
 
 
@@ -74,12 +77,13 @@ class FromText:
         first = int(ends[document - 1]) if document else 0
         text = documents[document]
         meter.bytes += len(text)
-        with meter.timed("tokenize_ns"):
-            try:
-                tokens = self._tokenizer.encode(text)
-            except UnicodeError as error:
-                return f"it is no UTF-8 ({error})"
-            return np.asarray(tokens[begin - first : end - first], dtype=np.uint32)
+        try:
+            tokens = self._tokenizer.encode(text)
+        except UnicodeError as error:
+            return f"it is no UTF-8 ({error})"
+        finally:
+            meter.end("tokenize_ns")
+        return np.asarray(tokens[begin - first : end - first], dtype=np.uint32)
 
 
 @dataclass(frozen=True)
@@ -107,51 +111,52 @@ class SourceRows:
     """The rows of one split of one source."""
 
     source: Source
+    split: Split
     plan: Plan
     tokens: TokenReader
     reader: Reader
     seq_len: int
     limits: Limits
 
-    def row(self, index: int, meter: Meter) -> Row:
-        """Assemble a row; one whose every piece is bad gives way to the next.
+    def fill(self, slots: Slots, index: int, meter: Meter) -> None:
+        """Lay a row into (3, seq_len) inputs, targets and segments; one whose every piece is bad gives way to the next.
 
         Raises:
             DataError: a file is not what it was, or more is bad than may be.
+            OSError: the disk or the network failed, which may pass.
         """
         for at in range(index, index + self.plan.packing.rows):
-            made = self._assemble(at % self.plan.packing.rows, meter)
-            if made.segments[0]:
-                return made
+            if self._lay(slots, at % self.plan.packing.rows, meter):
+                return
         raise DataError(f"{self.source.home}: no row holds anything that can be trained on")
 
-    def _assemble(self, index: int, meter: Meter) -> Row:
-        inputs = np.full(self.seq_len, self.source.vocabulary.bos, dtype=np.int64)
-        targets = np.full(self.seq_len, IGNORED, dtype=np.int64)
-        segments = np.zeros(self.seq_len, dtype=np.int64)
-        with meter.timed("read_ns"):
-            pieces = self.plan.pieces_of(self.reader, index)
+    def _lay(self, slots: Slots, index: int, meter: Meter) -> int:
+        """How many pieces have found their place."""
+        inputs, targets, segments = slots
+        inputs.fill(self.source.vocabulary.bos)
+        targets.fill(IGNORED)
+        segments.fill(0)
         shard = self.plan.shard_of(index)
         at = number = 0
-        for begin, end in pieces:
+        for begin, end in self.plan.pieces_of(index):
             tokens = self.tokens.read(shard, begin, end, meter)
-            with meter.timed("pack_ns"):
-                fault = self.limits.fault_of(tokens)
-                if fault is not None or isinstance(tokens, str):
-                    self._leave_out(shard, begin, end, str(fault), meter)
-                    continue
-                slots = slice(at, at + end - begin)
-                number += 1
-                targets[slots] = tokens
-                inputs[at + 1 : slots.stop] = tokens[:-1]
-                segments[slots] = number
-                at = slots.stop
+            fault = self.limits.fault_of(tokens)
+            if fault is not None or isinstance(tokens, str):
+                self._leave_out(shard, begin, end, str(fault), meter)
+                continue
+            number += 1
+            stop = at + end - begin
+            targets[at:stop] = tokens
+            inputs[at + 1 : stop] = tokens[:-1]
+            segments[at:stop] = number
+            at = stop
             meter.pieces += 1
             meter.sum_len_sq += (end - begin) ** 2
-        return Row(inputs, targets, segments)
+            meter.end("pack_ns")
+        return number
 
     def _leave_out(self, number: int, begin: int, end: int, why: str, meter: Meter) -> None:
-        shard = self.source.of(self.plan.split)[number]
+        shard = self.source.of(self.split)[number]
         bad = self._name(shard, begin, end, why)
         if self.limits.bad is None:
             raise DataError(f"{bad}; mend it, or set data.bad_samples to skip")
@@ -180,15 +185,21 @@ class Rows:
         """Number of rows."""
         return self._firsts[-1]
 
-    def row(self, index: int, meter: Meter | None = None) -> Row:
-        """Assemble one row. Raises DataError, OSError."""
+    def row(self, index: int) -> Row:
+        """One row, by itself. Raises DataError, OSError."""
+        slots = np.empty((3, self.seq_len), dtype=np.int64)
+        self.fill(slots, index, Meter())
+        return Row(*slots)
+
+    def fill(self, slots: Slots, index: int, meter: Meter) -> None:
+        """Lay a row into (3, seq_len) inputs, targets and segments. Raises DataError, OSError."""
         part, at = self._find(index)
-        return part.row(at, meter or Meter())
+        part.fill(slots, at, meter)
 
     def pieces_of(self, index: int) -> list[tuple[int, int]]:
         """Begin and end, within its shard, of each piece of a row, in order."""
         part, at = self._find(index)
-        return part.plan.pieces_of(part.reader, at)
+        return part.plan.pieces_of(at)
 
     @property
     def sizes(self) -> tuple[int, ...]:

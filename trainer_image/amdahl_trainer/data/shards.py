@@ -21,7 +21,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from amdahl_trainer.data.files import Reader, check_size, missing
+from amdahl_trainer.data.files import File, Reader, check_size, missing
 from amdahl_trainer.errors import DataError
 
 FORMAT = "amdahl.tokens/1"
@@ -88,17 +88,21 @@ class Source:
             (self.home / f"{shard.name}.ends", shard.documents * END.itemsize, shard.sha256_ends),
         )
 
-    def read_tokens(self, reader: Reader, shard: Shard, begin: int, end: int) -> Tokens:
-        """Tokens `begin` to `end` - 1 of a shard. Raises DataError, OSError."""
+    def open_tokens(self, reader: Reader, shard: Shard) -> File:
+        """The tokens of a shard, for `read_tokens`."""
         (path, size, _), _ = self.files(shard)
+        return reader.file(path, size)
+
+    def read_tokens(self, file: File, begin: int, end: int) -> Tokens:
+        """Tokens `begin` to `end` - 1 of a shard. Raises DataError, OSError."""
         width = self.dtype.itemsize
-        found: Tokens = np.frombuffer(reader.read(path, size, begin * width, (end - begin) * width), self.dtype)
+        found: Tokens = np.frombuffer(file.read(begin * width, (end - begin) * width), self.dtype)
         return found
 
     def read_ends(self, reader: Reader, shard: Shard) -> npt.NDArray[np.int64]:
         """(documents,) the ends of a shard's documents. Raises DataError if they cannot be that, OSError."""
         _, (path, size, _) = self.files(shard)
-        ends = np.frombuffer(reader.read(path, size, 0, size), END).astype(np.int64)
+        ends = np.frombuffer(reader.file(path, size).read(0, size), END).astype(np.int64)
         if len(ends) and (ends[0] < 0 or (np.diff(ends) < 0).any() or ends[-1] != shard.tokens):
             raise DataError(
                 f"{path} is damaged: ends must rise to {shard.tokens}, the last is {ends[-1]}; copy it again"

@@ -74,11 +74,11 @@ def ensure(config: Config) -> Corpora:
     _check(opened, config)
     shares = _shares(opened, config)
     limits = Limits(config.model.vocab_size, config.data.max_bad_samples if config.data.bad_samples == "skip" else None)
-    plans = [_plan(one.source, config) for one in opened]
+    plans = [_plan(one.source, config, reader) for one in opened]
 
     def rows(split: Split) -> Rows:
         parts = tuple(
-            SourceRows(one.source, plans[at][split], one.tokens[split], reader, config.data.seq_len, limits)
+            SourceRows(one.source, split, plans[at][split], one.tokens[split], reader, config.data.seq_len, limits)
             for at, one in enumerate(opened)
         )
         sizes = [part.plan.packing.rows for part in parts]
@@ -171,12 +171,12 @@ def _write(home: Path, vocabulary: Vocabulary, documents: dict[Split, list[bytes
                 writer.add(tokenizer.encode(document), split)
 
 
-def _plan(source: Source, config: Config) -> dict[Split, plan.Plan]:
+def _plan(source: Source, config: Config, reader: Reader) -> dict[Split, plan.Plan]:
     data = config.data
     choice = Choice(data.max_documents, subset.parse(data.subset, data.subset_seed))
     told = f"{source.digest} {data.seq_len} {choice}"
     home = Path(data.cache_dir).expanduser() / f"{hashlib.sha256(told.encode()).hexdigest()[:16]}.rows"
-    return plan.read(build_once(home, lambda home: plan.write(home, source, choice, data.seq_len)))
+    return plan.read(build_once(home, lambda home: plan.write(home, source, choice, data.seq_len)), reader)
 
 
 def _shares(opened: Items[_Opened], config: Config) -> tuple[Fraction, ...]:

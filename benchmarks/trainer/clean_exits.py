@@ -95,7 +95,7 @@ def _fork(words: Sequence[str], told: Mapping[str, str], log: Path) -> int:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("AMDAHL_")}
     try:
         os.environ.clear()
-        os.environ.update(kept | told)
+        os.environ.update({**kept, **told})
         entry.run(words, os.environ)
     finally:
         os._exit(1)

@@ -140,7 +140,7 @@ def summarise(account: Account, facts: Facts, peak_bytes: int, *, is_resident: b
     attempts = f" in {account.attempts} attempts" if account.attempts > 1 else ""
     return "\n".join(
         (
-            f"where the time went{attempts}, device-seconds ({facts.degrees.world} ranks now)",
+            f"where the time went{attempts}, device-seconds, {facts.degrees.world} rank(s) now",
             *lines,
             f"  {'held':<10} {account.held_ns / 1e9:12.3f} s   goodput {account.share:.1%}",
             f"  peak memory of rank 0 {peak_bytes / MIB:,.0f} MiB {kind}, {expected} in tensors",

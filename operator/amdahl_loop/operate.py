@@ -6,7 +6,7 @@ The loop itself is `reconcile.tick`, the same as on one machine; here it gets a 
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from amdahl_loop import reconcile
@@ -60,7 +60,7 @@ from amdahl_loop.domain.status import describe
 from amdahl_loop.domain.tuning import Mode
 from amdahl_loop.domain.verdicts import VerdictWord
 from amdahl_loop.ports import Clock
-from amdahl_loop.recollection import NOTHING_SEEN, JobKey, Recollection
+from amdahl_loop.recollection import NOTHING_SEEN, Derived, JobKey, Recollection
 from amdahl_loop.reconcile import Identity, Ports, Tick
 from amdahl_loop.settings import Settings
 
@@ -132,9 +132,21 @@ class _Pass:
         self._operator, self._key, self._ledger, self._held = operator, key, ledger, held
         self._client, self._recollection = operator.client, operator.recollection
         self._job = held.job
-        self._identity = identify(held.job)
+        self._derived = self._derive()
+        found = self._derived
+        self._identity = Identity(job_uid=found.uid, fingerprint=found.fingerprint, family=found.family)
         self._place = key.namespace, bool(held.job.queue_labels)
         self._is_spec_only = held.job.spec.tuning.mode is Mode.SPEC
+
+    def _derive(self) -> Derived:
+        """What is known of this very spec; no policy changes any of it."""
+        known, seen = self._recollection.derived, self._ledger.seen
+        found = known.get(self._key)
+        if found is None or (found.uid, found.generation) != (seen.uid, seen.generation):
+            who = identify(self._job)
+            found = Derived(uid=seen.uid, generation=seen.generation, fingerprint=who.fingerprint, family=who.family)
+            known[self._key] = found
+        return found
 
     async def run(self) -> float:
         """Seconds until the next pass."""
@@ -222,12 +234,13 @@ class _Pass:
     async def _find_obstacles(self, running: RunningState) -> tuple[Obstacle, ...]:
         """What in the template keeps trials from starting; how its storage may be shared is asked once a spec."""
         removed = (miss_probe(),) if running.is_unprobed else ()
-        known, generation, spec = self._recollection.access_modes, self._ledger.seen.generation, self._job.spec
-        seen_at, modes = known.get(self._key, (None, {}))
-        if seen_at != generation or not all(modes.values()):
+        found, spec = self._derived, self._job.spec
+        if found.access_modes is None or not all(found.access_modes.values()):
             modes = await read_access_modes(self._client, self._job)
-            known[self._key] = generation, modes
-        return (*removed, *find_obstacles(spec.template, spec.tuning.trial, modes))
+            obstacles = tuple(find_obstacles(spec.template, spec.tuning.trial, modes))
+            found = replace(found, access_modes=modes, obstacles=obstacles)
+            self._derived = self._recollection.derived[self._key] = found
+        return (*removed, *found.obstacles)
 
     def _admit(self, obstacles: Sequence[Obstacle], snapshot: Snapshot) -> Admission:
         """Whether a trial of this job may run now: the installation's switch, the template, then the fleet's order."""

@@ -16,6 +16,7 @@ from amdahl_loop.adapters.kube.saves import SaveCounts
 from amdahl_loop.adapters.metrics import Told
 from amdahl_loop.domain.actions import Admission
 from amdahl_loop.domain.fleet import Limits, Member, admit
+from amdahl_loop.domain.isolation import Obstacle
 from amdahl_loop.domain.policy import TuningPolicySpec
 
 SIGHTS = 4096
@@ -95,6 +96,19 @@ class Sights:
         self._taken.discard(key)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Derived:
+    """What was found out of a job's spec: who it is, what keeps trials from starting, how its storage may be shared."""
+
+    uid: str
+    generation: int
+    fingerprint: str
+    family: str
+    access_modes: AccessModes | None = None
+    obstacles: tuple[Obstacle, ...] = ()
+    """Once the access modes are known."""
+
+
 @dataclass
 class Recollection:
     """One for all jobs; begun anew by a restart."""
@@ -116,8 +130,8 @@ class Recollection:
     """The block that runs for a job, as its last pass saw it."""
     waiting: dict[tuple[str, bool], tuple[float, Waiting]] = field(default_factory=dict)
     """What waited in a namespace, its queues too or not, and when that was seen."""
-    access_modes: dict[JobKey, tuple[int, AccessModes]] = field(default_factory=dict)
-    """How the storage of a job may be shared, and the generation of the spec that this was asked for."""
+    derived: dict[JobKey, Derived] = field(default_factory=dict)
+    """What follows from a job's spec alone: its spec is large, and seldom changes."""
     swept: dict[JobKey, str] = field(default_factory=dict)
     """UIDs of jobs that have no block but the present one."""
 
@@ -128,5 +142,5 @@ class Recollection:
         self.saves.forget(uid)
         self.fleet.leave(key)
         self.sights.forget(key)
-        for known in (self.told, self.told_s, self.in_flight, self.access_modes):
+        for known in (self.told, self.told_s, self.in_flight, self.derived):
             known.pop(key, None)

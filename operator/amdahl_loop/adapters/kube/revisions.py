@@ -114,6 +114,10 @@ class Decision:
     note: Note
 
 
+ENDED = Note(reason=Reason.FINISHED, sentence="The job has run to its end.")
+"""Of a job whose only Job is complete, whatever its spec says by now."""
+
+
 def decide(wanted: Wanted, present: Present) -> Decision:
     """The next step towards one running Job of the wanted kind."""
     newest = present.newest
@@ -127,7 +131,7 @@ def decide(wanted: Wanted, present: Present) -> Decision:
     if newest.facts.is_deleting:
         return Decision(None, _note(Reason.REPLACING, f"Job {newest.facts.name} is being deleted."))
     if newest.facts.is_complete:
-        return Decision(None, _note(Reason.FINISHED, "The job has run to its end."))
+        return Decision(None, ENDED)
     if wanted.is_suspended:
         return _suspend(wanted, newest)
     if wanted.guest and not newest.facts.failure_reason:

@@ -6,6 +6,7 @@ what is the job's own is touched: an object of the right name that somebody else
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from amdahl_loop.adapters.kube.client import ApiUnavailable, KubeClient, Refused
 from amdahl_loop.adapters.kube.entering import count_early_ends, names_path
@@ -38,6 +39,7 @@ from amdahl_loop.adapters.kube.render_running import (
     render_knobs,
 )
 from amdahl_loop.adapters.kube.revisions import (
+    ENDED,
     Advance,
     Create,
     Decision,
@@ -124,8 +126,12 @@ class RunningJob:
         self._is_live = live and job.spec.tuning.apply.when is ApplyWhen.LIVE
         self._fetch = fetch
         self._seen: list[tuple[int, PodFacts]] | None = None
-        self._declared = digest_declared(job)
         self._has_blocks = True
+
+    @cached_property
+    def _declared(self) -> str:
+        """Only asked for where something runs or is to run."""
+        return digest_declared(self._job)
 
     async def ensure(self) -> RunningState:
         """One step towards what is wanted."""
@@ -184,8 +190,7 @@ class RunningJob:
         only = revisions[0] if len(revisions) == 1 else None
         if only is None or not only.facts.is_complete or only.facts.is_deleting or not only.has_probe:
             return None
-        note = decide(self._wanted(), Present(target=only.number, revisions=revisions)).note
-        return RunningState(note=note, revision=only.number, has_blocks=self._has_blocks)
+        return RunningState(note=ENDED, revision=only.number, has_blocks=self._has_blocks)
 
     async def _find_stray(self, revision: int) -> RunningState | None:
         """A Job that is there and was not listed: somebody else's, or ours, and its labels were stripped."""

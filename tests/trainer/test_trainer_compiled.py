@@ -55,11 +55,11 @@ def test_a_machine_without_a_compiler_is_told_so(monkeypatch):
     """The error names key, lack and both remedies; it comes before anything is made."""
     from torch._inductor import config as inductor
 
-    monkeypatch.setattr(inductor.cpp, "cxx", ("no-such-compiler",))
     monkeypatch.delenv("CC", raising=False)
     monkeypatch.setenv("PATH", "")
     for device, language in (("cpu", r"C\+\+"), ("cuda", "C")):
-        with pytest.raises(ConfigError, match=rf"run.compile is blocks, but there is no {language} compiler.*install"):
+        told = rf"run.compile is blocks, but there is no {language} compiler.*install"
+        with inductor.patch({"cpp.cxx": ("no-such-compiler",)}), pytest.raises(ConfigError, match=told):
             compiled.check(torch.device(device))
 
 

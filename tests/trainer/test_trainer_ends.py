@@ -50,10 +50,13 @@ def built(run):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("built")
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", [*LAYOUTS, "workers"])
 def test_a_rank_that_is_killed_is_named_by_the_others(start, layout):
-    """In any layout, whichever rank it is, with no launcher in common: code 80, the rank, its machine."""
-    _, keys = LAYOUTS[layout]
+    """In any layout, whichever rank it is, with no launcher in common: code 80, the rank, its machine.
+
+    Loader workers are forked from their rank and hold its connections too; they end soon after it.
+    """
+    _, keys = {**LAYOUTS, "workers": (2, {"data.num_workers": 1})}[layout]
     for rank in (0, 1):
         ranks = start(f"killed-{rank}", DIVISIBLE | keys | {"run.max_steps": 100_000}, nproc=2)
         ranks.wait_for(lambda record: record["k"] == "step" and record["i"] == 3)

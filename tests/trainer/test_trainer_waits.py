@@ -137,3 +137,11 @@ def test_brackets_are_few_and_take_each_wait_equally_often(waits_a_step):
 def test_what_was_bracketed_stands_for_all(bracketed_ns, bracketed, seen, expected):
     """Times the number of waits over those bracketed."""
     assert extrapolate(bracketed_ns, bracketed, seen) == expected
+
+
+def test_what_compilers_trace_is_left_alone_where_blocks_are_compiled():
+    """`wait_tensor` stays torch's own; waits that no graph holds are still told."""
+    before = functional.wait_tensor
+    with waits.told_to(nullcontext, has_graphs=True):
+        assert functional.wait_tensor is before
+        assert dist.Work.wait.__wrapped__ is not None

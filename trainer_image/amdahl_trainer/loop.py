@@ -79,7 +79,7 @@ class Engine:
         Raises:
             NonFiniteError: the loss or the gradients are not finite; the parameters are those before that step.
         """
-        with waits.told_to(self.parts.clock.waiting):
+        with waits.told_to(self.parts.clock.waiting, has_graphs=self.parts.config.run.compile != "none"):
             self._train(startup)
         return self._is_finished()
 

@@ -85,3 +85,10 @@ def test_whole_parameters_are_not_offloaded(changes, place):
         ConfigError, match=r"memory.cpu_offload is true.*set parallel.dp_mode to fsdp2 on 2 ranks or more"
     ):
         parallel.fit(config, place)
+
+
+def test_split_matrices_are_not_compiled():
+    """Torch's compiler does not take them; the run is refused with both remedies."""
+    config = configs.build({"run.compile": "blocks", "parallel.tp": 2})
+    with pytest.raises(ConfigError, match=r"run.compile is blocks.*set run.compile to none, or parallel.tp to 1"):
+        parallel.fit(config, Place(0, 2, 0, 2))

@@ -85,8 +85,6 @@ TWO = {
     "fsdp2, compiled, cheap operations again": {**FSDP, **COMPILED, **SELECTIVE},
     "fsdp2, offloaded": {**FSDP, **OFFLOADED},
     "fsdp2, offloaded, tied, everything again": {**FSDP, **OFFLOADED, **TIED, **WHOLE_BLOCK, **CHUNKS},
-    "tp, compiled": {**TP, **COMPILED},
-    "async tp, compiled": {**TP, **ASYNC, **COMPILED},
     "pp 1f1b, compiled": {**ONE_EACH, **COMPILED},
     "cp, compiled": {**CP, **COMPILED},
     "cp, fsdp2": {**CP, **FSDP},

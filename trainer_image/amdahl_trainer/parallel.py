@@ -46,6 +46,11 @@ def fit(config: Config, place: Place) -> Degrees:
         _check_context(config, degrees)
     if degrees.pp > 1:
         pp.check(config.model, parallel, micro_batch, config.batch.global_sequences // degrees.dp // micro_batch)
+    if config.run.compile != "none" and degrees.tp > 1:
+        raise ConfigError(
+            f"run.compile is {config.run.compile}, but torch does not compile matrices that parallel.tp {degrees.tp} "
+            "splits; set run.compile to none, or parallel.tp to 1"
+        )
     if config.memory.cpu_offload and not degrees.is_sharded(parallel.dp_mode):
         raise ConfigError(
             f"memory.cpu_offload is true, but parameters stay whole with parallel.dp_mode {parallel.dp_mode} and "

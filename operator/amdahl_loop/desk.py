@@ -115,12 +115,7 @@ class Desk:
     def see_job(self, document: Object, is_gone: bool) -> None:
         """A TrainingJob was made, changed or deleted."""
         key = JobKey(*key_of(document))
-        if is_gone:
-            self.roster.keys.discard(key)
-            self.recollection.sights.forget(key)
-        else:
-            self.roster.keys.add(key)
-            self.recollection.sights.note(key, document)
+        (self.roster.keys.discard if is_gone else self.roster.keys.add)(key)
         self._wake(key, Version.of(document, is_gone))
 
     async def see_run(self, document: Object, is_gone: bool) -> None:

@@ -13,7 +13,7 @@ from amdahl_loop import reconcile
 from amdahl_loop.adapters.kube.apply import sync_spec
 from amdahl_loop.adapters.kube.claims import read_access_modes
 from amdahl_loop.adapters.kube.client import ApiUnavailable, KubeClient, Refused
-from amdahl_loop.adapters.kube.jobs import SeenJob, look_up, see
+from amdahl_loop.adapters.kube.jobs import SeenJob, look_up
 from amdahl_loop.adapters.kube.ledger import (
     KubeLedger,
     LedgerConflictError,
@@ -93,8 +93,7 @@ class Operator:
 
     async def advance(self, key: JobKey) -> float | None:
         """One pass; seconds until the next one, None where the job is gone. ApiUnavailable where the server is."""
-        told = self.recollection.sights.take(key)
-        seen = await look_up(self.client, *key) if told is None else see(told)
+        seen = await look_up(self.client, *key)
         if seen is None or seen.is_deleting:
             self.recollection.forget(key)
             await let_go(self.client, self.recollection.index, key.namespace, key.name, self.clock)

@@ -1,15 +1,12 @@
 """What does the operator remember between passes? Nothing that a restart would miss, but the time things take."""
 
-import marshal
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from amdahl_loop.adapters.kube.claims import AccessModes
 from amdahl_loop.adapters.kube.finished import FinishedJobs
 from amdahl_loop.adapters.kube.index import ExperimentIndex
-from amdahl_loop.adapters.kube.kinds import Object
 from amdahl_loop.adapters.kube.pressure import Waiting
 from amdahl_loop.adapters.kube.runner import Memory
 from amdahl_loop.adapters.kube.saves import SaveCounts
@@ -19,10 +16,6 @@ from amdahl_loop.domain.fleet import Limits, Member, admit
 from amdahl_loop.domain.isolation import Obstacle
 from amdahl_loop.domain.policy import TuningPolicySpec
 
-SIGHTS = 4096
-"""So many TrainingJobs are kept as they were told of, a few KiB each; the others are read."""
-SIGHT_S = 60.0
-"""So long an object counts as it was told of: a watch may have gone silent since."""
 NOTHING_SEEN = (float("-inf"), Waiting())
 """Of a namespace that nobody has looked around in."""
 
@@ -65,37 +58,6 @@ class Fleet:
         return self._granted[1].get(self._members[key].key, Admission())
 
 
-class Sights:
-    """TrainingJobs as the watch told of them, until the first pass over each: they need not be asked for once more.
-
-    Later passes read: what the watch tells may then be older than what the operator itself has written.
-    """
-
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._told: dict[JobKey, tuple[float, bytes]] = {}
-        self._taken: set[JobKey] = set()
-
-    def note(self, key: JobKey, document: Object) -> None:
-        """A job as an event shows it."""
-        if key not in self._taken and (key in self._told or len(self._told) < SIGHTS):
-            self._told[key] = self._clock(), marshal.dumps(document)
-
-    def take(self, key: JobKey) -> Object | None:
-        """The job as it was told of last, for its first pass; None where it has to be read."""
-        self._taken.add(key)
-        told_s, text = self._told.pop(key, (0.0, b""))
-        if not text or self._clock() - told_s > SIGHT_S:
-            return None
-        document: Object = marshal.loads(text)  # noqa: S302  # written by this very process
-        return document
-
-    def forget(self, key: JobKey) -> None:
-        """A job is gone; one of its name is another."""
-        self._told.pop(key, None)
-        self._taken.discard(key)
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Derived:
     """What was found out of a job's spec: who it is, what keeps trials from starting, how its storage may be shared."""
@@ -118,7 +80,6 @@ class Recollection:
     policies: dict[str, dict[str, TuningPolicySpec]] = field(default_factory=dict)
     """TuningPolicies by namespace and name, kept by their events."""
     finished: FinishedJobs = field(default_factory=FinishedJobs)
-    sights: Sights = field(default_factory=Sights)
     runs: Memory = field(default_factory=Memory)
     saves: SaveCounts = field(default_factory=SaveCounts)
     fleet: Fleet = field(default_factory=Fleet)
@@ -141,6 +102,5 @@ class Recollection:
         self.runs.forget(uid)
         self.saves.forget(uid)
         self.fleet.leave(key)
-        self.sights.forget(key)
         for known in (self.told, self.told_s, self.in_flight, self.derived):
             known.pop(key, None)

@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[2]
 IMAGE = "amdahl-testbed/torch-ranks:1"
 RESTRICTED = {"pod-security.kubernetes.io/enforce": "restricted"}
 TIMEOUT_S = 1800.0
-"""A bound on hanging; on a quiet machine the whole test takes about two minutes."""
+"""A bound on hanging; at a load of 20 on two cores it took nine minutes."""
 
 MODEL = [
     "--model.n_layers",

@@ -101,7 +101,8 @@ def test_ranks_that_hang_are_named_by_those_that_wait(troubled):
         ranks.signal(signal.SIGKILL, rank)
         ended = ranks.join()
         silent = rf"rank {rank} on {HOST} did not answer for {LIMIT_S} s \(limits.comm_timeout_s\)"
-        assert re.search(rf"{silent}.*; it was last seen after step \d+ in phase \w+", ended.output), ended.output
+        seen = r"it was last seen (at start-up|after step \d+ in phase \w+)"  # it shows itself about once a second
+        assert re.search(f"{silent}.*; {seen}", ended.output), ended.output
 
 
 @pytest.mark.slow

@@ -140,7 +140,8 @@ def block_request(
     """The run of one planned block. `startup_s` and `step_s` were observed and only size the time limits."""
     windows = tuple(_window(plan, spec, position) for position in range(len(spec.order)))
     live = plan.live and spec.stage is not Stage.PROOF
-    return _limit(plan.run_name(spec, attempt), windows, live, startup_s, step_s).model_copy(
+    compiles = bool(plan.baseline.compile or plan.variant.compile)  # whichever arms run: limits favour none
+    return _limit(plan.run_name(spec, attempt), windows, live, startup_s, step_s, compiles).model_copy(
         update={"plan_hash": plan.hash, "idle_s": TURN_S + startup_s if placement is Placement.IN_TURN else 0.0}
     )
 
@@ -203,14 +204,16 @@ def observation_request(run: str, knobs: Knobs, constants: Constants, seed: int)
     windows = [plain]
     if knobs.checkpoint_every_steps is not None:
         windows.append(plain.model_copy(update={"index": 1, "scored": False, "save_every": _measuring(knobs)}))
-    return _limit(run, tuple(windows), live=False, startup_s=0.0, step_s=0.0)
+    return _limit(run, tuple(windows), live=False, startup_s=0.0, step_s=0.0, compiles=bool(knobs.compile))
 
 
-def _limit(run: str, windows: tuple[WindowRequest, ...], live: bool, startup_s: float, step_s: float) -> RunRequest:
+def _limit(
+    run: str, windows: tuple[WindowRequest, ...], live: bool, startup_s: float, step_s: float, compiles: bool
+) -> RunRequest:
     """Time limits that only a hang or a runaway can reach: generous multiples of what was observed."""
     startup_timeout_s = max(180.0, 10 * startup_s)
-    compiling = sum(bool(window.knobs.compile) for window in windows)
-    step_timeout_s = max(60.0, 20 * step_s) + (COMPILE_TIMEOUT_S if compiling else 0.0)
+    compiling_s = COMPILE_TIMEOUT_S if compiles else 0.0
+    step_timeout_s = max(60.0, 20 * step_s) + compiling_s
     launches = 1 if live else len(windows)
     planned_s = sum(
         w.warmup_s + w.measure_s + (w.warmup_steps + w.min_steps + (w.steps or 0)) * step_s for w in windows
@@ -221,9 +224,6 @@ def _limit(run: str, windows: tuple[WindowRequest, ...], live: bool, startup_s: 
         windows=windows,
         startup_timeout_s=startup_timeout_s,
         step_timeout_s=step_timeout_s,
-        deadline_s=launches * startup_timeout_s
-        + compiling * COMPILE_TIMEOUT_S
-        + SLOWEST_WORK_FACTOR * planned_s
-        + step_timeout_s,
+        deadline_s=launches * (startup_timeout_s + compiling_s) + SLOWEST_WORK_FACTOR * planned_s + step_timeout_s,
         expected_s=launches * startup_s + planned_s,
     )

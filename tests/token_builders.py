@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from amdahl_trainer.data.shards import MANIFEST, Vocabulary
+from amdahl_trainer.data.files import Reader
+from amdahl_trainer.data.shards import MANIFEST, Source, Split, Vocabulary
 from amdahl_trainer.data.write import ShardWriter
 
 #: The vocabulary of bytes: 256 starts a document.
@@ -52,3 +53,15 @@ def over(*folders: Path, **changes: Any) -> Mapping[str, Any]:
     """Settings for training on folders; others by name, such as `mix="a=1/2, b=1/2"`."""
     told = {"corpus": "tokens", "path": ",".join(map(str, folders)), "max_documents": 0, **changes}
     return {f"data.{name}": value for name, value in told.items()}
+
+
+def read_back(source: Source, split: Split) -> list[list[int]]:
+    """All documents of a split, as its shards hold them."""
+    reader, found = Reader(limit=2), []
+    for shard in source.of(split):
+        begin, file = 0, source.open_tokens(reader, shard)
+        for end in source.read_ends(reader, shard).tolist():
+            found.append(source.read_tokens(file, begin, end).tolist())
+            begin = end
+    reader.close()
+    return found

@@ -7,10 +7,10 @@ import json
 import pytest
 
 from amdahl_trainer.data.__main__ import main
-from amdahl_trainer.data.files import Reader
 from amdahl_trainer.data.shards import SPLITS, open_source
 from amdahl_trainer.data.tokens import BytePairs, split_words
 from amdahl_trainer.errors import Exit
+from token_builders import read_back
 
 TEXTS = [f"the {number}th text of the many texts that there are\n" * (number % 4 + 1) for number in range(120)]
 
@@ -29,15 +29,7 @@ def texts(tmp_path):
 
 def tokens_of(source):
     """All documents of both splits."""
-    reader = Reader()
-    found = []
-    for shard in (shard for split in SPLITS for shard in source.of(split)):
-        begin, file = 0, source.open_tokens(reader, shard)
-        for end in source.read_ends(reader, shard).tolist():
-            found.append(source.read_tokens(file, begin, end).tolist())
-            begin = end
-    reader.close()
-    return found
+    return [document for split in SPLITS for document in read_back(source, split)]
 
 
 def test_bytes_of_all_texts_are_in_the_shards(tmp_path, texts, capsys):

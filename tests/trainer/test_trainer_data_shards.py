@@ -19,19 +19,7 @@ from amdahl_trainer.data.order import Share
 from amdahl_trainer.data.shards import MANIFEST, SPLITS, Vocabulary, open_source, verify
 from amdahl_trainer.data.write import ShardWriter, split_of
 from amdahl_trainer.errors import ConfigError, DataError
-from token_builders import BYTES, change_manifest, make_documents, make_folder, over
-
-
-def read_back(source, split):
-    """All documents of a split."""
-    reader, found = Reader(limit=2), []
-    for shard in source.of(split):
-        begin, file = 0, source.open_tokens(reader, shard)
-        for end in source.read_ends(reader, shard).tolist():
-            found.append(source.read_tokens(file, begin, end).tolist())
-            begin = end
-    reader.close()
-    return found
+from token_builders import BYTES, change_manifest, make_documents, make_folder, over, read_back
 
 
 @given(

@@ -18,7 +18,7 @@ from cluster_builders import Scene
 from cluster_operator import CONFINED
 from judge_builders import make_constants, make_plan
 
-IMAGE = "amdahl-testbed/python:1"
+IMAGE = "amdahl-testbed/python-with-a-path:1"
 RESTRICTED = {"pod-security.kubernetes.io/enforce": "restricted"}
 LIMIT_S = 1200
 OBSERVATION = "pydocs-ffffffff-o0"

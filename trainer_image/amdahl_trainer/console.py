@@ -44,11 +44,10 @@ class Facts:
 def introduce(facts: Facts) -> str:
     """The table at the start, of rank 0."""
     degrees, cost = facts.degrees, facts.cost
-    data = f"dp {degrees.dp} (copies {degrees.replicate} x shard {degrees.shard})"
     peak = "unknown, so no MFU" if facts.peak_flops is None else f"{facts.peak_flops / 1e12:,.0f} TFLOP/s, data sheet"
     flops = f"{cost.palm / 1e9:,.4g} G (palm), {cost.causal / 1e9:,.4g} G (causal), {cost.packed / 1e9:,.4g} G (packed)"
     rows = {
-        "ranks": f"{degrees.world} = pp {degrees.pp} x {data} x cp {degrees.cp} x tp {degrees.tp}, on {facts.device}",
+        "ranks": f"{degrees.world} = {degrees}, on {facts.device}",
         "parameters": f"{facts.parameters:,} in all, {facts.rank_parameters:,} on this rank",
         "memory": f"{facts.expected_bytes / MIB:,.0f} MiB of tensors expected on this rank",
         "step": f"{facts.step_slots:,} tokens: {facts.step_rows:,} rows over dp, {facts.micro_batches} passes a rank",

@@ -11,7 +11,6 @@ from amdahl_trainer import fit, flops, memory
 from amdahl_trainer.config import Config
 from amdahl_trainer.console import Facts
 from amdahl_trainer.mesh import Degrees
-from amdahl_trainer.model import Part
 
 
 def find(
@@ -27,12 +26,11 @@ def find(
         mean_document: length of the document that the average token lies in.
         resumed_step: steps that are behind.
     """
-    whole = memory.shapes(config.model, Part(range(config.model.n_layers), config.model.n_layers))
     name, rows = devices.name(device), config.batch.global_sequences
     return Facts(
         device=name,
         degrees=degrees,
-        parameters=sum(height * (width or 1) for height, width in whole),
+        parameters=memory.count_parameters(config.model),
         rank_parameters=sum(_local(weight).numel() for weight in model.parameters()),
         expected_bytes=memory.estimate(config, degrees, on_gpu=device.type == "cuda").total,
         step_rows=rows,

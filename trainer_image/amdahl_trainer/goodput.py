@@ -9,6 +9,8 @@ useful until a restart says otherwise.
 
 from __future__ import annotations
 
+from array import array
+from bisect import bisect_right
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -57,13 +59,14 @@ class Account:
 
 
 class Book:
-    """The account of a run as it goes on."""
+    """The account of a run as it goes on. It keeps 16 bytes a step: a restart may throw away any of them."""
 
     def __init__(self, events: Iterable[Began | Spent] = ()) -> None:
         """With what has happened so far."""
         self.attempts = 0
         self._badput = dict.fromkeys(CAUSES, 0)
-        self._useful: list[tuple[int, int]] = []  # (step, compute): what a restart from before the step throws away
+        self._steps, self._useful = array("q"), array("q")  # in order: a restart begins where it takes up the run
+        self._useful_ns = 0
         for event in events:
             self.add(event)
 
@@ -71,15 +74,25 @@ class Book:
         """Count an event."""
         if isinstance(event, Began):
             self.attempts += 1
-            self._badput[LOST] += sum(ns for step, ns in self._useful if step > event.step)
-            self._useful = [(step, ns) for step, ns in self._useful if step <= event.step]
+            self._throw_away(event.step)
             return
         for phase, ns in event.phases.items():
             if phase != USEFUL:
                 self._badput[phase] += ns
-        self._useful.append((event.step, event.phases.get(USEFUL, 0)))
+        useful_ns = event.phases.get(USEFUL, 0)
+        self._steps.append(event.step)
+        self._useful.append(useful_ns)
+        self._useful_ns += useful_ns
+
+    def _throw_away(self, step: int) -> None:
+        """What was computed after a step is lost: the run begins there again."""
+        kept = bisect_right(self._steps, step)
+        lost_ns = sum(self._useful[kept:])
+        del self._steps[kept:], self._useful[kept:]
+        self._useful_ns -= lost_ns
+        self._badput[LOST] += lost_ns
 
     def account(self) -> Account:
         """What it comes to."""
         badput = {cause: ns for cause, ns in self._badput.items() if ns}
-        return Account(self.attempts, sum(ns for _, ns in self._useful), badput)
+        return Account(self.attempts, self._useful_ns, badput)

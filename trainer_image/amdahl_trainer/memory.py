@@ -135,6 +135,11 @@ def shapes(model: Model, part: Part) -> Iterator[tuple[int, int]]:
             yield model.vocab_size, width
 
 
+def count_parameters(model: Model) -> int:
+    """Parameters of the whole model."""
+    return _count(shapes(model, Part(range(model.n_layers), model.n_layers)), 1, 1)
+
+
 def _keys(model: Model) -> int:
     """Width of all key heads."""
     return model.n_kv_heads * (model.d_model // model.n_heads)

@@ -64,6 +64,11 @@ class Degrees:
         """Ranks in all."""
         return prod(self.shape)
 
+    def __str__(self) -> str:
+        """For people: `pp 1 x dp 4 (copies 2 x shard 2) x cp 1 x tp 1`."""
+        data = f"dp {self.dp} (copies {self.replicate} x shard {self.shard})"
+        return f"pp {self.pp} x {data} x cp {self.cp} x tp {self.tp}"
+
     @property
     def dp(self) -> int:
         """Ranks that read rows of their own."""

@@ -20,7 +20,6 @@ from amdahl_trainer.config import Config
 from amdahl_trainer.errors import TrainerError
 from amdahl_trainer.memory import Needs
 from amdahl_trainer.mesh import Degrees
-from amdahl_trainer.model import Part
 from amdahl_trainer.peers import Place
 
 #: Share of the data sheet's peak that an 8192-cubed bfloat16 product of random numbers reached on one H200.
@@ -62,13 +61,12 @@ def make(config: Config, world: int, local_world: int, device: str) -> Plan:
     degrees = parallel.fit(config, Place(0, world, 0, local_world))
     micro_batch = fits.check_batch(config.batch, degrees.dp)
     micro_batches = config.batch.global_sequences // degrees.dp // micro_batch
-    whole = memory.shapes(config.model, Part(range(config.model.n_layers), config.model.n_layers))
     cost = flops.per_token(config.model, config.data.seq_len, float(config.data.seq_len))
     return Plan(
         degrees=degrees,
         micro_batch=micro_batch,
         micro_batches=micro_batches,
-        parameters=sum(rows * (columns or 1) for rows, columns in whole),
+        parameters=memory.count_parameters(config.model),
         needs=tuple(memory.estimate(config, degrees, stage) for stage in range(degrees.pp)),
         cost=cost,
         step_tokens=config.batch.global_sequences * config.data.seq_len,
@@ -94,8 +92,6 @@ def _again(config: Config, cost: flops.PerToken) -> float:
 def describe(plan: Plan, config: Config) -> str:
     """The plan as a page of text."""
     degrees, cost = plan.degrees, plan.cost
-    copies = f"(copies {degrees.replicate} x shard {degrees.shard})"
-    mesh = f"{degrees.world} ranks = pp {degrees.pp} x dp {degrees.dp} {copies} x cp {degrees.cp} x tp {degrees.tp}"
     rows = f"{plan.micro_batches} micro-batches of {plan.micro_batch} rows of {config.data.seq_len:,} tokens"
     arithmetic = f"{cost.palm / 1e9:.3f} GFLOP a token (palm), {cost.causal / 1e9:.3f} (causal)"
     losses = f"{plan.idle:.1%} idle in the pipeline, {plan.again:.1%} computed again"
@@ -104,7 +100,7 @@ def describe(plan: Plan, config: Config) -> str:
     needs = [f"  {name:<12}" + "".join(f"{getattr(stage, name) / GIB:9.2f}" for stage in plan.needs) for name in names]
     return "\n".join(
         (
-            f"mesh    {mesh}",
+            f"mesh    {degrees.world} ranks = {degrees}",
             f"step    {plan.step_tokens:,} tokens; a rank of dp takes {rows}",
             f"model   {plan.parameters:,} parameters; {arithmetic}",
             "memory  GiB of a rank" + (", by stage" if degrees.pp > 1 else ""),

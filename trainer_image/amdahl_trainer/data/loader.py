@@ -27,6 +27,7 @@ from amdahl_trainer.data import order as orders
 from amdahl_trainer.data.counts import Bad, Counts, Meter
 from amdahl_trainer.data.order import Share
 from amdahl_trainer.data.rows import Rows, too_many
+from amdahl_trainer.ends import describe_end
 from amdahl_trainer.errors import DataError
 
 
@@ -294,13 +295,5 @@ def _begin_worker(_: int) -> None:
 
 
 def _describe_end(worker: BaseProcess) -> str:
-    """How a worker ended, in the words of the system."""
-    code = worker.exitcode or 0
-    if code >= 0:
-        return f"worker {worker.pid} exited with code {code}"
-    try:
-        name = signal.Signals(-code).name
-    except ValueError:
-        name = f"signal {-code}"
-    hint = ", as the kernel does when memory runs out" if name == "SIGKILL" else ""
-    return f"worker {worker.pid} was ended by {name}{hint}"
+    """Which worker ended, and how."""
+    return f"worker {worker.pid} {describe_end(worker.exitcode or 0)}"

@@ -161,7 +161,7 @@ def test_restarts_have_a_bound_and_the_error_names_the_signal(plain):
     """Two are allowed; the third death ends the run with what to look at."""
     loader = plain.loader(Settings(1, 2, False), restarts=2)
     loader.open(0)
-    for number in (signal.SIGKILL, signal.SIGHUP, signal.SIGUSR1):
+    for number in (signal.SIGKILL, signal.SIGUSR2, signal.SIGUSR1):
         take(loader, 1)
         end(loader, number)
     with pytest.raises(DataError, match=r"at position 24 after 2 restarts: worker \d+ was ended by SIGUSR1; look at"):

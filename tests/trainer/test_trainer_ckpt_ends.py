@@ -57,22 +57,45 @@ def test_a_bad_step_leaves_the_save_under_way_durable_and_finite(run, tiny):
     assert all(tensor.isfinite().all() for tensor in weights.values())
 
 
-@pytest.mark.slow
-def test_a_writer_that_dies_is_named_and_costs_no_good_checkpoint(start, run, tmp_path):
-    """The process that writes is killed alone: the trainer says so and ends; the next one goes on from the last commit."""
+@pytest.fixture
+def killed_writer(tmp_path):
+    """The environment in which a process that writes is killed before an operation on the files."""
     entry = tmp_path / "entry"
     entry.mkdir()
     (entry / "sitecustomize.py").write_text(f"import runpy\nrunpy.run_path({str(SCRIPT)!r})['install']()\n")
+    return lambda operation: {"PYTHONPATH": str(entry), "KILL_AT": operation}
+
+
+@pytest.mark.slow
+def test_a_writer_that_dies_is_named_and_costs_no_good_checkpoint(start, run, killed_writer):
+    """The process that writes is killed alone: the trainer says how and ends; the next goes on from the last commit."""
     told = {**BEHIND, "checkpoint.async_mode": "process"}
-    environ = {"PYTHONPATH": str(entry), "KILL_AT": r"os.rename \.draft-step-00000003-\w+"}
+    environ = killed_writer(r"os.rename \.draft-step-00000003-\w+")
     ended = start("dies", told, out="one", environ=environ).join()
     assert ended.codes == [Exit.SAVE_FAILED], ended.output
-    assert "checkpoint of step 3 could not be written" in ended.output
-    assert "the newest whole one is of step 2" in ended.output
+    assert re.search(
+        r"checkpoint of step 3 could not be written to \S+: the writer of rank 0, process \d+, was ended by SIGKILL, as "
+        r"the kernel does when memory runs out; the newest whole one is of step 2; start again",
+        ended.output,
+    )
+    assert "make room" not in ended.output, "the disk is not full"
     assert "Traceback" not in ended.output
     whole = run("whole")
     resumed = run("resumed", {**told, "checkpoint.async_mode": "thread"}, out="one")
     assert resumed.losses == whole.losses[2:]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cadence", [1, 4])
+def test_a_writer_that_dies_is_named_by_its_own_rank(start, killed_writer, cadence):
+    """Rank 1's is killed, in a step or when the next save waits for it: rank 1 says how, and rank 0 names rank 1."""
+    told = {**BEHIND, "checkpoint.async_mode": "process", "checkpoint.every_steps": cadence, "run.max_steps": 100_000}
+    environ = killed_writer(rf"open \.draft-step-{2 * cadence:08d}-\w+/__1_0\.distcp")
+    ended = start("dies", told, nproc=2, environ=environ).join()
+    assert ended.codes == [Exit.PEER_DIED, Exit.SAVE_FAILED], ended.output
+    assert re.search(r"rank 1: .*the writer of rank 1, process \d+, was ended by SIGKILL", ended.output)
+    assert re.search(r"rank 0: rank 1 on \S+ ended with exit code 82 \(save_failed\)", ended.output)
+    assert "make room" not in ended.output
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])

@@ -24,6 +24,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from amdahl_trainer import ckpt_dcp, ckpt_folder, ckpt_state
 from amdahl_trainer import config as configs
+from amdahl_trainer.blame import failure_of
 from amdahl_trainer.ckpt_dcp import Behind, Reader, Writer
 from amdahl_trainer.ckpt_folder import CheckpointError, Meta
 from amdahl_trainer.ckpt_state import State
@@ -148,7 +149,7 @@ class Checkpoints:
 
     def close(self) -> None:
         """Nothing more will be saved: end the process that writes, if there is one and it has nothing to do."""
-        if self._behind is not None and self._flight is None:
+        if self._behind is not None and (self._flight is None or self._flight.future.done()):
             self._behind.close()
 
     def _land(self, waiting: bool) -> None:
@@ -157,10 +158,14 @@ class Checkpoints:
         if flight is None or not (waiting or flight.future.done()):
             return
         wait([flight.future])
-        self._flight = None
         error = flight.future.exception()
+        is_lost = failure_of(error) is not None  # another rank's writer, which that rank knows more of
+        if is_lost and not waiting:
+            return  # that rank says it within a step, and the others name it; where none does, the next save will
+        self._flight = None
         if error is not None:
-            raise self._failure(flight.step, flight.draft, flight.needed_bytes, error) from error
+            fate = None if is_lost or self._behind is None else self._behind.fate(error)
+            raise self._failure(flight.step, flight.draft, flight.needed_bytes, error, fate) from error
         self.durable = flight.step
         self._written.append(Written(flight.step, flight.block_ns, flight.ended_ns - flight.begun_ns))
 
@@ -198,17 +203,23 @@ class Checkpoints:
             raise CheckpointError(f"{reader.path} does not fit this model: {wrong[0]}{more}; set another run.out_dir")
         return state
 
-    def _failure(self, step: int, draft: Path, needed: int, error: BaseException) -> SaveError:
-        """What to tell the person whose disk refused. The first rank takes away what was written so far."""
+    def _failure(self, step: int, draft: Path, needed: int, error: BaseException, fate: str | None = None) -> SaveError:
+        """What to tell the person whose disk refused, or whose writer ended by `fate`; the draft is taken away."""
         if self._rank == 0:
             ckpt_folder.drop(draft)
         last = next(iter(ckpt_folder.whole(self.home)), None)
         newest = "there is no other" if last is None else f"the newest whole one is of step {last.step}"
+        what = f"checkpoint of step {step} could not be written to {self.home}"
+        if fate is not None:
+            return SaveError(
+                f"{what}: the writer of rank {self._rank}, {fate}; {newest}; start again to go on from there; where "
+                "memory ran out, checkpoint.async_mode thread needs no such process and no shared memory"
+            )
         room = ""
         if self.home.is_dir():
             room = f"; it takes {needed} bytes and {shutil.disk_usage(self.home).free} are free"
         return SaveError(
-            f"checkpoint of step {step} could not be written to {self.home}: {_cause(error)}{room}; {newest}; "
+            f"{what}: {_cause(error)}{room}; {newest}; "
             f"make room, or set a smaller checkpoint.keep (now {self._config.checkpoint.keep})"
         )
 

@@ -12,11 +12,13 @@ import multiprocessing
 import os
 import pickle
 import signal
+import time
 import warnings
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from multiprocessing import parent_process, resource_tracker
 from multiprocessing.context import SpawnProcess
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +26,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed import ProcessGroup
 from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, TensorStorageMetadata
 from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
@@ -34,11 +37,15 @@ from torch.distributed.checkpoint.storage import WriteResult
 from amdahl_trainer import ckpt_folder as folder
 from amdahl_trainer.ckpt_folder import CheckpointError, FileSum, Meta
 from amdahl_trainer.ckpt_state import State, by_part
+from amdahl_trainer.ends import describe_end
 
 Mode = Literal["thread", "process"]
 
 #: Signals that end a process group. The process that writes must outlive them as long as the trainer does.
 _ENDING = {signal.SIGTERM, signal.SIGINT}
+
+#: Longest time from the end of a process's connections to its exit code, seconds.
+_DYING_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -164,6 +171,7 @@ class Behind:
     def __init__(self, mode: Mode, device: torch.device, group: ProcessGroup | None) -> None:
         on_gpu = device.type == "cuda"
         self._mode, self._group = mode, group
+        self._writer: BaseProcess | None = None
         self._stager = DefaultStager(
             StagingOptions(
                 use_pinned_memory=on_gpu,
@@ -197,14 +205,36 @@ class Behind:
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         assert isinstance(future, Future), "staging was not asynchronous"
+        if self._mode == "process" and self._writer is None:
+            self._writer = _await_writer(future)
         return future
+
+    def fate(self, error: BaseException) -> str | None:
+        """How the process that writes ended, if that is why a save failed with `error`."""
+        if self._writer is None or isinstance(error, CheckpointException):  # which the writer itself has told
+            return None
+        self._writer.join(_DYING_S)
+        code = self._writer.exitcode
+        return None if code is None else f"process {self._writer.pid}, {describe_end(code)}"
 
     def close(self) -> None:
         """End the process that writes. Left alone it ends too, with a traceback about its trainer's end."""
+        if self._writer is not None:
+            self._writer.kill()
+            self._writer.join()
+
+
+def _await_writer(future: Future[Any]) -> BaseProcess | None:
+    """The process that torch starts for the first save, in a thread of its own: a few milliseconds later.
+
+    Its handle tells how it ended; torch's error does not, when it comes before the kernel has reaped the process.
+    """
+    while not future.done():
         for child in multiprocessing.active_children():
-            if self._mode == "process" and isinstance(child, SpawnProcess):  # loader workers are forked
-                child.kill()
-                child.join()
+            if isinstance(child, SpawnProcess):  # loader workers are forked
+                return child
+        time.sleep(0.001)
+    return None
 
 
 def load(state: State, reader: Reader, group: ProcessGroup | None) -> None:

@@ -70,6 +70,8 @@ NUMBERS = windows.Numbers(
     clock_ppk=-2,
     slowest=(0, 12),
     offset_applied=True,
+    ignored=("compile",),
+    dtype="bfloat16",
 )
 
 
@@ -94,6 +96,7 @@ def test_what_the_probe_renders_the_operator_reads() -> None:
     assert window.share(telemetry.Phase.INPUT) == pytest.approx(0.641)
     assert (window.shape, window.sample_ids, window.losses) == ("1f2e3d4c", "9a8b7c6d", "5e6f7a8b")
     assert (report.live, report.cpus, window.straggler, window.offset_applied) == (True, 2, (0, 12), True)
+    assert (window.ignored, window.dtype) == (("compile",), "bfloat16")
 
 
 @given(

@@ -72,6 +72,33 @@ def test_first_pair(plan: Plan, variant: dict[str, Any], reason: str) -> None:
     assert reason_of(prove(plan, ({}, variant))) == reason
 
 
+@pytest.mark.parametrize(
+    ("dtypes", "loss_mean", "reason"),
+    [
+        pytest.param(("bfloat16", "bfloat16"), 2.501, "discovery", id="8 bits round more"),
+        pytest.param(("bfloat16", "bfloat16"), 2.51, "quality", id="but not so much"),
+        pytest.param(("float32", "float32"), 2.501, "quality", id="24 bits do not"),
+        pytest.param((None, None), 2.501, "quality", id="a type that is not told is taken for float32"),
+        pytest.param(("float32", "bfloat16"), 2.5, "work", id="no knob changes the type"),
+        pytest.param((None, "bfloat16"), 2.5, "work", id="nor hides it"),
+    ],
+)
+def test_rounding_follows_the_type_of_the_products(
+    dtypes: tuple[str | None, str | None], loss_mean: float, reason: str
+) -> None:
+    """As the baseline tells it: losses of bfloat16 differ more when passes are larger, and the work is the same."""
+    baseline, variant = ({"dtype": dtype} for dtype in dtypes)
+
+    assert reason_of(prove(LARGER, (baseline, variant | DIFFERENT | {"loss_mean": loss_mean}))) == reason
+
+
+def test_the_same_bits_are_asked_for_where_nothing_is_reordered() -> None:
+    """A loader knob leaves every sum as it was, in bfloat16 too: other losses are looked at with other seeds."""
+    baseline = {"dtype": "bfloat16"}
+
+    assert reason_of(prove(S0, (baseline, baseline | DIFFERENT | {"loss_mean": 2.501}))) == "proof"
+
+
 DIFFERENT = {"losses": "00000003"}
 
 

@@ -190,6 +190,25 @@ def test_the_screen_says_why(hypothesis: Hypothesis, reason: str | None) -> None
         assert reason in screened.rejected[0].reason
 
 
+@pytest.mark.parametrize(
+    ("hypothesis", "reason"),
+    [
+        (change(KnobName.COMPILE, before=False, after=True), "the program does not take compile"),
+        (change(KnobName.MICRO_BATCH, before=2, after=16), None),
+        (change(KnobName.PREFETCH_FACTOR, before=2, after=8), None),
+    ],
+)
+def test_what_the_program_does_not_take_is_not_tried(hypothesis: Hypothesis, reason: str | None) -> None:
+    """It said so as it was observed. What only has no loader workers yet may get them by the same proposal."""
+    job = make_job({"compile": False, "microBatch": 2, "prefetchFactor": 2})
+    breakdown = see(job, make_window(ignored=("compile", "prefetchFactor")))
+
+    screened = screen([hypothesis], job, breakdown.cpus, breakdown.ignored)
+
+    assert [rejected.reason.split(";")[0] for rejected in screened.rejected] == ([reason] if reason else [])
+    assert len(screened.kept) == (reason is None)
+
+
 def test_the_same_idea_twice_is_kept_once() -> None:
     """A past win and a rule may propose the same change."""
     screened = screen([change(), change()], make_job(), cpus=4)

@@ -110,3 +110,18 @@ def test_a_pod_that_works_longer_than_the_others_is_the_straggler() -> None:
     slow = make_window(0.15, 50, straggler=(5, 20))
     (window,) = merge(report(make_window(0.1, 50)), report(make_window(0.1, 50)), report(slow)).windows
     assert window.straggler == (5, 333)
+
+
+@pytest.mark.parametrize(
+    ("dtypes", "expected"), [(("bfloat16", "bfloat16"), "bfloat16"), (("bfloat16", None), None), ((None, None), None)]
+)
+def test_what_any_pod_does_not_take_is_named_and_one_type_is_told(
+    dtypes: tuple[str | None, str | None], expected: str | None
+) -> None:
+    """A knob that one rank cannot take is not taken by the job; a type of products is told where all agree."""
+    first = make_window(0.12, 50, ignored=("compile",), dtype=dtypes[0])
+    second = make_window(0.10, 50, ignored=("bucketMb", "compile"), dtype=dtypes[1])
+
+    (window,) = merge(report(first), report(second)).windows
+
+    assert (window.ignored, window.dtype) == (("bucketMb", "compile"), expected)

@@ -53,6 +53,7 @@ def test_a_good_line_is_a_step() -> None:
         dump(lb=[1, 2]),
         dump(lb=[1, -2, 3]),
         dump(k="start", v="amdahl.step/2"),
+        dump(k="start", v="amdahl.step/1", rank=0, world=1, live=False, dtype="not a name"),
         dump(note="x" * MAX_LINE_BYTES),
         json.dumps({key: value for key, value in GOOD.items() if key != "w"}).encode(),
         b'{"k":"start","v":"amdahl.step/1","rank":9999999,"world":1,"live":false}',
@@ -86,7 +87,7 @@ def test_no_json_raises(value: Any) -> None:
 def test_the_recorder_and_the_parser_agree(tmp_path: Path) -> None:
     """Every kind of line the recorder writes is understood, in order, through the tail that the supervisor uses."""
     recorder = Recorder(str(tmp_path), rank=3, world=4, clock=lambda: 77)
-    recorder.start("cpu", live=True, by="trainer", t0_ns=5)
+    recorder.start("cpu", live=True, by="trainer", t0_ns=5, dtype="bfloat16")
     recorder.knob(0, {"dataloaderWorkers": 2, **{f"k{n}": "v" * 500 for n in range(30)}}, {"pinMemory": "r" * 500})
     recorder.offset(0, 64, 7, True)
     recorder.startup(12, {"import": 5})
@@ -104,7 +105,7 @@ def test_the_recorder_and_the_parser_agree(tmp_path: Path) -> None:
     assert max(map(len, lines)) <= MAX_LINE_BYTES
     parsed = [records.parse(line) for line in lines]
     assert [type(record) for record in parsed] == [Start, Knobs, Offset, Startup, Step, Save, Save, Disabled, Other]
-    assert parsed[:2] == [Start(3, 4, True), Knobs(0, ("pinMemory",))]
+    assert parsed[:2] == [Start(3, 4, True, "bfloat16"), Knobs(0, ("pinMemory",))]
     step = parsed[4]
     assert isinstance(step, Step)
     assert (step.wall_ns, step.loss) == (10, None)

@@ -24,8 +24,9 @@ def make_window(**changes: Any) -> Window:
 
 def measure(*logs: RankLog, ranks: int | None = None, seq: int = 0, **changes: Any) -> windows.Outcome:
     """Reduce logs of ranks 0, 1, ..."""
-    named = dict(enumerate(logs))
-    return windows.measure(named, windows.find_edges(make_window(**changes), named, seq), ranks or len(logs), seq)
+    named, window = dict(enumerate(logs)), make_window(**changes)
+    edges = windows.find_edges(window, named, seq)
+    return windows.measure(named, edges, ranks or len(logs), seq, window.is_proof)
 
 
 def expect(outcome: windows.Outcome) -> Numbers:
@@ -56,6 +57,47 @@ def test_edges(changes: dict[str, Any], first: int, count: int, make_log: Callab
     wanted = [make_log(20).steps[at] for at in range(first, first + count)]
     assert numbers.mean_loss == 2.0
     assert numbers.samples == sum(step.samples for step in wanted)
+
+
+@pytest.mark.parametrize(
+    ("tagged", "first"),
+    [
+        pytest.param({0: "warmup"}, 2, id="in the warm-up"),
+        pytest.param({2: "warmup"}, 3, id="compiled once more"),
+        pytest.param({4: "warmup"}, 5, id="within what would have been the window"),
+        pytest.param({2: "profile", 3: "profile"}, 4, id="the profiled step and the one that writes"),
+        pytest.param({3: "warmup", 6: "profile", 7: "profile"}, 8, id="each time anew"),
+        pytest.param({3: "gc", 5: "eval"}, 2, id="what belongs to the job stays"),
+    ],
+)
+def test_no_window_holds_a_compile_or_a_profile(
+    tagged: dict[int, str], first: int, make_log: Callable[..., RankLog], make_step: Callable[..., Step]
+) -> None:
+    """It begins after the last of them, and is whole steps without a gap."""
+    steps = [make_step(at, tags=(tagged[at],) if at in tagged else ()) for at in range(20)]
+    log = make_log(steps=steps)
+
+    assert windows.find_edges(make_window(), {0: log}) == windows.Edges(first, first + 4)
+    assert expect(measure(log)).steps == 5
+
+
+def test_a_proof_is_not_timed_and_may_compile(make_log: Callable[..., RankLog], make_step: Callable[..., Step]) -> None:
+    """It is the first steps of a launch, which compile; only their work is compared."""
+    log = make_log(steps=[make_step(at, tags=("warmup",) if at < 2 else ()) for at in range(20)])
+
+    assert expect(measure(log, steps=3)).steps == 3
+
+
+@pytest.mark.parametrize(("tag", "did"), [("warmup", "torch compiled"), ("profile", "torch's profiler recorded")])
+def test_a_compile_that_cannot_be_kept_out_makes_the_window_void(
+    tag: str, did: str, make_log: Callable[..., RankLog], make_step: Callable[..., Step]
+) -> None:
+    """Of another rank at its own step, or again and again: a launch is not waited for until its deadline."""
+    alone = make_log(steps=[make_step(at, tags=(tag,) if at == 4 else ()) for at in range(20)])
+    every = make_log(steps=[make_step(at, tags=(tag,) if at % 3 == 0 else ()) for at in range(80)])
+
+    assert measure(make_log(20), alone) == Void(f"rank 1: {did} in step 4")
+    assert isinstance(measure(every), Void)
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 6])

@@ -78,6 +78,29 @@ def test_without_a_compiler_compiling_is_refused_as_a_knob(monkeypatch):
     assert "compiler" in started.ignored["compile"]
 
 
+@pytest.mark.parametrize(
+    ("keys", "place", "values", "said"),
+    [
+        ({"parallel.tp": 2}, PAIR, {"compile": "0"}, "torch does not compile matrices that parallel.tp 2 splits"),
+        ({"parallel.tp": 2}, PAIR, {"dataParallel": "fsdp"}, "summed over no other rank"),
+        ({"parallel.tp": 2}, PAIR, {"bucketMb": "25"}, "summed over no other rank"),
+        ({}, Place(), {"dataParallel": "ddp"}, "summed over no other rank"),
+        ({"parallel.dp_mode": "fsdp2"}, PAIR, {"bucketMb": "25"}, "dp_mode fsdp2 does not send gradients in buckets"),
+        ({"parallel.dp_mode": "fsdp2", "memory.cpu_offload": True}, PAIR, {"dataParallel": "fsdp"}, "cpu_offload"),
+        ({}, PAIR, {"compile": "0", "dataParallel": "ddp", "bucketMb": "25", "activationCheckpointing": "none"}, ""),
+        ({"parallel.cp": 2}, PAIR, {"compile": "0", "dataParallel": "ddp", "bucketMb": "25"}, ""),
+    ],
+)
+def test_a_knob_that_has_no_other_value_is_named(keys, place, values, said):
+    """The value is in force, and whoever looks for a better one need not: it would be refused, or change nothing."""
+    shared = config.build(config.flatten(CONFIG) | {"model.n_heads": 4, "model.n_kv_heads": 2} | keys)
+    started = start_knobs.take(shared, values, place, CPU)
+
+    assert list(started.ignored) == (list(values) if said else [])
+    assert all(said in reason for reason in started.ignored.values())
+    assert all(start_knobs.present(started.config)[name] == start_knobs.read(name, raw) for name, raw in values.items())
+
+
 @given(st.dictionaries(st.sampled_from(NAMES), st.one_of(st.none(), st.text(), st.floats(), st.lists(st.none()))))
 def test_no_value_from_outside_raises(values):
     """Any value is taken or named."""
@@ -99,8 +122,11 @@ def test_a_run_takes_the_knobs_of_the_step_and_trains_the_same(run):
 
     assert changed.codes == [0, 0], changed.output
     (knob,) = changed.of("knob")
-    taken = {"microBatch": 2, "bucketMb": 1, "activationCheckpointing": "block", "dataParallel": "fsdp"}
+    taken = {"microBatch": 2, "activationCheckpointing": "block", "dataParallel": "fsdp"}
     assert knob["applied"] == taken
-    assert knob["ignored"] == {"compile": "'perhaps' is neither 0 nor 1"}
+    assert knob["ignored"] == {
+        "bucketMb": "parallel.dp_mode fsdp2 does not send gradients in buckets",
+        "compile": "'perhaps' is neither 0 nor 1",
+    }
     assert changed.sample_digests == plain.sample_digests
     assert changed.losses == pytest.approx(plain.losses, rel=1e-5)

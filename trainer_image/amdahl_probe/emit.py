@@ -83,8 +83,11 @@ class Recorder:
             self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o644)
             _open_recorders.add(self)
 
-    def start(self, device: str, live: bool, by: str, t0_ns: Optional[int] = None) -> None:
-        """First record: who writes. `t0_ns` is when the process began (`process_start_ns()` if not given)."""
+    def start(self, device: str, live: bool, by: str, t0_ns: Optional[int] = None, dtype: str = "") -> None:
+        """First record: who writes. `t0_ns` is when the process began (`process_start_ns()` if not given).
+
+        `dtype`: what matrices are multiplied in, by torch's name, where it is known.
+        """
         begun_ns = process_start_ns() if t0_ns is None else t0_ns
         if self._metrics is not None:
             self._metrics.info.update(rank=str(self.rank), world=str(self.world), device=device, by=by)
@@ -98,6 +101,7 @@ class Recorder:
             device=device[:MAX_TEXT],
             live=live,
             by=by,
+            **({"dtype": dtype} if dtype else {}),
         )
 
     def startup(self, ns: int, parts: Optional[Mapping[str, int]] = None) -> None:

@@ -29,6 +29,7 @@ class Start(NamedTuple):
     rank: int
     world: int
     live: bool
+    dtype: str = ""
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,8 @@ def _parse_kind(raw: Dict[str, Any]) -> Record:
     if kind == "start":
         if raw["v"] != VERSION:
             raise ValueError(f"v={str(raw['v'])[:20]!r} is not {VERSION}")
-        return Start(_integer(raw, "rank", MAX_RANKS), _integer(raw, "world", MAX_RANKS), _flag(raw, "live"))
+        rank, world = _integer(raw, "rank", MAX_RANKS), _integer(raw, "world", MAX_RANKS)
+        return Start(rank, world, _flag(raw, "live"), _name(raw.get("dtype", "")))
     if kind == "startup":
         return Startup(_integer(raw, "t"))
     if kind == "save":
@@ -185,6 +187,12 @@ def _flag(raw: Dict[str, Any], name: str) -> bool:
     if not isinstance(raw[name], bool):
         raise ValueError(f"{name} is not true or false")
     return bool(raw[name])
+
+
+def _name(told: Any) -> str:
+    if not isinstance(told, str) or len(told) > MAX_NAME or not (told.isalnum() or told == ""):
+        raise ValueError(f"{str(told)[:20]!r} is no name")
+    return told
 
 
 def _names(told: Any) -> Tuple[str, ...]:

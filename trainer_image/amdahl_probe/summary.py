@@ -92,7 +92,7 @@ def _to_json(entry: Entry) -> Dict[str, Any]:
         fields.update(di=numbers.distinct_ppk, id=numbers.ids, ls=numbers.losses, lm=numbers.mean_loss)
         fields.update(sv=_list(numbers.saves), st=numbers.step_us, sd=numbers.step_sd_us, lb=_list(numbers.loader))
         fields.update(ck=numbers.clock_ppk, sk=_list(numbers.slowest), of=int(numbers.offset_applied))
-        fields.update(ig=list(numbers.ignored) or None)
+        fields.update(ig=list(numbers.ignored) or None, dt=numbers.dtype)
     fields.update(su=entry.startup_ms, mem=entry.mem_mib)
     return {name: value for name, value in fields.items() if value is not None}
 
@@ -120,7 +120,8 @@ def _drop_unscored(fields: List[Dict[str, Any]], entries: Sequence[Entry]) -> Li
 
 def _drop_details(fields: List[Dict[str, Any]], _: Sequence[Entry]) -> List[Dict[str, Any]]:
     return [
-        {name: value for name, value in item.items() if name not in ("sk", "su", "lb", "sd", "ig")} for item in fields
+        {name: value for name, value in item.items() if name not in ("sk", "su", "lb", "sd", "ig", "dt")}
+        for item in fields
     ]
 
 

@@ -224,7 +224,7 @@ class Supervisor:
         """The window's numbers, at the steps that the first pod chooses."""
         own = windows.find_edges(window, session.logs, session.seq) if self._peers.is_leader else None
         edges = self._peers.choose(number, own)
-        return windows.measure(session.logs, edges, self._expect_ranks(session), session.seq)
+        return windows.measure(session.logs, edges, self._expect_ranks(session), session.seq, window.is_proof)
 
     def _await_others(self, number: int, result: Result) -> Result:
         """Let the launch go on until every pod has measured the window: its ranks are waited for in collectives."""

@@ -22,6 +22,12 @@ CLOCK_SLACK_NS = 1000
 #: Saves that a window with a forced cadence must hold.
 MIN_SAVES = 3
 
+#: Steps that no timed window holds, by their tags: what torch's compiler or profiler took is not the step's own.
+APART = {"warmup": "torch compiled", "profile": "torch's profiler recorded"}
+
+#: How often a window begins anew after such a step. Torch gives up on a function that it compiled eight times.
+MAX_PUT_OFF = 16
+
 COMM, CHECKPOINT = PHASES.index("comm"), PHASES.index("checkpoint")
 
 
@@ -82,6 +88,7 @@ class Numbers(NamedTuple):
     slowest: Optional[Tuple[int, int]]
     offset_applied: bool
     ignored: Tuple[str, ...] = ()
+    dtype: Optional[str] = None
 
 
 class Void(NamedTuple):
@@ -119,10 +126,12 @@ def find_edges(window: Window, logs: Mapping[int, RankLog], seq: int = 0) -> Opt
     return None if edges is None else Edges(*(reference.steps[at].index for at in edges))
 
 
-def measure(logs: Mapping[int, RankLog], edges: Optional[Edges], ranks: int, seq: int = 0) -> Outcome:
+def measure(
+    logs: Mapping[int, RankLog], edges: Optional[Edges], ranks: int, seq: int = 0, is_proof: bool = False
+) -> Outcome:
     """Reduce the records of a window's steps once they suffice; `edges` are None until they are known.
 
-    `ranks` are expected to report (1 until a start record says otherwise).
+    `ranks` are expected to report (1 until a start record says otherwise). A proof is not timed: it may hold any step.
     """
     refused = [(rank, log.refused[0]) for rank, log in sorted(logs.items()) if log.refused]
     if refused and (edges is not None or refused[0][0] == min(logs)):
@@ -136,7 +145,7 @@ def measure(logs: Mapping[int, RankLog], edges: Optional[Edges], ranks: int, seq
         part = tuple(step for step in log.steps[near:] if begin <= step.index <= end)
         if not part or part[-1].index != end:
             return Unfinished(waits_for_ranks=True)
-        flaw = _find_flaw(part, begin, seq)
+        flaw = _find_flaw(part, begin, seq) or ("" if is_proof else _find_apart(part))
         if flaw:
             return Void(f"rank {rank}: {flaw}")
         parts[rank] = part
@@ -166,10 +175,12 @@ def _find_edges(window: Window, log: RankLog, first: int) -> Optional[Tuple[int,
     enough = len(steps) - first >= window.warmup_steps + window.min_steps
     if not enough or steps[-1].end_ns - opened_ns < (window.warmup_s + window.measure_s) * 1e9:
         return None
-    begin = _find_warm(window, steps, first, opened_ns)
+    begin, put_off = _find_warm(window, steps, first, opened_ns), 0
     begun_ns = steps[begin - 1].end_ns if begin > first else opened_ns
-    for at in range(begin + window.min_steps - 1, len(steps)):
-        if steps[at].end_ns - begun_ns < window.measure_s * 1e9:
+    for at in range(begin, len(steps)):
+        if put_off < MAX_PUT_OFF and not APART.keys().isdisjoint(steps[at].tags):
+            begin, begun_ns, put_off = at + 1, steps[at].end_ns, put_off + 1
+        if at < begin + window.min_steps - 1 or steps[at].end_ns - begun_ns < window.measure_s * 1e9:
             continue
         if window.save_every is None or len(_saves_between(log, steps[begin], steps[at])) >= MIN_SAVES:
             return begin, at
@@ -194,6 +205,11 @@ def _find_flaw(part: Sequence[Step], begin: int, seq: int) -> Optional[str]:
         if at and abs(step.end_ns - part[at - 1].end_ns - step.wall_ns) > CLOCK_SLACK_NS:
             return f"the clock jumps at step {step.index}"
     return None
+
+
+def _find_apart(part: Sequence[Step]) -> str:
+    """What another rank did in its own step, or a program does again and again: its window would be no step's time."""
+    return next((f"{APART[tag]} in step {step.index}" for step in part for tag in step.tags if tag in APART), "")
 
 
 def _reduce(parts: Mapping[int, Tuple[Step, ...]], logs: Mapping[int, RankLog]) -> Numbers:
@@ -226,7 +242,14 @@ def _reduce(parts: Mapping[int, Tuple[Step, ...]], logs: Mapping[int, RankLog]) 
         slowest=_find_slowest(walls, comms, walls[judged]),
         offset_applied=all(logs[rank].offsets.get(part[0].seq, False) for rank in parts),
         ignored=tuple(sorted({name for rank in parts for name in logs[rank].ignored.get(part[0].seq, ())}))[:MAX_NAMES],
+        dtype=_find_dtype([logs[rank].start for rank in parts]),
     )
+
+
+def _find_dtype(starts: Sequence[Optional[Start]]) -> Optional[str]:
+    """What all ranks multiply matrices in, if they say so and agree."""
+    said = {start.dtype if start is not None else "" for start in starts}
+    return (said.pop() or None) if len(said) == 1 else None
 
 
 def _shares(spent: Sequence[int]) -> Tuple[int, ...]:

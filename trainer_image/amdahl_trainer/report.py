@@ -63,8 +63,10 @@ def count_squares(batch: Batch, *, doc_mask: bool) -> int:
 class Reporter:
     """Records, metrics and console of one rank; rank 0 also keeps the run's journal."""
 
-    def __init__(self, telemetry: Telemetry, place: Place, device_name: str, begun_ns: int) -> None:
-        """Open the record file and the port. Raises ConfigError if that cannot be done."""
+    def __init__(
+        self, telemetry: Telemetry, place: Place, device_name: str, begun_ns: int, dtype: str = "float32"
+    ) -> None:
+        """Open the record file and the port; `dtype` is that of matrix products. Raises ConfigError if it cannot."""
         directory = telemetry.directory
         self._trace = Trace(Path(directory)) if telemetry.trace and directory else None
         self._place = place
@@ -79,7 +81,7 @@ class Reporter:
                 f"telemetry: {error}; check AMDAHL_TELEMETRY_DIR {telemetry.directory} and AMDAHL_METRICS_PORT "
                 f"{telemetry.port}"
             ) from error
-        self.recorder.start(device_name, True, "trainer", begun_ns)  # this trainer switches knobs live
+        self.recorder.start(device_name, True, "trainer", begun_ns, dtype)  # this trainer switches knobs live
         self._interval = console.Interval()
         self._chief: Chief | None = None
 

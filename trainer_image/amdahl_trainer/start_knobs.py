@@ -1,12 +1,13 @@
 """Which knobs are taken when a run starts, and what do they mean in the configuration?
 
 The step itself is built once: size of a pass, recomputing, compiling, gradient messages, how ranks hold parameters. A
-value that does not fit the run is named with the reason, and the configuration's own stands.
+value that does not fit the run is named with the reason, and the configuration's own stands. So is a knob of which no
+other value fits or would change anything: whoever looks for a better one need not try.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -34,11 +35,15 @@ class Started:
 
 @dataclass(frozen=True)
 class _Knob:
-    """The key that a knob sets, how its value is read, and what the key's values are in the knob's words."""
+    """The key that a knob sets, how its value is read, what the key's values are in the knob's words, and all of them.
+
+    `values` is empty where there are too many to try.
+    """
 
     key: str
     read: Callable[[object], Scalar]
     words: Mapping[Scalar, Scalar]
+    values: Sequence[Scalar] = ()
 
     def to_key(self, value: Scalar) -> Scalar:
         """A knob's value in the configuration's words."""
@@ -59,15 +64,42 @@ def take(config: Config, values: Mapping[str, object], place: Place, device: tor
         if name not in values:
             continue
         try:
-            wanted = configs.build(configs.flatten(config) | {knob.key: knob.to_key(knob.read(values[name]))})
-            parallel.fit(wanted, place)
+            wanted = _turn(config, knob, knob.read(values[name]), place)
             if name == "compile" and wanted.run.compile != "none":
                 compiled.check(device)
         except (ValueError, ConfigError) as reason:
             ignored[name] = str(reason)
         else:
             config = wanted
-    return Started(config, ignored)
+    idle = {name: _find_bar(name, config, place) for name in _KNOBS if name in values and name not in ignored}
+    return Started(config, ignored | {name: reason for name, reason in idle.items() if reason})
+
+
+def _turn(config: Config, knob: _Knob, value: Scalar, place: Place) -> Config:
+    """The configuration with another value of a knob, where a run could be made with it. Raises ConfigError."""
+    wanted = configs.build(configs.flatten(config) | {knob.key: knob.to_key(value)})
+    parallel.fit(wanted, place)
+    return wanted
+
+
+def _find_bar(name: str, config: Config, place: Place) -> str:
+    """Why another value of a knob would be refused, or change nothing; empty where one is worth a try."""
+    degrees, mode = parallel.fit(config, place), config.parallel.dp_mode
+    if name in ("bucketMb", "dataParallel") and degrees.dp_cp == 1:
+        return "gradients are summed over no other rank"
+    if name == "bucketMb" and degrees.is_sharded(mode):
+        return f"parallel.dp_mode {mode} does not send gradients in buckets"
+    knob, bar = _KNOBS[name], ""
+    for value in knob.values:
+        if value == present(config)[name]:
+            continue
+        try:
+            _turn(config, knob, value, place)
+        except ConfigError as reason:
+            bar = str(reason)
+        else:
+            return ""
+    return bar
 
 
 def present(config: Config) -> dict[str, Scalar]:
@@ -113,7 +145,7 @@ def _word(*words: str) -> Callable[[object], str]:
 _KNOBS: Mapping[str, _Knob] = {
     "microBatch": _Knob("batch.micro_batch", lambda raw: whole(raw, 1, MAX_ROWS), {}),
     "bucketMb": _Knob("parallel.bucket_mb", lambda raw: whole(raw, 1, MAX_BUCKET_MB), {}),
-    "compile": _Knob("run.compile", switch, {False: "none", True: "blocks"}),
+    "compile": _Knob("run.compile", switch, {False: "none", True: "blocks"}, (False, True)),
     "activationCheckpointing": _Knob("memory.activation_checkpoint", _word("none", "block", "selective"), {}),
-    "dataParallel": _Knob("parallel.dp_mode", _word("ddp", "fsdp"), {"fsdp": "fsdp2"}),
+    "dataParallel": _Knob("parallel.dp_mode", _word("ddp", "fsdp"), {"fsdp": "fsdp2"}, ("ddp", "fsdp")),
 }

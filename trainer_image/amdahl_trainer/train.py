@@ -79,7 +79,8 @@ def train(config: Config, environ: Mapping[str, str], begun_ns: int) -> Exit:
     parallel.fit(config, place)  # before anyone waits for anyone
     if config.run.torch_threads:
         torch.set_num_threads(config.run.torch_threads)
-    reporter = Reporter(Telemetry.from_environ(environ), place, devices.name(device), begun_ns)
+    telemetry, dtype = Telemetry.from_environ(environ), config.precision.compute
+    reporter = Reporter(telemetry, place, devices.name(device), begun_ns, dtype)
     startup.end("import")
     steps, why = 0, "exit"
     peers: Peers = Alone()
@@ -165,7 +166,8 @@ def build(job: Job, startup: Startup, wants_stop: Callable[[], bool]) -> Engine:
     outcome = knobs.apply(
         knobs.from_environ(job.environ), Knobs.from_config(config), place, has_gpu=device.type == "cuda"
     )
-    job.reporter.recorder.knob(0, outcome.applied, {**outcome.ignored, **job.refused})
+    applied = {name: value for name, value in outcome.applied.items() if name not in job.refused}
+    job.reporter.recorder.knob(0, applied, {**outcome.ignored, **job.refused})
     parts = Parts(
         config=config,
         place=place,

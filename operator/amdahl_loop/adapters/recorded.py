@@ -117,6 +117,7 @@ def _encode_window(window: Window) -> dict[str, Any]:
             "sk": window.straggler,
             "of": int(window.offset_applied),
             "ig": window.ignored or None,
+            "dt": window.dtype,
         }
     )
 

@@ -1,8 +1,9 @@
 """What could other passes through the model win, at most?
 
-A step takes a rank's samples in passes, forward and backward. The bounds follow from what was measured: how long a pass
-computes, how many there are, what is computed twice, and how long ranks wait for each other. What no number of ours
-bounds more tightly is bounded by its whole phase, as Amdahl's law has it.
+A step takes a rank's samples in passes, forward and backward. A bound holds whatever the program is like: it follows
+from what was measured and from what cannot be otherwise, and what no number of ours bounds more tightly is bounded by
+its whole phase, as Amdahl's law has it. What is believed beside it (how long issuing a pass takes, how long a forward
+pass is) estimates a gain, and bounds none.
 """
 
 from amdahl_loop.domain.knob_values import ActivationCheckpointing, DataParallel, KnobName
@@ -11,12 +12,15 @@ from amdahl_loop.domain.telemetry import Phase
 from amdahl_loop.domain.units import percent
 
 ISSUING_S = 0.02
-"""What a pass spends on issuing its kernels, at most: some thousands of launches at 5 to 10 us each in an eager model
-of tens of blocks. A device that computes no longer than that waits for Python (research, trainer 4.2)."""
+"""What a pass is believed to spend on issuing its kernels: some thousands of launches at 5 to 10 us each in an eager
+model of tens of blocks. A device that computes no longer than that waits for Python (research, trainer 4.2)."""
 
 AGAIN_SHARE = 0.25
-"""Block checkpointing runs the forward pass twice: of forward, forward again and a backward pass as long as two
-forwards, a quarter is done again. The selective kind does part of it again."""
+"""Block checkpointing runs the forward pass twice: of forward, forward again and a backward pass that is believed to be
+as long as two forwards, a quarter is done again. The selective kind does part of it again."""
+
+MOST_AGAIN_SHARE = 0.5
+"""What is done again was done once before: more than half of all computing it cannot be, however short the rest is."""
 
 
 def samples_per_rank(breakdown: Breakdown) -> int:
@@ -30,7 +34,7 @@ def passes_per_step(breakdown: Breakdown) -> float:
 
 
 def issuing_share(breakdown: Breakdown) -> float:
-    """Share of a pass that issuing its kernels may take, at most: near 1 for short passes, nothing for long ones."""
+    """Share of a pass that issuing its kernels is believed to take: 1 for short passes, hardly any for long ones."""
     pass_s = breakdown.step_s * breakdown.shares[Phase.COMPUTE] / passes_per_step(breakdown)
     return min(1.0, ISSUING_S / max(pass_s, 1e-9))
 
@@ -54,12 +58,14 @@ def bound(knob: KnobName, breakdown: Breakdown) -> tuple[float, str] | None:
 
 
 def _fewer_passes(breakdown: Breakdown) -> tuple[float, str]:
-    """One pass instead of many issues its kernels once."""
+    """One pass instead of many: it takes no less time than each of these, which have fewer samples.
+
+    What ranks send each other in every pass (pieces of the model, rows of matrices) is sent fewer times, too.
+    """
     passes = passes_per_step(breakdown)
-    computing, issuing = breakdown.shares[Phase.COMPUTE], issuing_share(breakdown)
-    pass_ms = 1000 * breakdown.step_s * computing / passes
-    share = computing * issuing * (1 - 1 / passes)
-    return share, f"{passes:g} passes of {pass_ms:.0f} ms, {percent(issuing)} of one may be spent on issuing it"
+    share = breakdown.shares[Phase.COMPUTE] + breakdown.shares[Phase.COMM]
+    pass_ms = 1000 * breakdown.step_s * share / passes
+    return share * (1 - 1 / passes), f"{passes:g} passes of {pass_ms:.0f} ms; one cannot take less than a shorter one"
 
 
 def _compiled(breakdown: Breakdown) -> tuple[float, str]:
@@ -74,7 +80,7 @@ def _computed_once(breakdown: Breakdown) -> tuple[float, str]:
     mode = breakdown.knobs.activation_checkpointing
     if mode in (None, ActivationCheckpointing.NONE):
         return 0.0, "nothing is computed again"
-    share = AGAIN_SHARE * breakdown.shares[Phase.COMPUTE]
+    share = MOST_AGAIN_SHARE * breakdown.shares[Phase.COMPUTE]
     return share, f"{mode} computes up to {percent(share, 1)} of the step again"
 
 

@@ -42,6 +42,8 @@ class Breakdown(Frozen):
     cpus: int
     peak_mem_mib: int
     live: bool
+    ignored: tuple[str, ...] = ()
+    """Knobs that the program said it cannot take, or not with any other value."""
 
     @property
     def busy_step_s(self) -> float:
@@ -81,6 +83,7 @@ def account(
         cpus=report.cpus,
         peak_mem_mib=plain.peak_mem_mib,
         live=report.live,
+        ignored=plain.ignored,
     )
 
 

@@ -316,7 +316,7 @@ def look(snapshot: Snapshot, observation: Observation) -> Review | Unobservable:
     diagnosis = diagnose(breakdown, job, cadence)
     kin = (*snapshot.memory.family, *snapshot.memory.of_others(snapshot.job_uid))
     proposals = (*transfer_wins(kin, job), *propose(breakdown, diagnosis, job, cadence))
-    screened = screen(proposals, job, breakdown.cpus)
+    screened = screen(proposals, job, breakdown.cpus, breakdown.ignored)
     fresh, settled = [], []
     for hypothesis in screened.kept:
         answered = is_settled(hypothesis, snapshot.job_uid, snapshot.fingerprint, snapshot.memory, snapshot.now_s)

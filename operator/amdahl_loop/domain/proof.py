@@ -2,12 +2,12 @@
 
 From one start, over the same first steps, baseline and variant must consume the same samples and show the same losses,
 before a single window is timed (design, section 6). Bit-equal losses pass. Where the variant's arithmetic is reordered
-(another number of devices, passes of another size, a compiled model), a relative tolerance holds; where data are
-augmented at random, the spread of the baseline's own seeds.
+(another number of devices, passes of another size, a compiled model), a relative tolerance holds, as wide as the type
+that matrices are multiplied in makes it; where data are augmented at random, the spread of the baseline's own seeds.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -24,6 +24,11 @@ MIN_SEEDS = 3
 
 SEED_SPREADS = 2.0
 """The variant's mean loss may lie this many standard deviations of the baseline's seeds away."""
+
+
+TOLERANCE_OF_DTYPE: Mapping[str, float] = {"bfloat16": 1e-3}
+"""Relative difference of mean losses that rounding may cause in types shorter than float32, which the plan's tolerance
+is meant for: bfloat16 keeps 8 bits where float32 keeps 24."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +136,9 @@ def _different_work(baseline: Window, variant: Window) -> str:
             f"the variant consumed {variant.samples} samples in {variant.steps} steps, "
             f"the baseline {baseline.samples} in {baseline.steps}"
         )
+    if baseline.dtype != variant.dtype:
+        first, second = (window.dtype or "a type that it does not tell" for window in (baseline, variant))
+        return f"the variant multiplies matrices in {second}, the baseline in {first}"
     if baseline.sample_ids is None or baseline.sample_ids != variant.sample_ids:
         return (
             f"sample ids differ over the first {baseline.steps} steps: {baseline.sample_ids} and {variant.sample_ids}"
@@ -144,7 +152,7 @@ def _different_work(baseline: Window, variant: Window) -> str:
 
 
 def _compare_within_tolerance(plan: Plan, pairs: Sequence[tuple[Window, Window]]) -> Proof:
-    tolerance = plan.constants.loss_tolerance
+    tolerance = max(plan.constants.loss_tolerance, TOLERANCE_OF_DTYPE.get(pairs[0][0].dtype or "", 0.0))
     means = _loss_means(pairs)
     if means is None:
         return _inconclusive("no_losses", "mean losses were not reported, so equal work cannot be proven")

@@ -1,10 +1,10 @@
 """Which proposals may be tried at all?
 
-One screen for proposals from anywhere (rules, past wins, Claude): typed, bounded, declared by the job, not pinned. What
-is refused is kept with its reason.
+One screen for proposals from anywhere (rules, past wins, Claude): typed, bounded, declared by the job, not pinned, and
+not what the program has said it cannot take. What is refused is kept with its reason.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from amdahl_loop.domain.hypotheses import Change, Hypothesis
 from amdahl_loop.domain.knob_values import KnobName, KnobValue
@@ -27,12 +27,16 @@ class Screened(Frozen):
     rejected: tuple[Rejected, ...]
 
 
-def screen(proposals: Iterable[Hypothesis], job: TrainingJob, cpus: int) -> Screened:
-    """Typed, bounded, the owner's to allow: the same screen for rules, past wins and Claude."""
+def screen(proposals: Iterable[Hypothesis], job: TrainingJob, cpus: int, ignored: Collection[str] = ()) -> Screened:
+    """Typed, bounded, the owner's to allow: the same screen for rules, past wins and Claude.
+
+    `ignored`: what the observed program said it cannot take.
+    """
     kept: list[Hypothesis] = []
     rejected: list[Rejected] = []
     for hypothesis in proposals:
-        reason = next((r for change in hypothesis.changes if (r := _refuse(change, job, cpus))), None)
+        reasons = (_refuse(change, job, cpus) or _not_taken(change.knob, ignored) for change in hypothesis.changes)
+        reason = next(filter(None, reasons), None)
         if reason is None and any(other.key == hypothesis.key for other in kept):
             reason = "proposed already"
         if reason is None:
@@ -57,6 +61,13 @@ def _refuse(change: Change, job: TrainingJob, cpus: int) -> str | None:
     if change.after == present:
         return f"{knob} is {present} already"
     return _refuse_value(knob, change.after, job, cpus)
+
+
+def _not_taken(knob: KnobName, ignored: Collection[str]) -> str | None:
+    """Loader knobs that need workers are ignored where there are none yet, which a proposal may change."""
+    if knob not in ignored or CATALOGUE[knob].needs_workers:
+        return None
+    return f"the program does not take {knob}; its `knob` record says why"
 
 
 def _refuse_value(knob: KnobName, value: KnobValue, job: TrainingJob, cpus: int) -> str | None:

@@ -74,7 +74,7 @@ def _larger_passes(breakdown: Breakdown, job: TrainingJob) -> list[Hypothesis]:
     gain = computing * (issuing * (1 - now / target) - again * (1 - issuing))
     passes = passes_per_step(breakdown)
     pass_ms = 1000 * breakdown.step_s * computing / passes
-    why = f"{passes:g} passes of {pass_ms:.0f} ms a step: at most {percent(issuing_share(breakdown))} of one issues it."
+    why = f"{passes:g} passes of {pass_ms:.0f} ms a step: some {percent(issuing)} of one may be spent on issuing it."
     return by_rule(changes, Phase.COMPUTE, gain, why)
 
 
@@ -99,22 +99,22 @@ def _compile(breakdown: Breakdown, job: TrainingJob) -> list[Hypothesis]:
     knob = KnobName.COMPILE
     if job.spec.knobs.compile is not False or not is_tunable(job, knob):
         return []
-    computing, issuing = breakdown.shares[Phase.COMPUTE], issuing_share(breakdown)
-    gain = computing * max(FUSION_GAIN, BELIEVED_PART * issuing)
-    why = f"{percent(computing)} of the step computes, at most {percent(issuing)} of a pass issues kernels."
+    computing, issuing = breakdown.shares[Phase.COMPUTE], BELIEVED_PART * issuing_share(breakdown)
+    gain = computing * max(FUSION_GAIN, issuing)
+    why = f"{percent(computing)} of the step computes; some {percent(issuing)} of a pass may be spent on issuing it."
     return by_rule([make_change(job, knob, after=True)], Phase.COMPUTE, gain, why)
 
 
 def _compute_once(breakdown: Breakdown, job: TrainingJob) -> list[Hypothesis]:
     """Keep what is computed again, unless memory is known to be short. A variant that runs out of memory loses."""
     knob, mode = KnobName.ACTIVATION_CHECKPOINTING, job.spec.knobs.activation_checkpointing
-    found = bound(knob, breakdown)
-    if mode is None or not is_tunable(job, knob) or found is None or not _is_room(breakdown, job, 1 / BELIEVED_PART):
+    after, is_room = ActivationCheckpointing.NONE.value, _is_room(breakdown, job, 1 / BELIEVED_PART)
+    if mode in (None, ActivationCheckpointing.NONE) or not is_tunable(job, knob) or not is_room:
         return []
-    share, why = found
-    gain = share if mode is ActivationCheckpointing.BLOCK else SELECTIVE_PART * share
-    after = ActivationCheckpointing.NONE.value
-    return by_rule([make_change(job, knob, after)], Phase.COMPUTE, gain, f"{why[0].upper()}{why[1:]}.")
+    again = AGAIN_SHARE * (1.0 if mode is ActivationCheckpointing.BLOCK else SELECTIVE_PART)
+    gain = again * breakdown.shares[Phase.COMPUTE]
+    why = f"{mode} is believed to compute {percent(gain)} of the step again."
+    return by_rule([make_change(job, knob, after)], Phase.COMPUTE, gain, f"{why[0].upper()}{why[1:]}")
 
 
 def _larger_messages(breakdown: Breakdown, job: TrainingJob) -> list[Hypothesis]:

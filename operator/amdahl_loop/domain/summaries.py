@@ -63,6 +63,7 @@ def _render_window(window: Window) -> dict[str, Any]:
         "sk": list(window.straggler) if window.straggler else None,
         "of": 1 if window.offset_applied else None,
         "ig": list(window.ignored) or None,
+        "dt": window.dtype,
     }
     return {"a": window.arm, "i": window.index, "x": window.outcome} | {
         k: v for k, v in fields.items() if v is not None

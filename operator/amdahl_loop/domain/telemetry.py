@@ -113,6 +113,7 @@ class Window(Frozen):
     straggler: tuple[Count, Count] | None = None
     offset_applied: bool = False
     ignored: Annotated[tuple[Annotated[str, Field(max_length=32)], ...], Field(max_length=8)] = ()
+    dtype: Annotated[str, Field(pattern=r"^[a-z0-9]{1,32}$")] | None = None
 
     @property
     def is_measured(self) -> bool:
@@ -242,6 +243,7 @@ def _build_window(raw: dict[str, Any]) -> Window:
         straggler=tuple(raw["sk"]) if "sk" in raw else None,
         offset_applied=bool(raw.get("of", 0)),
         ignored=tuple(raw.get("ig", ())),
+        dtype=raw.get("dt"),
     )
 
 

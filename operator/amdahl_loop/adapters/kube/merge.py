@@ -20,6 +20,9 @@ from amdahl_loop.domain.telemetry import (
     parse_block_summary,
 )
 
+MAX_NAMES = 8
+"""Ignored knobs that one window may name (telemetry contract, section 4)."""
+
 
 @dataclass(frozen=True, slots=True)
 class Merged:
@@ -95,6 +98,8 @@ def _merge_windows(parts: Sequence[Window]) -> Window:
             "clock_ppk": max((part.clock_ppk for part in parts), key=abs),
             "straggler": _find_straggler(parts),
             "offset_applied": all(part.offset_applied for part in parts),
+            "ignored": tuple(sorted({name for part in parts for name in part.ignored}))[:MAX_NAMES],
+            "dtype": slowest.dtype if all(part.dtype == slowest.dtype for part in parts) else None,
         }
     )
 

@@ -17,6 +17,7 @@ from amdahl_loop.adapters.kube.index import Key, key_of
 from amdahl_loop.adapters.kube.kinds import Kind, Object
 from amdahl_loop.adapters.kube.policies import read_policy
 from amdahl_loop.adapters.kube.transport import Request
+from amdahl_loop.domain.api.kinds import GROUP
 from amdahl_loop.domain.children import JOB_LABEL
 from amdahl_loop.recollection import JobKey, Recollection
 from amdahl_loop.workqueue import Pass, WorkQueue
@@ -26,15 +27,39 @@ ECHOES = 4096
 _ECHOING = (Kind.TRAINING_JOB.value.kind, Kind.JOB.value.kind)
 
 
-@dataclass
+class Said(NamedTuple):
+    """What the owner of a job has said: whatever else of it changes is the work of machines."""
+
+    uid: str
+    generation: int
+    marks: frozenset[tuple[str, str]]
+    """Annotations of ours, such as the one that pauses its experiments."""
+
+    @classmethod
+    def of(cls, document: Object) -> Self:
+        """What a TrainingJob, or an event of it, tells."""
+        metadata = document["metadata"]
+        annotations = (metadata.get("annotations") or {}).items()
+        ours = frozenset((name, text) for name, text in annotations if name.startswith(f"{GROUP}/"))
+        return cls(str(metadata.get("uid", "")), int(metadata.get("generation") or 0), ours)
+
+
 class Roster:
     """The TrainingJobs that were seen and not yet deleted: whom a change of a policy concerns."""
 
-    keys: set[JobKey] = field(default_factory=set)
+    def __init__(self) -> None:
+        self._said: dict[JobKey, Said] = {}
 
     def of(self, namespace: str) -> list[JobKey]:
         """The jobs of a namespace, by name."""
-        return sorted(key for key in self.keys if key.namespace == namespace)
+        return sorted(key for key in self._said if key.namespace == namespace)
+
+    def see(self, key: JobKey, document: Object, is_gone: bool) -> bool:
+        """Note a job as an event tells of it; whether its owner has said something new."""
+        if is_gone:
+            return self._said.pop(key, None) is not None
+        before, self._said[key] = self._said.get(key), Said.of(document)
+        return before != self._said[key]
 
 
 @dataclass
@@ -99,7 +124,7 @@ class Desk:
         self._client, self.echoes, self._advance = client, echoes, advance
         self.works: tuple[asyncio.Task[None], ...] = ()
         """What goes on beside: the queue and the watches. None of it ends before the operator does."""
-        self._meanwhile: dict[JobKey, list[Version]] = {}
+        self._meanwhile: dict[JobKey, list[tuple[Version, bool | None]]] = {}
 
     async def _attend(self, key: JobKey) -> float | None:
         """One pass over a job; what came in meanwhile asks for another, unless it was the pass's own doing."""
@@ -109,14 +134,13 @@ class Desk:
             return await self._advance(key)
         finally:
             del self._meanwhile[key]
-            for version in seen:
-                self._wake(key, version)
+            for version, is_changed in seen:
+                self._wake(key, version, is_changed)
 
     def see_job(self, document: Object, is_gone: bool) -> None:
         """A TrainingJob was made, changed or deleted."""
         key = JobKey(*key_of(document))
-        (self.roster.keys.discard if is_gone else self.roster.keys.add)(key)
-        self._wake(key, Version.of(document, is_gone))
+        self._wake(key, Version.of(document, is_gone), is_changed=self.roster.see(key, document, is_gone))
 
     async def see_run(self, document: Object, is_gone: bool) -> None:
         """A Job was made, changed or deleted."""
@@ -128,8 +152,20 @@ class Desk:
         self.recollection.finished.compare(documents, namespace)
         await self.see_children(documents)
 
+    async def see_pod(self, document: Object, is_gone: bool) -> None:
+        """A pod was made, changed or deleted."""
+        self.recollection.finished.hear_pod(document)
+        await self.see_child(document, is_gone)
+
+    async def see_pods(self, documents: Sequence[Object]) -> None:
+        """All pods that there are, after a time of which nothing was heard."""
+        for document in documents:
+            self.recollection.finished.hear_pod(document)
+        await self.see_children(documents)
+
     async def see_children(self, documents: Iterable[Object]) -> None:
         """All that jobs have, after a time of which nothing was heard."""
+        self.recollection.rests.lose_track()
         for document in documents:
             await self.see_child(document, is_gone=False)
 
@@ -155,7 +191,7 @@ class Desk:
     def see_ledger(self, key: Key, job: str) -> None:
         """What a job may decide by has changed."""
         if job:
-            self.queue.add(JobKey(key.namespace, job))
+            self._ask(JobKey(key.namespace, job))
 
     def see_policy(self, document: Object, is_gone: bool) -> None:
         """A TuningPolicy was made, changed or deleted: every job of its namespace is looked at."""
@@ -166,10 +202,20 @@ class Desk:
         else:
             known[name] = read_policy(namespace, name, document.get("spec") or {})
         for key in self.roster.of(namespace):
-            self.queue.add(key)
+            self._ask(key)
 
-    def _wake(self, key: JobKey, version: Version) -> None:
+    def _wake(self, key: JobKey, version: Version, is_changed: bool | None = None) -> None:
+        """Something was told of a job itself (`is_changed`: whether by its owner), or (None) of what belongs to it."""
         if key in self._meanwhile:
-            self._meanwhile[key].append(version)
-        elif not self.echoes.take(version):
-            self.queue.add(key)
+            self._meanwhile[key].append((version, is_changed))
+        elif self.echoes.take(version):
+            return
+        elif is_changed is None:
+            self._ask(key)
+        else:  # what it says now is read by every pass
+            self.queue.add(key, is_changed=is_changed)
+
+    def _ask(self, key: JobKey) -> None:
+        """Something that a job is decided by has changed, and not in the job itself: it is looked at as a whole."""
+        self.recollection.rests.hear(key)
+        self.queue.add(key)

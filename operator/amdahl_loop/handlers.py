@@ -216,9 +216,9 @@ async def open_desk(settings: Settings) -> AsyncIterator[Desk]:
             version = await recollection.finished.load(client, namespace)
             runs = Watch(connection, client, Kind.JOB, namespace, JOB_LABEL, version=version)
             works.append(runs.follow(desk.see_run, partial(desk.see_runs, namespace)))
-            pods = Watch(connection, client, Kind.POD, namespace, JOB_LABEL)
-            await pods.place()
-            works.append(pods.follow(desk.see_child, desk.see_children))
+            version = await recollection.finished.load_pods(client, namespace)
+            pods = Watch(connection, client, Kind.POD, namespace, JOB_LABEL, version=version)
+            works.append(pods.follow(desk.see_pod, desk.see_pods))
         desk.works = tuple(asyncio.create_task(work) for work in works)
         try:
             yield desk

@@ -13,30 +13,34 @@ from amdahl_loop import reconcile
 from amdahl_loop.adapters.kube.apply import sync_spec
 from amdahl_loop.adapters.kube.claims import read_access_modes
 from amdahl_loop.adapters.kube.client import ApiUnavailable, KubeClient, Refused
-from amdahl_loop.adapters.kube.jobs import SeenJob, look_up
+from amdahl_loop.adapters.kube.index import Key
+from amdahl_loop.adapters.kube.jobs import SeenJob, digest, see
+from amdahl_loop.adapters.kube.kinds import Kind, Object
 from amdahl_loop.adapters.kube.ledger import (
     KubeLedger,
     LedgerConflictError,
     LedgerRefusedError,
-    LedgerUnreadableError,
 )
+from amdahl_loop.adapters.kube.objects import JobFacts
 from amdahl_loop.adapters.kube.orphans import let_go
 from amdahl_loop.adapters.kube.pressure import find_waiting
 from amdahl_loop.adapters.kube.probe import Probe
+from amdahl_loop.adapters.kube.recall import LedgerUnreadableError
 from amdahl_loop.adapters.kube.runner import KubeRunner
 from amdahl_loop.adapters.kube.running import RunningJob, RunningState
 from amdahl_loop.adapters.kube.scrape import Fetch, fetch_metrics
 from amdahl_loop.adapters.kube.status import write_status
 from amdahl_loop.adapters.metrics import Metrics, Told
-from amdahl_loop.domain.api.training_job import TrainingJobStatus
 from amdahl_loop.domain.applying import Decision, RecordRelease, RecordRevert
 from amdahl_loop.domain.bank import Balance, balance, hours_in_force
+from amdahl_loop.domain.believing import sift_applications
 from amdahl_loop.domain.conditions import STANDINGS, Facts, Note
 from amdahl_loop.domain.fleet import Limits
 from amdahl_loop.domain.fleet import describe as describe_member
 from amdahl_loop.domain.isolation import Obstacle, find_obstacles, miss_probe, say_obstacles
 from amdahl_loop.domain.knob_values import Knobs
 from amdahl_loop.domain.ledger import JobMemory, effective_knobs, family_of, fingerprint_job
+from amdahl_loop.domain.phases import Breakdown
 from amdahl_loop.domain.plan import (
     Action,
     Admission,
@@ -50,29 +54,22 @@ from amdahl_loop.domain.plan import (
     Review,
     Rollback,
     Snapshot,
-    Wait,
 )
 from amdahl_loop.domain.policy import Constrained, cap_parallel_trials, constrain
 from amdahl_loop.domain.reasons import Reason
 from amdahl_loop.domain.resources import TrainingJob
-from amdahl_loop.domain.runs import Finished, Running, Unplaced
+from amdahl_loop.domain.runs import Running
 from amdahl_loop.domain.status import describe
 from amdahl_loop.domain.tuning import Mode
 from amdahl_loop.domain.verdicts import VerdictWord
 from amdahl_loop.ports import Clock
-from amdahl_loop.recollection import NOTHING_SEEN, Derived, JobKey, Recollection
+from amdahl_loop.recollection import NOTHING_SEEN, Derived, JobKey, Recollection, Rest
 from amdahl_loop.reconcile import Identity, Ports, Tick
+from amdahl_loop.resting import AT_ONCE_S, RESYNC_ACTIVE_S, RESYNC_IDLE_S, has_acted, is_at_rest, rest_of
 from amdahl_loop.settings import Settings
 
-AT_ONCE_S = 0.0
-POLL_S = 2.0
-"""While a block runs or pods are on their way; their events wake the job earlier."""
-LOOKS = 8
-"""So many times the counters of a job are read within the window that measures it, which ends at one of them."""
 LOOK_AROUND_S = 10.0
 """Trials make way within 30 s: seen within ten, decided at the next pass, over within a pod's grace."""
-RESYNC_ACTIVE_S = 15.0
-RESYNC_IDLE_S = 300.0
 OVER = (Reason.FINISHED, Reason.SUSPENDED, Reason.QUEUED)
 """Ways of standing in which nothing is measured and nothing tried."""
 
@@ -93,13 +90,16 @@ class Operator:
 
     async def advance(self, key: JobKey) -> float | None:
         """One pass; seconds until the next one, None where the job is gone. ApiUnavailable where the server is."""
-        seen = await look_up(self.client, *key)
+        document = await self.client.get(Kind.TRAINING_JOB, *key)
+        if document is not None and self._is_at_rest(key, document):
+            return RESYNC_IDLE_S
+        seen = None if document is None else see(document)
         if seen is None or seen.is_deleting:
             self.recollection.forget(key)
             await let_go(self.client, self.recollection.index, key.namespace, key.name, self.clock)
             return None
         if seen.job is None:
-            return await self._tell(seen, Facts(standing=Note(reason=Reason.INVALID_SPEC, sentence=seen.faults)))
+            return await self.tell(seen, Note(reason=Reason.INVALID_SPEC, sentence=seen.faults))
         index = self.recollection.index
         if index.has_open_of_another(key.namespace, key.name, seen.uid):  # deleted and made anew between two passes
             await let_go(self.client, index, key.namespace, key.name, self.clock, keep_uid=seen.uid)
@@ -110,18 +110,36 @@ class Operator:
         except (LedgerConflictError, LedgerRefusedError, LedgerUnreadableError) as error:
             _log.warning("%s: %s", key, error)
             note = Note(reason=Reason.REFUSED_BY_SERVER, sentence=str(error))
-            return await self._tell(ledger.seen, Facts(standing=note))
+            return await self.tell(ledger.seen, note)
         except ApiUnavailable as error:
             if error.refused is None or not error.refused.lacks_right:
                 raise
             _log.warning("%s: %s", key, error)
             note = Note(reason=Reason.REFUSED_BY_SERVER, sentence=str(error))
-            await self._tell(ledger.seen, Facts(standing=note))
+            await self.tell(ledger.seen, note)
             return RESYNC_ACTIVE_S
 
-    async def _tell(self, seen: SeenJob, facts: Facts) -> float:
-        await write_status(self.client, seen, describe(facts, seen.status, seen.generation, self.clock()))
+    async def tell(self, seen: SeenJob, standing: Note) -> float:
+        """Say how a job stands for which nothing can be done until somebody changes something."""
+        await write_status(
+            self.client, seen, describe(Facts(standing=standing), seen.status, seen.generation, self.clock())
+        )
         return RESYNC_IDLE_S
+
+    def count_time(self, key: JobKey, breakdown: Breakdown | None) -> None:
+        """Count where a running job's time went since this was last done; None: it does not run as measured."""
+        told_s, now_s = self.recollection.told_s, self.clock()
+        since_s = now_s - told_s.get(key, now_s)
+        told_s[key] = now_s
+        if breakdown is not None:
+            self.metrics.add_phases(key.namespace, breakdown.shares, breakdown.devices, since_s)
+
+    def _is_at_rest(self, key: JobKey, document: Object) -> bool:
+        """Whether a whole pass would find what the last one found, which was nothing to do."""
+        rest = self.recollection.rests.find(key, digest(document), self.clock())
+        if rest is not None:
+            self.count_time(key, rest.breakdown)
+        return rest is not None
 
 
 class _Pass:
@@ -134,6 +152,7 @@ class _Pass:
         self._derived = self._derive()
         found = self._derived
         self._identity = Identity(job_uid=found.uid, fingerprint=found.fingerprint, family=found.family)
+        self._heard = operator.recollection.rests.heard(key)
         self._place = key.namespace, bool(held.job.queue_labels)
         self._is_spec_only = held.job.spec.tuning.mode is Mode.SPEC
 
@@ -150,11 +169,14 @@ class _Pass:
     async def run(self) -> float:
         """Seconds until the next pass."""
         identity = self._identity
-        memory = await self._ledger.recall_own(identity.job_uid)
+        believe = partial(sift_applications, job_uid=identity.job_uid)
+        memory = believe(await self._ledger.recall_own(identity.job_uid))
         decision = await self._sync_spec(memory)
         if decision is None:
             return AT_ONCE_S
         running = await self._keep_running(memory)
+        if running.note.reason is Reason.INVALID_SPEC:
+            return await self._operator.tell(self._ledger.seen, running.note)
         if running.acted and not running.is_new:
             return AT_ONCE_S
         await self._look_around()
@@ -171,6 +193,7 @@ class _Pass:
             failing=running.failing,
             withheld=self._is_spec_only,
             admit=partial(self._admit, obstacles),
+            believe=believe,
         )
         await self._sweep(ticked, ports, running.has_blocks)
         await self._announce(ticked)
@@ -197,7 +220,8 @@ class _Pass:
         in_force = declared if self._is_spec_only else effective_knobs(declared, memory.applications)
         seen = memory.observations[-1] if memory.observations else None
         is_of_this = seen is not None and seen.fingerprint == self._identity.fingerprint
-        return await RunningJob(
+        known = self._find_known()
+        running = RunningJob(
             self._client,
             self._job.with_knobs(in_force),
             self._operator.probe,
@@ -205,10 +229,21 @@ class _Pass:
             clock=self._operator.clock,
             live=seen is not None and seen.report.live,
             measured=seen is not None and is_of_this and seen.is_usable,
-            ended=self._recollection.finished.find(*self._key, self._identity.job_uid),
             is_untold=not self._ledger.seen.status.observed_generation,
+            is_bare=known == (),
             fetch=self._operator.fetch,
-        ).ensure()
+        )
+        rest = None if known is None else running.rest_with(known)
+        if rest is not None:
+            return rest
+        self._recollection.finished.ask(Key(*self._key))
+        return await running.ensure()
+
+    def _find_known(self) -> tuple[JobFacts, ...] | None:
+        """What the job had when the operator started, if that is all there may be; younger jobs are asked about."""
+        if self._ledger.seen.created_at_s >= self._recollection.since_s:
+            return None
+        return self._recollection.finished.find(*self._key, self._identity.job_uid)
 
     def _runner(self, memory: JobMemory) -> KubeRunner:
         running = memory.of_job(self._identity.job_uid).running
@@ -315,22 +350,25 @@ class _Pass:
         """Write the status, once."""
         seen, now_s = self._ledger.seen, self._operator.clock()
         status = describe(facts, seen.status, seen.generation, now_s)
-        self._count(status, facts)
+        self._recollection.told[self._key] = Told.of(self._key.namespace, status)
+        is_running = facts.standing.reason is Reason.AS_DECLARED
+        breakdown = facts.review.breakdown if is_running and isinstance(facts.review, Review) else None
+        self._operator.count_time(self._key, breakdown)
         written = await write_status(self._client, seen, status)
         if isinstance(written, Refused):
             _log.warning("%s: the status was refused: %s", self._key, written.message)
             return AT_ONCE_S if written.is_outdated else RESYNC_ACTIVE_S
+        if is_at_rest(ticked, facts.standing) and not self._hangs_on_others:
+            left = digest((written or seen).document)
+            rest = Rest(digest=left, heard=self._heard, at_s=now_s, breakdown=breakdown)
+            self._recollection.rests.keep(self._key, rest)
         return rest_of(ticked, facts.standing, now_s)
 
-    def _count(self, status: TrainingJobStatus, facts: Facts) -> None:
-        """Note what the job reports now, and where its time went since it was last described."""
-        recollection, key, now_s = self._recollection, self._key, self._operator.clock()
-        recollection.told[key] = Told.of(key.namespace, status)
-        before_s = recollection.told_s.get(key, now_s)
-        recollection.told_s[key] = now_s
-        if isinstance(facts.review, Review) and facts.standing.reason is Reason.AS_DECLARED:
-            seen = facts.review.breakdown
-            self._operator.metrics.add_phases(key.namespace, seen.shares, seen.devices, now_s - before_s)
+    @property
+    def _hangs_on_others(self) -> bool:
+        """Whether the job wants a trial, which is the fleet's to grant, or misses a claim, of which no watch tells."""
+        modes = self._derived.access_modes
+        return self._key in self._recollection.fleet or modes is None or not all(modes.values())
 
 
 def identify(job: TrainingJob) -> Identity:
@@ -347,31 +385,6 @@ def stand(running: RunningState, action: Action) -> Note:
     if is_stuck and not is_known:
         return Note(reason=Reason.CRASH_LOOPING, sentence=f"{running.failing}.")
     return running.note
-
-
-def has_acted(ticked: Tick) -> bool:
-    """Whether a pass has changed what is known: the next one follows at once."""
-    match ticked.action:
-        case Propose() | Judge() | Apply() | Rollback():
-            return True
-        case Observe() | Launch() | Challenge():
-            return isinstance(ticked.run, Finished | Unplaced)
-        case Wait() | Halt():
-            return False
-
-
-def rest_of(ticked: Tick, standing: Note, now_s: float) -> float:
-    """How long a job may rest: shortly while something goes on, long when nothing does."""
-    match ticked.action:
-        case Wait(until_s=until_s):
-            return min(RESYNC_IDLE_S, max(POLL_S, until_s - now_s))
-        case Observe(request=request):
-            return min(RESYNC_ACTIVE_S, max(POLL_S, request.windows[0].measure_s / LOOKS))
-        case Halt():
-            is_moving = standing.reason in (Reason.STARTING, Reason.REPLACING)
-            return RESYNC_ACTIVE_S if is_moving else RESYNC_IDLE_S
-        case _:
-            return POLL_S
 
 
 def _settle(snapshot: Snapshot) -> Balance:

@@ -11,7 +11,7 @@ from typing import assert_never
 
 from amdahl_loop.domain.experiments import MAX_WHY, BlockRecord, Loss, find_owner
 from amdahl_loop.domain.knob_values import Knobs
-from amdahl_loop.domain.ledger import MAX_FAILING, Application, ApplicationKind, Observation
+from amdahl_loop.domain.ledger import MAX_FAILING, Application, ApplicationKind, JobMemory, Observation
 from amdahl_loop.domain.plan import (
     Action,
     Admission,
@@ -34,6 +34,15 @@ from amdahl_loop.ports import Clock, LedgerStore, Runner
 
 Admit = Callable[[Snapshot], Admission]
 """Whether a job may run a trial now, seen all that is known of it."""
+
+
+Believe = Callable[[JobMemory], JobMemory]
+"""What of a memory may be believed."""
+
+
+def as_recorded(memory: JobMemory) -> JobMemory:
+    """On one machine the ledger is a file of its owner's."""
+    return memory
 
 
 def always_admit(_: Snapshot) -> Admission:
@@ -88,9 +97,10 @@ async def tick(
     failing: str = "",
     withheld: bool = False,
     admit: Admit = always_admit,
+    believe: Believe = as_recorded,
 ) -> Tick:
     """One pass of the loop for one job. What only a cluster knows of it is left out on one machine (see `Snapshot`)."""
-    memory = await ports.ledger.recall(identity.job_uid, identity.fingerprint, identity.family)
+    memory = believe(await ports.ledger.recall(identity.job_uid, identity.fingerprint, identity.family))
     snapshot = Snapshot(
         job=job,
         job_uid=identity.job_uid,

@@ -20,8 +20,8 @@ from amdahl_loop.adapters.kube.ledger import (
     KubeLedger,
     LedgerConflictError,
     LedgerRefusedError,
-    LedgerUnreadableError,
 )
+from amdahl_loop.adapters.kube.recall import LedgerUnreadableError
 from amdahl_loop.adapters.kube.transport import Answer, Request, open_transport
 from amdahl_loop.domain.experiments import Experiment, Loss
 from amdahl_loop.domain.knob_values import Knobs

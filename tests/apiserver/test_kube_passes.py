@@ -11,20 +11,24 @@ from amdahl_loop.adapters.kube.jobs import SeenJob
 from amdahl_loop.adapters.kube.kinds import Kind
 from amdahl_loop.adapters.kube.ledger import KubeLedger
 from amdahl_loop.adapters.metrics import Metrics
-from amdahl_loop.domain.knob_values import Knobs
+from amdahl_loop.domain.api.timestamps import to_timestamp
+from amdahl_loop.domain.experiments import Experiment, Plan
+from amdahl_loop.domain.knob_values import KnobName, Knobs
 from amdahl_loop.domain.ledger import Application, ApplicationKind
 from amdahl_loop.domain.policy import TuningPolicySpec
 from amdahl_loop.domain.tuning import Mode
 from amdahl_loop.domain.verdicts import Verdict, VerdictWord
 from amdahl_loop.operate import Operator
 from amdahl_loop.recollection import JobKey, Recollection
+from amdahl_loop.resting import RESYNC_IDLE_S
 from amdahl_loop.settings import Settings
 from cluster_builders import Scene, play
-from judge_builders import make_plan
+from judge_builders import Bench, make_plan
 from kube_builders import install_crds, see_job
 from pod_builders import make_template
 from testbed.cluster import Cluster
 
+NO_GAIN = Verdict(word=VerdictWord.NO_GAIN, sentence="Saves nothing.", effect=0.0, effect_se=0.01)
 WON = Verdict(word=VerdictWord.WON, sentence="Saves 30 %.", effect=0.36, effect_se=0.01)
 
 
@@ -49,24 +53,57 @@ class Passes:
         seen = await see_job(self.scene.client, self.scene.namespace)
         return KubeLedger(self.scene.client, self.operator.recollection.index, seen, self.scene.clock)
 
-    async def win(self, name: str, before: Knobs, after: Knobs) -> None:
-        """An experiment is on record as won and applied."""
-        ledger = await self.ledger()
-        plan = make_plan(name=name, job="pydocs", job_uid=ledger.seen.uid)
-        await ledger.add_plan(plan.model_copy(update={"baseline": before, "variant": after}))
-        await ledger.add_verdict(name, WON, self.scene.clock())
-        await ledger.add_application(
-            Application(
-                job="pydocs",
-                job_uid=ledger.seen.uid,
-                fingerprint=plan.fingerprint,
-                at_s=self.scene.clock(),
-                kind=ApplicationKind.APPLIED,
-                experiment=name,
-                declared=before,
-                knobs=after,
-            )
+    async def record(self, experiment: Experiment) -> KubeLedger:
+        """An experiment of the job is on record with its blocks, and its verdict where it has one."""
+        ledger, name = await self.ledger(), experiment.name
+        await ledger.add_plan(experiment.plan)
+        for block in experiment.blocks:
+            await ledger.add_block(name, block)
+        if experiment.verdict is not None:
+            await ledger.add_verdict(name, experiment.verdict, self.scene.clock())
+        return ledger
+
+    async def plan(self, name: str, knob: KnobName, before: Knobs, after: Knobs) -> Plan:
+        """One that changes a knob of this job."""
+        uid = (await self.ledger()).seen.uid
+        plan = make_plan(
+            knob=knob, before=before.get(knob), after=after.get(knob), name=name, job="pydocs", job_uid=uid
         )
+        return plan.model_copy(update={"baseline": before, "variant": after})
+
+    async def win(self, name: str, before: Knobs, after: Knobs, knob: KnobName = KnobName.DATALOADER_WORKERS) -> None:
+        """An experiment is on record as won, with all its evidence, and applied."""
+        plan = await self.plan(name, knob, before, after)
+        ledger = await self.record(Bench(plan, gain=0.3).close())
+        await ledger.add_application(self.application(plan, after))
+
+    def application(self, plan: Plan, knobs: Knobs) -> Application:
+        """These values were put in force because of an experiment."""
+        return Application(
+            job="pydocs",
+            job_uid=plan.job_uid,
+            fingerprint=plan.fingerprint,
+            at_s=self.scene.clock(),
+            kind=ApplicationKind.APPLIED,
+            experiment=plan.name,
+            declared=plan.baseline,
+            knobs=knobs,
+        )
+
+    async def forge(self, plan: Plan, **entry: Any) -> None:
+        """Somebody writes an entry of `status.applications` by hand."""
+        known = {"atTime": to_timestamp(self.scene.clock()), "kind": "applied", "fingerprint": plan.fingerprint}
+        entry = known | {"declared": {"dataloaderWorkers": 0}} | entry
+        status = {"status": {"applications": [entry]}}
+        answer = await self.scene.client.patch_status(Kind.EXPERIMENT, self.scene.namespace, plan.name, status)
+        assert isinstance(answer, dict), answer
+        self.operator.recollection.index.learn(answer)
+
+    async def requests(self) -> list[tuple[str, str]]:
+        """What one pass asks of the server; the job must want to rest after it."""
+        self.scene.transport.requests.clear()
+        assert await self.operator.advance(self.key)
+        return [(r.method, r.path.split(f"/{self.scene.namespace}/")[1]) for r in self.scene.transport.requests]
 
     async def values(self) -> dict[str, str]:
         """The values that pods are started with."""
@@ -279,19 +316,135 @@ def test_a_verdict_that_was_written_by_hand_is_not_put_in_force(passes: Callable
     passes(scenario)
 
 
-def test_an_old_manifest_over_two_wins_never_runs_its_old_values(passes: Callable[..., None]) -> None:
-    """The revert is on record before anything runs by the spec: pods are never started with values that nobody wants."""
-    first, second = (
-        Knobs(dataloader_workers=2, checkpoint_every_steps=50),
-        Knobs(dataloader_workers=2, checkpoint_every_steps=400),
-    )
-    begun = {"dataloaderWorkers": 0, "checkpointEverySteps": 50}
+@pytest.mark.parametrize(
+    ("verdict", "has_blocks", "knobs", "why"),
+    [
+        (None, False, {"dataloaderWorkers": 2}, "the experiment ended Inconclusive"),
+        (NO_GAIN, False, {"dataloaderWorkers": 2}, "the experiment ended NoGain"),
+        (WON, False, {"dataloaderWorkers": 2}, "its recorded blocks do not show it"),
+        (WON, True, {"dataloaderWorkers": 9}, "are not those of the experiment"),
+    ],
+    ids=["open", "found nothing", "won by its word alone", "other values than the proven ones"],
+)
+def test_an_application_that_was_written_by_hand_is_not_in_force(
+    passes: Callable[..., None], verdict: Verdict | None, has_blocks: bool, knobs: dict[str, int], why: str
+) -> None:
+    """Without the policies an administrator may write it. The job runs on as declared, and names what is not believed.
+
+    The open experiment is cancelled by the same pass, since it is of other work than this job's.
+    """
 
     async def scenario(job: Passes) -> None:
         await job.settle()
-        await job.win("pydocs-e0", Knobs(dataloader_workers=0, checkpoint_every_steps=50), first)
+        before, after = Knobs(dataloader_workers=0), Knobs(dataloader_workers=2)
+        plan = await job.plan("pydocs-e0", KnobName.DATALOADER_WORKERS, before, after)
+        won = Bench(plan, gain=0.3).close()
+        blocks = won.blocks if has_blocks else ()
+        await job.record(won.model_copy(update={"blocks": blocks, "verdict": won.verdict if has_blocks else verdict}))
+        await job.forge(plan, knobs=knobs)
+        seen = await job.settle()
+        status, reason, message = said(seen, "Tuned")
+        if has_blocks:  # the true win is put in force beside it
+            assert seen.declared.knobs == after
+            assert (status, reason) == ("True", "ProvenValues")
+        else:
+            assert seen.declared.knobs == before
+            assert (await job.values())["AMDAHL_DATALOADER_WORKERS"] == "0"
+            assert (status, reason) == ("False", "Unproven")
+        assert "status.applications of Experiment pydocs-e0 holds an entry that is ignored" in message
+        assert why in message
+
+    passes(scenario)
+
+
+def test_a_job_at_rest_takes_one_request(passes: Callable[..., None]) -> None:
+    """It is read, and it is as it was left; somebody else's annotation makes no difference, and its owner's word does."""
+
+    async def scenario(job: Passes) -> None:
+        scene, names = job.scene, (job.scene.namespace, "pydocs")
+        seen = await job.settle()
+        assert said(seen, "Suspended")[0] == "True"
+        only = [("GET", "trainingjobs/pydocs")]
+        assert await job.requests() == only
+        await scene.client.patch(Kind.TRAINING_JOB, *names, {"metadata": {"annotations": {"example.com/woken": "now"}}})
+        assert await job.requests() == only
+        job.operator.recollection.rests.hear(job.key)
+        assert await job.requests() == [*only, ("GET", "jobs"), ("GET", "pods")]
+        assert await job.requests() == only
+        await scene.client.patch(Kind.TRAINING_JOB, *names, {"spec": {"suspend": False}})
         await job.settle()
-        await job.win("pydocs-e1", first, second)
+        assert "pydocs-r0" in await scene.objects(Kind.JOB)
+
+    passes(scenario, suspend=True)
+
+
+def test_a_suspended_job_that_had_nothing_at_the_start_takes_two_requests(passes: Callable[..., None]) -> None:
+    """The lists of the start answer for it; once it is resumed, and has a Job, they do not any more."""
+
+    async def scenario(job: Passes) -> None:
+        scene, known = job.scene, job.operator.recollection
+        known.since_s = scene.clock() + 1.0
+        await known.finished.load(scene.client, scene.namespace)
+        await known.finished.load_pods(scene.client, scene.namespace)
+        assert await job.requests() == [("GET", "trainingjobs/pydocs"), ("PATCH", "trainingjobs/pydocs/status")]
+        for suspend in (False, True):
+            change = {"spec": {"suspend": suspend}}
+            await scene.client.patch(Kind.TRAINING_JOB, scene.namespace, "pydocs", change)
+            seen = await job.settle()
+        assert said(seen, "Suspended")[0] == "True"
+        assert (await scene.objects(Kind.JOB))["pydocs-r0"]["spec"]["suspend"] is True
+
+    passes(scenario, suspend=True)
+
+
+def test_a_new_job_that_was_there_before_the_operator_takes_five_requests(passes: Callable[..., None]) -> None:
+    """The lists of the start say that there is no pod of a namesake."""
+
+    async def scenario(job: Passes) -> None:
+        scene, known = job.scene, job.operator.recollection
+        known.since_s = scene.clock() + 1.0
+        await known.finished.load(scene.client, scene.namespace)
+        await known.finished.load_pods(scene.client, scene.namespace)
+        asked = await job.requests()
+        assert [(method, what) for method, what in asked if not what.startswith("configmaps")] == [
+            ("GET", "trainingjobs/pydocs"),
+            ("POST", "services"),
+            ("POST", "jobs"),
+            ("PATCH", "trainingjobs/pydocs/status"),
+        ]
+
+    passes(scenario)
+
+
+def test_a_spec_that_cannot_be_used_is_looked_at_again_when_somebody_changes_it(passes: Callable[..., None]) -> None:
+    """Nothing of the job can run, so nothing is measured: a long rest, and what is wrong is said."""
+    template = make_template()
+    template["spec"]["volumes"] = [{"name": "amdahl-probe", "emptyDir": {}}]
+
+    async def scenario(job: Passes) -> None:
+        assert await job.operator.advance(job.key) == RESYNC_IDLE_S
+        seen = await see_job(job.scene.client, job.scene.namespace)
+        assert said(seen, "Stalled")[:2] == ("True", "InvalidSpec")
+        assert "amdahl-probe" in seen.document["status"]["message"]
+        assert await job.operator.advance(job.key) == RESYNC_IDLE_S
+        assert await job.scene.objects(Kind.JOB) == {}
+
+    passes(scenario, template=template)
+
+
+def test_an_old_manifest_over_two_wins_never_runs_its_old_values(passes: Callable[..., None]) -> None:
+    """The revert is on record before anything runs by the spec: pods are never started with values that nobody wants."""
+    first, second = (
+        Knobs(dataloader_workers=2, prefetch_factor=2),
+        Knobs(dataloader_workers=2, prefetch_factor=4),
+    )
+    begun = {"dataloaderWorkers": 0, "prefetchFactor": 2}
+
+    async def scenario(job: Passes) -> None:
+        await job.settle()
+        await job.win("pydocs-e0", Knobs(dataloader_workers=0, prefetch_factor=2), first)
+        await job.settle()
+        await job.win("pydocs-e1", first, second, KnobName.PREFETCH_FACTOR)
         seen = await job.settle()
         assert seen.declared.knobs == second
         await job.scene.client.apply(

@@ -1,6 +1,7 @@
 """Which events are worth a look? Those of others; what the operator itself has written it knows already."""
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -142,6 +143,85 @@ def test_an_event_that_overtakes_the_answer_is_weighed_after_the_pass(seen: str,
             await asyncio.sleep(0)
         task.cancel()
         assert taken == passes
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("change", "is_at_once"),
+    [
+        ({}, False),
+        ({"annotations": {"example.com/touched": "now"}}, False),
+        ({"labels": {"example.com/touched": "now"}}, False),
+        ({"annotations": {"amdahl-loop.io/paused": "true"}}, True),
+        ({"generation": 2}, True),
+        ({"uid": "u2"}, True),
+    ],
+    ids=["a status", "an annotation", "a label", "an annotation of ours", "another spec", "another job of that name"],
+)
+@pytest.mark.parametrize("during", [True, False], ids=["while its pass runs", "after it"])
+def test_a_failing_job_is_looked_at_at_once_when_its_owner_changes_it(
+    change: dict[str, Any], is_at_once: bool, during: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever others do to it waits until the failed pass is tried again."""
+    caplog.set_level(logging.CRITICAL)
+
+    async def scenario() -> None:
+        ended = asyncio.Event()
+
+        async def advance(_: JobKey) -> float:
+            if during:
+                desk.see_job(make("TrainingJob", "8", **{"generation": 1} | change), is_gone=False)
+            ended.set()
+            raise ValueError
+
+        desk = make_desk(advance=advance)
+        desk.see_job(make("TrainingJob", "7", generation=1), is_gone=False)
+        task = asyncio.create_task(desk.queue.run())
+        while not ended.is_set():
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        if not during:
+            desk.see_job(make("TrainingJob", "8", **{"generation": 1} | change), is_gone=False)
+        due_in_s = desk.queue.due_in_s(JOB)
+        assert due_in_s is not None
+        assert (due_in_s == 0.0) == is_at_once
+
+    asyncio.run(scenario())
+
+
+OF_JOB: dict[str, Any] = {"labels": {"amdahl-loop.io/job": "train"}}
+
+
+@pytest.mark.parametrize(
+    ("tell", "is_whole"),
+    [
+        (lambda desk: desk.see_job(make("TrainingJob", "8"), is_gone=False), False),
+        (lambda desk: desk.see_child(make("Job", "8", **OF_JOB), is_gone=False), True),
+        (lambda desk: desk.see_child(make("Job", "7", **OF_JOB), is_gone=False), False),
+        (lambda desk: desk.see_pod(make("Pod", "8", **OF_JOB), is_gone=False), True),
+        (lambda desk: desk.see_run(make("Job", "8", **OF_JOB), is_gone=True), True),
+        (lambda desk: desk.see_children([]), True),
+        (lambda desk: desk.see_ledger(Key("team", "e0"), "train"), True),
+        (lambda desk: desk.see_policy(make("TuningPolicy", "8"), is_gone=False), True),
+    ],
+    ids=["the job", "a Job", "our own write of a Job", "a pod", "a Job's end", "a silence", "the ledger", "a policy"],
+)
+def test_what_is_told_beside_the_job_itself_has_it_looked_at_as_a_whole(
+    tell: Callable[[Desk], Awaitable[None] | None], is_whole: bool
+) -> None:
+    """The job itself is read at every look, so an event of it alone ends no rest."""
+
+    async def scenario() -> None:
+        desk = make_desk()
+        desk.see_job(make("TrainingJob", "6"), is_gone=False)
+        desk.echoes.note(ask("POST"), make("Job", "7"))
+        before = desk.recollection.rests.heard(JOB)
+        telling = tell(desk)
+        if telling is not None:
+            await telling
+        assert (desk.recollection.rests.heard(JOB) != before) == is_whole
 
     asyncio.run(scenario())
 

@@ -2,12 +2,12 @@
 
 import asyncio
 import logging
-import time
+import random
 from collections.abc import Awaitable, Callable
 
 import pytest
 
-from amdahl_loop.workqueue import WorkQueue
+from amdahl_loop.workqueue import FIRST_BACKOFF_S, WorkQueue
 
 
 def run(scenario: Callable[[], Awaitable[None]]) -> None:
@@ -93,38 +93,118 @@ def test_a_job_that_hangs_or_fails_delays_no_other(caplog: pytest.LogCaptureFixt
         task = asyncio.create_task(queue.run())
         await done.wait()
         queue.add("poison")
-        assert "poison" in queue._due
+        assert queue.due_in_s("poison") is not None
         task.cancel()
 
     run(scenario)
 
 
-def test_events_do_not_shorten_the_back_off_of_a_failing_job(caplog: pytest.LogCaptureFixture) -> None:
-    """An object that fails and is touched all the time must not spin."""
+@pytest.mark.parametrize("during", [True, False], ids=["while its pass runs", "after it"])
+@pytest.mark.parametrize(
+    ("fails", "wishes", "is_at_once"),
+    [
+        (False, [False], True),
+        (True, [], False),
+        (True, [False], False),
+        (True, [False, False], False),
+        (True, [True], True),
+        (True, [False, True], True),
+        (True, [True, False], True),
+    ],
+    ids=[
+        "well, touched",
+        "failing",
+        "failing, touched",
+        "failing, touched twice",
+        "failing, changed by its owner",
+        "failing, touched and changed",
+        "failing, changed and touched",
+    ],
+)
+def test_only_its_owner_brings_a_failing_job_s_next_look_forward(
+    fails: bool, wishes: list[bool], is_at_once: bool, during: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An object that fails and is touched all the time must not spin; the owner's change may be the remedy."""
     caplog.set_level(logging.CRITICAL)
 
     async def scenario() -> None:
-        passes = 0
-        failed = asyncio.Event()
+        ended = asyncio.Event()
 
-        async def take(key: str) -> None:
-            nonlocal passes
-            passes += 1
-            queue.add(key)
-            failed.set()
-            raise ValueError(key)
+        async def take(key: str) -> float:
+            if during:
+                wish()
+            ended.set()
+            if fails:
+                raise ValueError(key)
+            return 300.0
 
-        queue = WorkQueue(take)
-        queue.add("poison")
+        def wish() -> None:
+            for is_changed in wishes:
+                queue.add("job", is_changed=is_changed)
+
+        queue = WorkQueue(take, workers=1, clock=lambda: 100.0)
+        queue.add("job")
+        queue.add("later", after_s=1000.0)
         task = asyncio.create_task(queue.run())
-        await failed.wait()
-        for _ in range(50):
+        while not ended.is_set():
             await asyncio.sleep(0)
-        assert passes == 1
-        assert queue._due["poison"][0] > time.monotonic()
         task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        if not during:
+            wish()
+        due_in_s = queue.due_in_s("job")
+        assert due_in_s is not None
+        assert due_in_s == 0.0 if is_at_once else due_in_s >= FIRST_BACKOFF_S
 
     run(scenario)
+
+
+def test_a_back_off_grows_whatever_its_owner_does_and_ends_with_a_pass_that_succeeds(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Each failure doubles it, one success forgets it."""
+    caplog.set_level(logging.CRITICAL)
+
+    async def scenario() -> None:
+        waits: list[float] = []
+        outcomes = iter([False, False, False, True, False])
+        done = asyncio.Event()
+
+        async def take(key: str) -> float:
+            if next(outcomes):
+                return 300.0
+            raise ValueError(key)
+
+        async def look(key: str) -> float | None:
+            try:
+                return await take(key)
+            finally:
+                asyncio.get_running_loop().call_soon(note)
+
+        def note() -> None:
+            due_in_s = queue.due_in_s("job")
+            assert due_in_s is not None
+            waits.append(due_in_s)
+            if len(waits) == 5:
+                done.set()
+            else:
+                queue.add("job", is_changed=True)
+
+        queue = WorkQueue(look, workers=1, draws=Undrawn(), clock=lambda: 100.0)
+        queue.add("job")
+        task = asyncio.create_task(queue.run())
+        await done.wait()
+        task.cancel()
+        assert waits == [0.5, 1.0, 2.0, 300.0, 0.5]
+
+    run(scenario)
+
+
+class Undrawn(random.Random):
+    """Nothing is left to chance."""
+
+    def random(self) -> float:
+        return 0.0
 
 
 def test_the_earliest_wish_counts() -> None:

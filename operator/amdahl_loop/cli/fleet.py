@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from amdahl_loop.adapters.kube.jobs import SeenJob
-from amdahl_loop.adapters.kube.ledger import LedgerUnreadableError
 from amdahl_loop.adapters.kube.policies import Policies, list_policies
+from amdahl_loop.adapters.kube.recall import LedgerUnreadableError
 from amdahl_loop.adapters.kube.survey import Records, list_jobs
 from amdahl_loop.cli.exits import Exit
 from amdahl_loop.cli.output import emit

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 
 from amdahl_loop.adapters.kube.client import ApiUnavailable, KubeClient
-from amdahl_loop.adapters.kube.ledger import LedgerUnreadableError
+from amdahl_loop.adapters.kube.recall import LedgerUnreadableError
 from amdahl_loop.adapters.kube.transport import AccessError
 from amdahl_loop.cli.arguments import default_ledger
 from amdahl_loop.cli.exits import Exit, Stop

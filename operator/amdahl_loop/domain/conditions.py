@@ -245,7 +245,15 @@ def _why_halted(facts: Facts, snapshot: Snapshot) -> Reason:
 
 
 def _find_tuned(facts: Facts, snapshot: Snapshot) -> Finding:
-    """True while a proven value is in force, wherever it is written."""
+    """True while a proven value is in force, wherever it is written; what is on record and not believed is named."""
+    found, disowned = _tell_tuned(facts, snapshot), snapshot.memory.disowned
+    if not disowned:
+        return found
+    reason = found.reason if found.status is TRUE else Reason.UNPROVEN
+    return Finding(JobConditionType.TUNED, found.status, reason, " ".join((*disowned, found.sentence)))
+
+
+def _tell_tuned(facts: Facts, snapshot: Snapshot) -> Finding:
     applications = snapshot.memory.applications
     newest = applications[-1] if applications else None
     wins = snapshot.history.wins

@@ -103,6 +103,8 @@ class JobMemory(Frozen):
     """Of this job or of its fingerprint, oldest first."""
     closed_at_s: Mapping[str, float] = Field(default_factory=dict)
     applications: tuple[Application, ...] = ()
+    disowned: tuple[str, ...] = ()
+    """What is on record as applied and is not believed, a sentence each (`believing.py`)."""
     family: tuple[Experiment, ...] = ()
     """Closed experiments of the same family under other fingerprints: past wins and failed transfers."""
 

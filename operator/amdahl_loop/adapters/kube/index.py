@@ -7,7 +7,7 @@ beside ten of them and beside ten thousand.
 
 import heapq
 import logging
-from collections import OrderedDict, defaultdict
+from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Iterable
 from math import inf
 
@@ -32,6 +32,8 @@ class ExperimentIndex:
     def __init__(self) -> None:
         self.listed: dict[str | None, str] = {}
         """The version of each list that this was built from: from there on changes can be watched."""
+        self.news: Counter[str] = Counter()
+        """How often what is known of a namespace's closed experiments has changed."""
         self._rows: dict[Key, Row] = {}
         self._versions: dict[Key, int] = {}
         self._older_since_s: dict[Key, float] = {}
@@ -51,6 +53,7 @@ class ExperimentIndex:
         row = make_row(document)
         known = self._rows.get(row.key)
         self._rows[row.key] = row
+        self.news[row.key.namespace] += not row.is_open and row != known
         self._versions[row.key] = read_version(document)
         self._uncertain.discard(row.key)
         self._note_open(row)
@@ -109,6 +112,7 @@ class ExperimentIndex:
         row = self._rows.pop(key, None)
         if row is None:
             return
+        self.news[key.namespace] += not row.is_open
         self._close(row)
         self._leave(row)
         for group in row.kin:

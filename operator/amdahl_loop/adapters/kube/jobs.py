@@ -11,6 +11,8 @@ from pydantic import ValidationError
 
 from amdahl_loop.adapters.kube.client import KubeClient
 from amdahl_loop.adapters.kube.kinds import Kind, Object
+from amdahl_loop.domain.api.kinds import GROUP
+from amdahl_loop.domain.api.timestamps import to_epoch_s
 from amdahl_loop.domain.api.training_job import TrainingJobStatus, read_training_job
 from amdahl_loop.domain.api.wire import from_wire
 from amdahl_loop.domain.applying import DeclaredSpec
@@ -58,6 +60,11 @@ class SeenJob:
         return int(self.document["metadata"].get("generation") or 0)
 
     @property
+    def created_at_s(self) -> float:
+        """When it was made, by the server's clock."""
+        return to_epoch_s(self.document["metadata"]["creationTimestamp"])
+
+    @property
     def is_deleting(self) -> bool:
         """Whether the job is on its way out."""
         return "deletionTimestamp" in self.document["metadata"]
@@ -77,6 +84,27 @@ class SeenJob:
             overruled=read_overruled(metadata.get("annotations") or {}),
             seen=read_seen(self.status),
         )
+
+
+def digest(document: Object) -> int:
+    """What a pass reads of a TrainingJob, as one number: with the same, it finds what it found before.
+
+    The spec by its generation, who owns its knobs, the marks of tools, our own annotations, labels and status. An
+    annotation of somebody else's, for one, changes the version and nothing that a pass would look at.
+    """
+    metadata = document["metadata"]
+    annotations, labels = metadata.get("annotations") or {}, metadata.get("labels") or {}
+    read = (
+        metadata["uid"],
+        metadata.get("generation"),
+        metadata.get("deletionTimestamp"),
+        sorted(labels.items()),
+        sorted((name, text) for name, text in annotations.items() if name.startswith(f"{GROUP}/")),
+        sorted(read_marks({**labels, **annotations})),
+        read_claims(metadata.get("managedFields") or ()),
+        document.get("status"),
+    )
+    return hash(repr(read))
 
 
 async def look_up(client: KubeClient, namespace: str, name: str) -> SeenJob | None:

@@ -5,13 +5,11 @@ name, or appended with the version that was read. Where an answer is lost or som
 again: what is there already with the same content is no error, other content is refused, nothing is ever overwritten.
 """
 
-from collections.abc import Callable, Sequence
-from math import inf
+from collections.abc import Callable
 
-from amdahl_loop.adapters.kube.client import ApiUnavailable, KubeClient, Refused
+from amdahl_loop.adapters.kube.client import ApiUnavailable, Refused
 from amdahl_loop.adapters.kube.experiments import (
     NO_ROOM,
-    PAGE,
     diff,
     fit,
     is_one,
@@ -20,27 +18,25 @@ from amdahl_loop.adapters.kube.experiments import (
     render,
     say_closed,
 )
-from amdahl_loop.adapters.kube.index import ExperimentIndex, Key
-from amdahl_loop.adapters.kube.jobs import SeenJob, see
+from amdahl_loop.adapters.kube.index import Key
+from amdahl_loop.adapters.kube.jobs import see
 from amdahl_loop.adapters.kube.kinds import Kind, Object
+from amdahl_loop.adapters.kube.recall import LedgerReader, believe
 from amdahl_loop.domain.api import records
 from amdahl_loop.domain.api.experiment import ExperimentStatus, Reservation
 from amdahl_loop.domain.api.parts import MAX_PHRASE, clip
-from amdahl_loop.domain.api.records import StoredExperiment, Unreadable, read_experiment
+from amdahl_loop.domain.api.records import StoredExperiment, Unreadable
 from amdahl_loop.domain.api.timestamps import to_timestamp
-from amdahl_loop.domain.api.training_job import read_observation, report_observation
+from amdahl_loop.domain.api.training_job import report_observation
 from amdahl_loop.domain.api.wire import to_wire
 from amdahl_loop.domain.blocks import Stage
-from amdahl_loop.domain.experiments import BlockRecord, Experiment, Loss, Plan
-from amdahl_loop.domain.ledger import Application, JobMemory, Observation
-from amdahl_loop.domain.telemetry import BlockReport, Malformed
+from amdahl_loop.domain.experiments import BlockRecord, Loss, Plan
+from amdahl_loop.domain.ledger import Application, Observation
+from amdahl_loop.domain.telemetry import BlockReport
 from amdahl_loop.domain.verdicts import Verdict
-from amdahl_loop.ports import Clock
 
 TRIES = 5
 """Reads and writes of one change while others keep being faster; then the queue comes back later."""
-STALE_S = 60.0
-"""So long an Experiment is not believed that is shown as it was before; then the server's store was put back."""
 STEP_S = 0.001
 """A later application never bears an earlier moment than the one before it, whatever the clock does."""
 
@@ -55,108 +51,8 @@ class LedgerRefusedError(Exception):
     """The API server does not let the operator record this; the message is the server's."""
 
 
-class LedgerUnreadableError(Exception):
-    """An Experiment of the job's cannot be read by this version; the message names it, and the fix."""
-
-
-class KubeLedger:
-    """The `LedgerStore` port for one pass over one job. The index is shared by all jobs, `seen` is this job's."""
-
-    def __init__(self, client: KubeClient, index: ExperimentIndex, seen: SeenJob, clock: Clock) -> None:
-        self._client = client
-        self._index = index
-        self._clock = clock
-        self._recalled: dict[str, StoredExperiment] = {}
-        self._own: tuple[str, Sequence[StoredExperiment]] | None = None
-        self.seen = seen
-        """The job as it stands after this pass's own writes."""
-        self.has_kin = True
-        """Whether other jobs' experiments are recalled too."""
-
-    # --- reading ------------------------------------------------------------------------------------------------------
-
-    async def recall(self, job_uid: str, fingerprint: str, family: str) -> JobMemory:
-        """All that is known of a job, of its fingerprint and of its family, in the job's namespace.
-
-        What is open or in force is read live, the rest comes from the index. Closed experiments are compact: without
-        blocks and votes. Of other jobs' experiments the newest answer to each question and the latest few are recalled.
-        """
-        own = await self._read_own(job_uid)
-        asked = (self.seen.namespace, job_uid, fingerprint, family)
-        kin = [self._index.recall(key) for key in self._index.of_kin(*asked)] if self.has_kin else ()
-        known = [*own, *(stored for stored in kin if isinstance(stored, StoredExperiment))]
-        known.sort(key=_closing_s)
-        applications = [application for stored in own for application in stored.applications]
-        return JobMemory(
-            observations=self._observations(job_uid),
-            experiments=tuple(
-                stored.experiment
-                for stored in known
-                if stored.experiment.plan.job_uid == job_uid or stored.experiment.plan.fingerprint == fingerprint
-            ),
-            closed_at_s={s.experiment.name: s.closed_at_s for s in known if s.closed_at_s is not None},
-            applications=tuple(sorted(applications, key=lambda application: application.at_s)),
-            family=tuple(
-                stored.experiment
-                for stored in known
-                if stored.experiment.verdict is not None
-                and stored.experiment.plan.family == family
-                and stored.experiment.plan.fingerprint != fingerprint
-            ),
-        )
-
-    async def recall_own(self, job_uid: str) -> JobMemory:
-        """The part of it that the job's own experiments make; read once a pass, and again after a write."""
-        own = await self._read_own(job_uid)
-        applications = [application for stored in own for application in stored.applications]
-        return JobMemory(
-            observations=self._observations(job_uid),
-            experiments=tuple(stored.experiment for stored in sorted(own, key=_closing_s)),
-            applications=tuple(sorted(applications, key=lambda application: application.at_s)),
-        )
-
-    async def experiments(self) -> tuple[Experiment, ...]:
-        """Every experiment of the job's namespace with all its evidence, oldest first; read live."""
-        listed = self._client.list(Kind.EXPERIMENT, self.seen.namespace, limit=PAGE)
-        found = [_believe(read_experiment(document)) async for document in listed]
-        return tuple(stored.experiment for stored in sorted(found, key=_closing_s))
-
-    def _observations(self, job_uid: str) -> tuple[Observation, ...]:
-        """The newest observation, which the job's status keeps."""
-        reported = self.seen.status.observation
-        if reported is None or self.seen.job is None or job_uid != self.seen.uid:
-            return ()
-        observation = read_observation(reported, self.seen.job)
-        return () if isinstance(observation, Malformed) else (observation,)
-
-    async def _read_own(self, job_uid: str) -> Sequence[StoredExperiment]:
-        """A job's own experiments, oldest first, as they stand after this pass's own writes."""
-        if self._own is None or self._own[0] != job_uid:
-            keys = self._index.of_job(self.seen.namespace, job_uid)
-            self._own = job_uid, [found for key in keys if (found := await self._read(key)) is not None]
-            self._recalled = {stored.experiment.name: stored for stored in self._own[1]}
-        return self._own[1]
-
-    async def _read(self, key: Key) -> StoredExperiment | None:
-        """An own experiment: live where that may matter, else compact; None where it is gone."""
-        if not self._index.is_unsettled(key):
-            compact = self._index.recall(key)
-            return None if compact is None else _believe(compact)
-        document = await self._get(key)
-        return None if document is None else _believe(self._index.parse(document))
-
-    async def _get(self, key: Key) -> Object | None:
-        """An Experiment as the server shows it now; ApiUnavailable where that is older than what it has shown."""
-        document = await self._client.get(Kind.EXPERIMENT, *key)
-        if document is None:
-            self._index.forget(key)
-        elif self._index.is_older(document, self._clock(), STALE_S):
-            raise ApiUnavailable(f"Experiment {key.namespace}/{key.name} is shown as it was before")
-        else:
-            self._index.learn(document)
-        return document
-
-    # --- writing ------------------------------------------------------------------------------------------------------
+class KubeLedger(LedgerReader):
+    """The `LedgerStore` port for one pass over one job."""
 
     async def add_plan(self, plan: Plan) -> None:
         """Create the plan's Experiment; the same plan twice is no error, another one under its name is."""
@@ -300,7 +196,7 @@ class KubeLedger:
             document = await self._get(key)
             if document is None:
                 raise LedgerConflictError(f"experiment {experiment} has no plan; record the plan first")
-            stored = _believe(self._index.parse(document))
+            stored = believe(self._index.parse(document))
             status = fit(document, stored, change(stored))
             if status == stored.status:
                 return
@@ -312,19 +208,6 @@ class KubeLedger:
             if not (answer.is_outdated or answer.is_gone):
                 raise LedgerRefusedError(f"Experiment {experiment}: {answer.message}")
         raise ApiUnavailable(f"others keep writing Experiment {key.namespace}/{key.name}")
-
-
-def _believe(stored: StoredExperiment | Unreadable) -> StoredExperiment:
-    if isinstance(stored, Unreadable):
-        raise LedgerUnreadableError(
-            f"Experiment {stored.name} cannot be read: {stored.reason}; use the version that wrote it, or delete it"
-        )
-    return stored
-
-
-def _closing_s(stored: StoredExperiment) -> float:
-    """When an experiment closed; an open one comes after all others."""
-    return inf if stored.closed_at_s is None else stored.closed_at_s
 
 
 def _settle(stored: StoredExperiment, is_same: bool, what: str) -> ExperimentStatus:

@@ -101,6 +101,11 @@ class JobFacts:
         return self.is_complete or bool(self.failure_reason)
 
     @property
+    def is_at_rest(self) -> bool:
+        """Whether the Job is suspended with nothing of it running, and has not failed before."""
+        return self.is_suspended and not (self.active or self.terminating or self.failed or self.failure_reason)
+
+    @property
     def is_queued(self) -> bool:
         """Whether a queue manages the Job: then nobody else writes its `suspend`."""
         return any(name.endswith(QUEUE_LABEL_SUFFIXES) for name in self.labels)

@@ -116,6 +116,7 @@ class Decision:
 
 ENDED = Note(reason=Reason.FINISHED, sentence="The job has run to its end.")
 """Of a job whose only Job is complete, whatever its spec says by now."""
+SUSPENDED = Note(reason=Reason.SUSPENDED, sentence="spec.suspend is true; the job has no pods.")
 
 
 def decide(wanted: Wanted, present: Present) -> Decision:
@@ -156,7 +157,7 @@ def _clear_away(facts: JobFacts) -> Decision:
 
 def _make(wanted: Wanted, present: Present) -> Decision:
     if wanted.is_suspended:
-        return Decision(None, _note(Reason.SUSPENDED, "spec.suspend is true; the job has no pods."))
+        return Decision(None, SUSPENDED)
     if wanted.guest:
         return Decision(None, _make_way(wanted))
     if present.pods_left:
@@ -167,10 +168,9 @@ def _make(wanted: Wanted, present: Present) -> Decision:
 
 def _suspend(wanted: Wanted, newest: Revision) -> Decision:
     """A Job that a queue manages is deleted: its `suspend` is the queue's own word."""
-    note = _note(Reason.SUSPENDED, "spec.suspend is true; the job has no pods.")
     if wanted.is_queued:
-        return Decision(Remove(newest.facts), note)
-    return Decision(None if newest.facts.is_suspended else SetSuspend(newest.facts, True), note)
+        return Decision(Remove(newest.facts), SUSPENDED)
+    return Decision(None if newest.facts.is_suspended else SetSuspend(newest.facts, True), SUSPENDED)
 
 
 def _make_way(wanted: Wanted) -> Note:

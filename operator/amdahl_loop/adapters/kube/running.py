@@ -40,6 +40,7 @@ from amdahl_loop.adapters.kube.render_running import (
 )
 from amdahl_loop.adapters.kube.revisions import (
     ENDED,
+    SUSPENDED,
     Advance,
     Create,
     Decision,
@@ -105,14 +106,14 @@ class RunningJob:
         clock: Clock,
         live: bool = False,
         measured: bool = False,
-        ended: Sequence[JobFacts] = (),
         is_untold: bool = False,
+        is_bare: bool = False,
         fetch: Fetch = fetch_metrics,
     ) -> None:
         """`live`: the program is known to switch values while it runs; `measured`: to run well with the probe.
 
-        `ended`: its Jobs as they are known to be, where nothing of it runs any more, and there is no block beside them;
-        `is_untold`: no status has ever been written for the job, so that most likely nothing of it is there yet.
+        `is_untold`: no status has ever been written for the job, so that most likely nothing of it is there yet;
+        `is_bare`: it is known that no pod of a job of this name is.
         """
         self._client = client
         self._job = job
@@ -121,8 +122,7 @@ class RunningJob:
         self._saves = saves
         self._clock = clock
         self._is_measured = measured
-        self._ended = tuple(read_revision(facts) for facts in ended)
-        self._is_untold = is_untold
+        self._is_untold, self._is_bare = is_untold, is_bare
         self._is_live = live and job.spec.tuning.apply.when is ApplyWhen.LIVE
         self._fetch = fetch
         self._seen: list[tuple[int, PodFacts]] | None = None
@@ -133,19 +133,24 @@ class RunningJob:
         """Only asked for where something runs or is to run."""
         return digest_declared(self._job)
 
+    def rest_with(self, known: Sequence[JobFacts]) -> RunningState | None:
+        """How the job stands with these Jobs, none of which runs or is a block; None where more has to be asked."""
+        if find_clashes(self._job):
+            return None
+        rest = self._find_rest([read_revision(facts) for facts in known])
+        return None if rest is None else replace(rest, has_blocks=False)
+
     async def ensure(self) -> RunningState:
         """One step towards what is wanted."""
         clashes = find_clashes(self._job)
         if clashes:
             return RunningState(note=Note(reason=Reason.INVALID_SPEC, sentence="\n".join(clashes)))
-        if self._ended and (end := self._find_end(self._ended)) is not None:
-            return replace(end, has_blocks=False)
-        if self._is_untold and (begun := await self._begin()) is not None:
+        if self._is_untold and not self._job.spec.suspend and (begun := await self._begin()) is not None:
             return begun
         jobs = await self._jobs()
         revisions = tuple(read_revision(facts) for facts in jobs if REVISION_LABEL in facts.labels)
-        if (end := self._find_end(revisions)) is not None:
-            return end
+        if (rest := self._find_rest(revisions)) is not None and (revisions or not await self._has_pods()):
+            return rest
         values = await self._client.get(Kind.CONFIG_MAP, self._namespace, knobs_name(self._name))
         if values is None or not self._owns(values):
             placed = await self._place_values(values, max((r.number for r in revisions), default=0))
@@ -176,7 +181,7 @@ class RunningJob:
 
         None where something is there, of a pass that was cut or of a job that bore this name before: then all is read.
         """
-        if await self._client.has_any(Kind.POD, self._namespace, f"{JOB_LABEL}={self._name}"):
+        if not self._is_bare and await self._has_pods():
             return None
         values = await self._make_values(0)
         if isinstance(values, Refused):
@@ -185,12 +190,22 @@ class RunningJob:
         state = await self._perform(decide(self._wanted(), Present(target=0)), values)
         return replace(state, revision=0, has_blocks=False)
 
-    def _find_end(self, revisions: Sequence[Revision]) -> RunningState | None:
-        """Whether the job has run to its end, with the probe: no value changes that, and nothing else is asked."""
+    def _find_rest(self, revisions: Sequence[Revision]) -> RunningState | None:
+        """Whether nothing of the job runs or is to run: it has ended, or is suspended. Nothing else is asked then.
+
+        Of one that ran without the probe, or that fails, more is to be said; what a queue manages is taken away.
+        """
+        is_suspended = self._job.spec.suspend
+        if not revisions and is_suspended:
+            return RunningState(note=SUSPENDED, has_blocks=self._has_blocks)
         only = revisions[0] if len(revisions) == 1 else None
-        if only is None or not only.facts.is_complete or only.facts.is_deleting or not only.has_probe:
+        if only is None or only.facts.is_deleting or not only.has_probe:
             return None
-        return RunningState(note=ENDED, revision=only.number, has_blocks=self._has_blocks)
+        if only.facts.is_complete:
+            return RunningState(note=ENDED, revision=only.number, has_blocks=self._has_blocks)
+        if is_suspended and only.facts.is_at_rest and not self._job.queue_labels:
+            return RunningState(note=SUSPENDED, revision=only.number, has_blocks=self._has_blocks)
+        return None
 
     async def _find_stray(self, revision: int) -> RunningState | None:
         """A Job that is there and was not listed: somebody else's, or ours, and its labels were stripped."""
@@ -264,6 +279,10 @@ class RunningJob:
             values_since_s=since_s,
             early_ends=count_early_ends(present),
         )
+
+    async def _has_pods(self) -> bool:
+        """Whether there is a pod of any job that bears this name: of one before it, or of a Job without its labels."""
+        return await self._client.has_any(Kind.POD, self._namespace, f"{JOB_LABEL}={self._name}")
 
     async def _pods(self) -> list[tuple[int, PodFacts]]:
         """Pods of the running job with the number of their revision; listed once a pass."""

@@ -16,6 +16,7 @@ from amdahl_loop.adapters.kube.jobs import SeenJob, look_up, see
 from amdahl_loop.adapters.kube.kinds import Kind, Object
 from amdahl_loop.adapters.kube.ledger import KubeLedger
 from amdahl_loop.domain.api.records import StoredExperiment, Unreadable, read_experiment
+from amdahl_loop.domain.believing import sift_applications
 from amdahl_loop.domain.ledger import JobMemory
 from amdahl_loop.ports import Clock
 
@@ -92,7 +93,7 @@ class Records:
         """The very memory that a pass of the operator decides by. LedgerUnreadableError as there."""
         async with self._turns:
             ledger = KubeLedger(self._client, self._index, seen, self._clock)
-            return await ledger.recall(seen.uid, fingerprint, family)
+            return sift_applications(await ledger.recall(seen.uid, fingerprint, family), seen.uid)
 
 
 def _read(document: Object) -> Found:

@@ -51,11 +51,6 @@ class Watch:
         self._version = version
         self._is_lost = not version
 
-    async def place(self) -> None:
-        """Begin here and now: what was before is known otherwise."""
-        self._version = await self._client.version(self._kind, self._namespace)
-        self._is_lost = False
-
     async def follow(self, hear: Hear, compare: Compare, pause_s: float = PAUSE_S) -> None:
         """Keep up until cancelled. StorePutBackError where the server has forgotten what it has told of."""
         has_ended = False

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,13 +61,17 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def start(folder: Path, *words: str, **options: Any) -> subprocess.Popen[str]:
+HEARING = ("env", "--default-signal=HUP")
+"""Starts a program that a closed terminal ends, also where the tests themselves run under `nohup`."""
+
+
+def start(folder: Path, *words: str, prefix: Sequence[str] = HEARING, **options: Any) -> subprocess.Popen[str]:
     """A command in a session of its own, its log in a file."""
     environment = {**os.environ, "XDG_STATE_HOME": str(folder / "state"), "COLUMNS": "100"}
     environment.pop("PYTEST_CURRENT_TEST", None)
     with (folder / "log").open("a") as log:
         return subprocess.Popen(
-            [*CALL, *words],
+            [*prefix, *CALL, *words],
             cwd=folder / "job",
             env=environment,
             stdin=subprocess.DEVNULL,
@@ -141,6 +145,21 @@ def test_interrupted_nothing_is_left(folder: Path, moment: str, signals: list[si
     if len(signals) == 1:
         assert "Go on with: amdahl-loop run job.yaml" in json.loads(out)["reason"]
         assert not any((folder / "state" / "amdahl-loop").glob("loop-*/*"))
+
+
+@pytest.mark.slow
+def test_nohup_is_heeded(folder: Path) -> None:
+    """A loop started under nohup goes on when its terminal closes, and ends when told to."""
+    process = start(folder, "run", "job.yaml", "-o", "json", prefix=["nohup"])
+    log = folder / "log"
+    wait_for(lambda: "observing" in log.read_text() and is_training(folder), "the training never started")
+    process.send_signal(signal.SIGHUP)
+    wait_for(lambda: "proof block 1" in log.read_text(), "the loop went no further")
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=PATIENCE_S)
+
+    assert process.returncode == 130
+    wait_for(lambda: not processes_of(folder), "a process is left")
 
 
 @pytest.mark.slow

@@ -23,6 +23,7 @@ PAUSE_S = 60.0
 """Longest sleep between two passes that wait for a moment: a suspended machine or a mended clock is noticed soon."""
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""What ends the loop, except what the caller has it ignore: under `nohup` it outlives its terminal."""
 
 
 class Watch(Protocol):
@@ -104,10 +105,11 @@ def stop_on_signals() -> Iterator[asyncio.Event]:
             task.cancel()
         stop.set()
 
-    for number in STOP_SIGNALS:
+    heard = [number for number in STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    for number in heard:
         loop.add_signal_handler(number, receive)
     try:
         yield stop
     finally:
-        for number in STOP_SIGNALS:
+        for number in heard:
             loop.remove_signal_handler(number)

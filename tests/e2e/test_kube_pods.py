@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from amdahl_loop.adapters.kube.kinds import Kind
+from amdahl_loop.adapters.kube.outcomes import CONFIG_LIMIT_S
 from amdahl_loop.domain.evidence import read_block
 from amdahl_loop.domain.experiments import BlockRecord
 from amdahl_loop.domain.profiles import PROFILES
@@ -122,9 +123,10 @@ def test_a_variant_that_eats_all_memory_loses(cluster: Cluster, namespace: str) 
 def test_what_cannot_start_says_so(
     cluster: Cluster, namespace: str, fields: dict[str, Any], trial: dict[str, Any], word: str
 ) -> None:
-    """Each in its own word, from what a real kubelet writes."""
+    """Each in its own word, from what a real kubelet writes. How long that is borne is not waited for here."""
 
     async def scenario(scene: Scene) -> None:
+        scene.ahead_s = CONFIG_LIMIT_S
         loop = await Loop.begin(scene, template=template(**fields), tuning={"trial": trial})
         state, _ = await loop.run_block(2)
         assert state.failure.startswith(word), state

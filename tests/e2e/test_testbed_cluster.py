@@ -269,11 +269,17 @@ def test_a_container_above_its_memory_limit_is_killed_and_says_so(
 def test_a_dead_node_is_noticed_and_comes_back(cluster: Cluster, cluster_namespace: str, python_pods: None) -> None:
     """Killing a node kills its pods and makes it NotReady; its pods are evicted; started again it is Ready and still has its images."""
     sleeper = container(command=["python3", "-c", "import time; time.sleep(3600)"])
+    away = {"key": "node.kubernetes.io/unreachable", "operator": "Exists", "effect": "NoExecute"}
     pod = {
         "apiVersion": "v1",
         "kind": "Pod",
         "metadata": {"name": "sleeper"},
-        "spec": {"nodeName": "node-2", "terminationGracePeriodSeconds": 1, "containers": [sleeper]},
+        "spec": {
+            "nodeName": "node-2",
+            "terminationGracePeriodSeconds": 1,
+            "containers": [sleeper],
+            "tolerations": [away | {"tolerationSeconds": 1}],  # half a minute by default
+        },
     }
     cluster.admin.kubectl("apply", "--namespace", cluster_namespace, "-f", "-", stdin=pod)
     cluster.admin.kubectl(

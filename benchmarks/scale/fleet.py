@@ -5,6 +5,8 @@ server and the operator have to hold is as large as in life.
 """
 
 import json
+import uuid
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache
@@ -20,6 +22,7 @@ from amdahl_loop.domain.api import records
 from amdahl_loop.domain.api.experiment import ExperimentStatus
 from amdahl_loop.domain.api.timestamps import to_timestamp
 from amdahl_loop.domain.api.wire import to_wire
+from amdahl_loop.domain.children import CLOSED_LABEL
 from amdahl_loop.domain.experiments import Experiment
 from amdahl_loop.domain.knob_values import KnobName
 from amdahl_loop.domain.parsing import parse_training_job
@@ -31,6 +34,8 @@ Object = dict[str, Any]
 
 JOBS_PER_NAMESPACE = 500
 JOBS_PER_FAMILY = 10
+FIRST = "fleet-0"
+"""The first namespace."""
 CLOSED_AT_S = 1_780_000_000.0
 NAME, UID, PRINT, FAMILY = "experiment-name", "00000000-0000-0000-0000-000000000000", "0" * 16, "f" * 16
 """What stands in the experiment that is played, where each job has its own."""
@@ -99,26 +104,37 @@ def make_job(member: Member) -> Object:
     }
 
 
-def make_experiments(job: Object, count: int) -> list[tuple[Object, Object]]:
-    """Closed experiments of a job on the server: what is created, and then its status."""
+def make_experiment() -> tuple[Object, Object]:
+    """The experiment that all others are copies of: what is created in the first namespace, and then its status."""
+    body, status = json.loads(_experiment())
+    body["metadata"]["labels"][CLOSED_LABEL] = "true"
+    status["closedAt"] = to_timestamp(CLOSED_AT_S)
+    return body, {"status": status}
+
+
+def copy_experiments(stored: str, job: Object, count: int) -> Iterator[tuple[str, str]]:
+    """Closed experiments of a job as the store keeps them, by their keys; `stored` is what it keeps of the first."""
     metadata = job["metadata"]
     identity = identify(parse_training_job({key: job[key] for key in ("apiVersion", "kind", "metadata", "spec")}))
-    made = []
     for number in range(count):
-        text = _experiment()
+        name, text = f"{metadata['name']}-{number}", stored
         for word, own in (
-            (NAME, f"{metadata['name']}-{number}"),
+            (NAME, name),
+            (json.loads(stored)["metadata"]["uid"], str(uuid.uuid4())),
             (UID, metadata["uid"]),
             (PRINT, identity.fingerprint),
             (FAMILY, identity.family),
-            ('"after": "2"', f'"after": "{5 + number}"'),
-            ("fleet-0", metadata["namespace"]),
+            ('"after":"2"', f'"after":"{5 + number}"'),
+            (f'"{FIRST}"', f'"{metadata["namespace"]}"'),
+            (to_timestamp(CLOSED_AT_S), to_timestamp(CLOSED_AT_S + number)),
         ):
             text = text.replace(word, own)
-        body, status = json.loads(text)
-        status["closedAt"] = to_timestamp(CLOSED_AT_S + number)
-        made.append((body, {"status": status}))
-    return made
+        yield store_key(metadata["namespace"], name), text
+
+
+def store_key(namespace: str, name: str) -> str:
+    """Where the store keeps an Experiment."""
+    return f"/registry/amdahl-loop.io/experiments/{namespace}/{name}"
 
 
 @cache
@@ -133,7 +149,7 @@ def _experiment() -> str:
         experiment, status = experiment.with_block(record), records.add_block(status, record)
     closed = say_closed(records.close(status, said.verdict, CLOSED_AT_S))
     assert plan.hypothesis.changes[0].knob is KnobName.DATALOADER_WORKERS
-    return json.dumps([render(plan, "fleet-0"), to_wire(closed)])
+    return json.dumps([render(plan, FIRST), to_wire(closed)])
 
 
 def make_pod(job: Object, node: str) -> Object:

@@ -15,22 +15,25 @@ event     from a changed spec to the status that speaks of it, ten jobs a second
 cpu       of operator, API server, etcd, kwok and the benchmark itself, while new and known jobs settle
 
 Everything is printed, and written to `--figures` as JSON, as soon as it is known. A phase that takes longer than
-`--limit-s` ends its size, with what was found until then; the next size follows.
+`--limit-s` ends its size, with what was found until then; the next size follows. After `--total-s` the benchmark ends,
+whatever phase it has come to. `python benchmarks/scale/run.py --jobs 3000 10000 --idle-s 60 --total-s 1200` fits into
+twenty minutes; `--jobs 200 1000 3000` tells how figures grow.
 """
 
 import argparse
 import asyncio
 import contextlib
 import json
+import math
 import os
 import random
 import socket
 import statistics
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "judge"))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
@@ -38,8 +41,23 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
 import counters
 import machine
 from census import JOBS, Census
-from fleet import Member, Object, Role, enrol, finished_status, make_experiments, make_job, make_pod, running_status
+from fleet import (
+    FIRST,
+    NAME,
+    Member,
+    Object,
+    Role,
+    copy_experiments,
+    enrol,
+    finished_status,
+    make_experiment,
+    make_job,
+    make_pod,
+    running_status,
+    store_key,
+)
 from server import MERGE, Server, ServerError, for_all
+from store import Store
 from subject import Reading, Span, Subject
 
 from amdahl_loop.domain.api.timestamps import to_timestamp
@@ -52,8 +70,11 @@ PODS_PER_NODE = 100
 CALM_S = 20.0
 TOUCHES, TOUCHES_PER_S = 300, 10
 WOKEN = 2000
+LEAST_S = 60.0
+"""With less time than this no size is begun."""
 
 
+Result = TypeVar("Result")
 Figures = dict[str, Any]
 """What one size has shown so far, by name, with units in the names."""
 
@@ -64,7 +85,11 @@ def main() -> int:
     machine = describe_machine()
     print(machine, flush=True)
     rows: list[Figures] = []
+    end_s = time.monotonic() + options.total_s
     for jobs in options.jobs:
+        if end_s - time.monotonic() < LEAST_S:
+            print(f"{jobs} jobs: no time is left", flush=True)
+            break
         rows.append({})
 
         def save(row: Figures) -> None:
@@ -72,9 +97,9 @@ def main() -> int:
             options.figures.parent.mkdir(parents=True, exist_ok=True)
             options.figures.write_text(json.dumps({"machine": machine, "sizes": rows}, indent=1))
 
-        measure(jobs, options, save)
+        measure(jobs, options, save, end_s)
         print(render(rows), flush=True)
-    return 0 if all(row["ended"] == "" for row in rows) else 1
+    return 0 if len(rows) == len(options.jobs) and all(row["ended"] == "" for row in rows) else 1
 
 
 def _parse() -> argparse.Namespace:
@@ -83,12 +108,13 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--experiments", type=int, default=5, help="closed experiments for each job")
     parser.add_argument("--idle-s", type=float, default=120.0, help="how long nothing is done to see that nothing is")
     parser.add_argument("--limit-s", type=float, default=600.0, help="longest that one phase may take")
+    parser.add_argument("--total-s", type=float, default=7200.0, help="longest that all of it may take")
     parser.add_argument("--keep", type=Path, default=Path("build/scale"), help="folder for logs")
     parser.add_argument("--figures", type=Path, default=Path("build/scale/figures.json"), help="where JSON goes")
     return parser.parse_args()
 
 
-def measure(jobs: int, options: argparse.Namespace, save: Callable[[Figures], None]) -> None:
+def measure(jobs: int, options: argparse.Namespace, save: Callable[[Figures], None], end_s: float) -> None:
     """One size, on a control plane of its own; a phase that takes too long, or a server that fails, ends it."""
     logs: Path = options.keep
     logs.mkdir(parents=True, exist_ok=True)
@@ -100,7 +126,7 @@ def measure(jobs: int, options: argparse.Namespace, save: Callable[[Figures], No
         define(cluster)
         log = logs / f"kwok-{jobs}.log"
         with simulated_nodes(cluster, nodes, 8, log, pod_address=counters.ADDRESS) as names:
-            scene = Scene(cluster, members, names, options, figures, save)
+            scene = Scene(cluster, members, names, options, figures, save, end_s)
             try:
                 asyncio.run(scene.play())
                 figures["ended"] = ""
@@ -121,9 +147,11 @@ class Scene:
         options: argparse.Namespace,
         figures: Figures,
         save: Callable[[Figures], None],
+        end_s: float,
     ) -> None:
         self.cluster, self.members, self.nodes = cluster, members, nodes
         self.options, self.figures, self.save = options, figures, save
+        self.end_s = end_s
         self.census = Census()
         self.draw = random.Random(0)
 
@@ -136,21 +164,41 @@ class Scene:
         """All phases, in order."""
         async with Server(self.cluster.admin.kubeconfig) as self.server, contextlib.AsyncExitStack() as stack:
             await stack.enter_async_context(await counters.serve())
-            version = await self.load(self.options.experiments)
+            version = await self.within(self.load(self.options.experiments))
             following = asyncio.create_task(self.census.follow(self.server, version))
             with self.subject() as subject:
-                self.tell(new=await self.settle(subject))
-                self.tell(pods=await self.give_pods())
-                self.tell(idle=describe(await self.rest(subject)))
-                self.tell(woken=describe(await self.wake(subject)))
-                self.tell(latencies_s=[round(latency_s, 3) for latency_s in await self.touch()])
+                self.tell(new=await self.within(self.settle(subject, "new")))
+                self.tell(pods=await self.within(self.give_pods()))
+                self.tell(idle=describe(await self.within(self.rest(subject))))
+                self.tell(woken=describe(await self.within(self.wake(subject))))
+                self.tell(latencies_s=[round(latency_s, 3) for latency_s in await self.within(self.touch())])
                 self.tell(worked_peak_mib=round(subject.peak_mib, 1))
             with self.subject() as subject:
-                self.tell(restart=await self.come_back(subject))
-            await self.change_all()
+                self.tell(restart=await self.within(self.come_back(subject)))
+            await self.within(self.change_all())
             with self.subject() as subject:
-                self.tell(known=await self.settle(subject))
+                self.tell(known=await self.within(self.settle(subject, "known")))
             following.cancel()
+
+    @property
+    def limit_s(self) -> float:
+        """Seconds that a phase may take which begins now."""
+        return max(1.0, min(self.options.limit_s, self.end_s - time.monotonic()))
+
+    async def within(self, phase: Coroutine[Any, Any, Result]) -> Result:
+        """A phase, for as long as it may take. TimeoutError after that."""
+        began_s = time.monotonic()
+        try:
+            async with asyncio.timeout(self.limit_s):
+                return await phase
+        except TimeoutError as error:
+            raise TimeoutError(str(error) or f"the time for {phase.__name__} is up") from error
+        finally:
+            mib = machine.read_memory_mib("kube-apiserver", self.folder)
+            self.tell(
+                server_peak_mib=round(mib),
+                phases_s=[*self.figures.get("phases_s", ()), round(time.monotonic() - began_s, 1)],
+            )
 
     @contextlib.contextmanager
     def subject(self) -> Iterator[Subject]:
@@ -162,7 +210,12 @@ class Scene:
 
     def read_servers(self) -> dict[str, float]:
         """CPU of the servers so far."""
-        return machine.read_servers(self.cluster.admin.kubeconfig.parent)
+        return machine.read_servers(self.folder)
+
+    @property
+    def folder(self) -> Path:
+        """The files of the control plane."""
+        return self.cluster.admin.kubeconfig.parent
 
     # --- phases -------------------------------------------------------------------------------------------------------
 
@@ -176,11 +229,10 @@ class Scene:
         jobs = await for_all(self.members, self.create_job)
         for job in jobs:
             self.census.note(job)
-        await for_all(
-            (pair for job in jobs for pair in make_experiments(job, experiments)),
-            lambda pair: self.create_experiment(*pair),
-        )
-        say(f"{len(jobs)} jobs and {experiments * len(jobs)} experiments created", begun_s)
+        say(f"{len(jobs)} jobs created", begun_s)
+        if experiments:
+            await self.copy_experiments(jobs, experiments)
+            say(f"{experiments * len(jobs)} experiments laid in", begun_s)
         listed = await self.server.send("GET", f"{JOBS}?limit=1")
         return str(listed["metadata"]["resourceVersion"])
 
@@ -189,18 +241,43 @@ class Scene:
         path = f"/apis/amdahl-loop.io/v1alpha1/namespaces/{member.namespace}/trainingjobs"
         return await self.server.send("POST", path, make_job(member))
 
-    async def create_experiment(self, body: Object, status: Object) -> None:
-        """A closed experiment."""
-        body["metadata"]["labels"]["amdahl-loop.io/closed"] = "true"
-        path = f"/apis/amdahl-loop.io/v1alpha1/namespaces/{body['metadata']['namespace']}/experiments"
+    async def copy_experiments(self, jobs: list[Object], count: int) -> None:
+        """So many closed experiments of each job: the server writes one, its store all others."""
+        body, status = make_experiment()
+        path = f"/apis/amdahl-loop.io/v1alpha1/namespaces/{FIRST}/experiments"
         await self.server.send("POST", path, body)
-        await self.server.send("PATCH", f"{path}/{body['metadata']['name']}/status", status, MERGE)
+        await self.server.send("PATCH", f"{path}/{NAME}/status", status, MERGE)
+        async with Store(self.folder) as store:
+            stored = await store.read(store_key(FIRST, NAME))
+            await store.put_all(pair for job in jobs for pair in copy_experiments(stored, job, count))
+        await self.server.send("DELETE", f"{path}/{NAME}")
+        while not await self.has_caught_up():
+            await asyncio.sleep(1.0)
 
-    async def settle(self, subject: Subject) -> Figures:
-        """Seconds since the operator's start until every status speaks of its job's spec; and what that took."""
+    async def has_caught_up(self) -> bool:
+        """Whether the server knows all that its store holds: until then it answers no list."""
+        try:
+            await self.server.send("GET", "/apis/amdahl-loop.io/v1alpha1/experiments?limit=1")
+        except ServerError as error:
+            say(str(error)[:200], time.monotonic())
+            return False
+        return True
+
+    async def settle(self, subject: Subject, name: str) -> Figures:
+        """Seconds since the operator's start until every status speaks of its job's spec; and what that took.
+
+        Where the time is up first, it is noted how many statuses do.
+        """
         begun_s, loop_s, before = time.monotonic(), asyncio.get_running_loop().time(), self.read_servers()
         what = "every job has a status for its spec"
-        done_s = await self.census.wait(lambda: not self.census.untold, self.options.limit_s, what)
+        try:
+            done_s = await self.census.wait(lambda: not self.census.untold, self.limit_s - 1.0, what)
+        except TimeoutError:
+            partial = self.account(math.nan, subject, await subject.read(), before)
+            told = len(self.members) - self.census.untold
+            self.tell(**{name: partial | {"told": told, "after_s": round(time.monotonic() - begun_s, 1)}})
+            say(f"not settled, {told} of {len(self.members)} are: {partial}", begun_s)
+            raise
         found = self.account(done_s - loop_s, subject, await subject.read(), before)
         say(f"settled: {found}", begun_s)
         return found
@@ -209,8 +286,6 @@ class Scene:
         """Seconds since the operator's start until it has looked at every job; and what that took."""
         begun_s, before = time.monotonic(), self.read_servers()
         while (reading := await subject.read()).ticks < len(self.members) or reading.oldest_s > 1.0:
-            if time.monotonic() - begun_s > self.options.limit_s:
-                raise TimeoutError("the operator has not looked at every job again")
             await asyncio.sleep(0.2)
         found = self.account(time.monotonic() - begun_s, subject, reading, before)
         say(f"come back: {found}", begun_s)
@@ -262,11 +337,10 @@ class Scene:
         begun_s = time.monotonic()
         running = {(m.namespace, m.name) for m in self.members if m.role is Role.RUNNING}
         what = "running jobs have been measured"
-        await self.census.wait(lambda: running <= self.census.observed, self.options.limit_s, what)
+        await self.census.wait(lambda: running <= self.census.observed, self.limit_s, what)
         say("every running job has been measured", begun_s)
         while (await self.look_on(subject, CALM_S)).writes_per_s:
-            if time.monotonic() - begun_s > 2 * self.options.limit_s:
-                raise TimeoutError("the operator does not come to rest")
+            say("something is still written", begun_s)
         span = await self.look_on(subject, self.options.idle_s)
         say(f"idle: {span.ticks:.0f} passes, {span.cpu_s:.1f} s CPU, requests {span.requests}", begun_s)
         return span
@@ -286,8 +360,6 @@ class Scene:
         note = {"metadata": {"annotations": {"example.com/woken": "now"}}}
         await for_all(woken, lambda member: self.patch(member, note))
         while (last := await subject.read()).ticks - first.ticks < len(woken) or last.oldest_s > 1.0:
-            if time.monotonic() - begun_s > self.options.limit_s:
-                raise TimeoutError("woken jobs are not all looked at")
             await asyncio.sleep(0.5)
         span = Span(first, last)
         say(f"{len(woken)} jobs woken: {span.ticks:.0f} passes, {span.cpu_s:.1f} s CPU, {span.requests}", begun_s)
@@ -303,7 +375,7 @@ class Scene:
             answer = await self.patch(member, ahead(number))
             at_s, generation = loop.time(), int(answer["metadata"]["generation"])
             what = f"{key} has a status for generation {generation}"
-            await self.census.wait(lambda: self.census.told.get(key, 0) >= generation, self.options.limit_s, what)
+            await self.census.wait(lambda: self.census.told.get(key, 0) >= generation, self.limit_s, what)
             return max(0.0, self.census.told_at_s[key] - at_s)
 
         for number, member in enumerate(self.draw.choices(self.members, k=min(TOUCHES, len(self.members)))):
@@ -317,9 +389,7 @@ class Scene:
         """Change every spec while no operator is there."""
         begun_s = time.monotonic()
         await for_all(self.members, lambda member: self.patch(member, ahead(500)))
-        await self.census.wait(
-            lambda: self.census.untold == len(self.members), self.options.limit_s, "every change is seen"
-        )
+        await self.census.wait(lambda: self.census.untold == len(self.members), self.limit_s, "every change is seen")
         say("every spec changed", begun_s)
 
     async def patch(self, member: Member, body: Object) -> Object:

@@ -94,7 +94,7 @@ def start_supervisor(
     """Start the supervisor on a plan, as a pod would: from the zip."""
 
     def start(plan: dict[str, Any], **environment: str) -> "subprocess.Popen[str]":
-        path = tmp_path / "plan.json"
+        path = Path(f"{plan['dir']}.json")  # several may run at once, each with a directory of its own
         path.write_text(json.dumps(plan))
         return subprocess.Popen(
             [sys.executable, "-m", "amdahl_probe.supervise", str(path)],

@@ -15,7 +15,11 @@ from amdahl_probe import summary
 
 def run(start: Callable[..., Any], plan: dict[str, Any], **environment: str) -> tuple[int, dict[str, Any]]:
     """Run a block to its end: exit code and summary."""
-    process = start(plan, **environment)
+    return finish(start(plan, **environment), plan)
+
+
+def finish(process: Any, plan: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+    """Wait for the end of a block: exit code and summary."""
     _, errors = process.communicate(timeout=120)
     assert errors == ""
     data = Path(plan["dir"], "summary.json").read_bytes()
@@ -76,24 +80,27 @@ class TestRelaunch:
 
     @pytest.mark.slow
     @pytest.mark.parametrize(
-        ("behaviours", "expected"),
+        "expected",
         [
-            (("crash", "cuda_oom", "short", ""), [("crash", 1), ("oom", 1), ("no_steps", 0), ("ok", None)]),
-            (("hang", "vanish", "disable", "nan"), [("hang", None), ("no_report", None), ("no_report", None), ("void", None)]),
-            (("idle", "busy", "silent", "lonely"), [("hang", None), ("no_steps", None), ("no_report", None), ("void", None)]),
+            {"crash": ("crash", 1), "cuda_oom": ("oom", 1), "short": ("no_steps", 0)},
+            {"hang": ("hang", None), "vanish": ("no_report", None), "disable": ("no_report", None), "nan": ("void", None)},
+            {"idle": ("hang", None), "busy": ("no_steps", None), "silent": ("no_report", None), "lonely": ("void", None)},
         ],
+        ids=", ".join,
     )  # fmt: skip
     def test_each_way_to_fail_has_its_word_and_the_block_goes_on(
-        self, behaviours: tuple[str, ...], expected: list[tuple[str, int | None]], make_plan: Any, start_supervisor: Any
+        self, expected: dict[str, tuple[str, int | None]], make_plan: Any, start_supervisor: Any, tmp_path: Path
     ) -> None:
-        """A window that is lost is recorded with its reason, and the next one is run."""
-        plan = make_plan(*[("B", behaviour, {}) for behaviour in behaviours])
+        """A window that is lost is recorded with its reason, and the next one is run. Blocks wait side by side."""
+        plans = [make_plan(("B", way, {}), ("A", "", {}), dir=str(tmp_path / f"run-{way}")) for way in expected]
+        processes = [start_supervisor(plan) for plan in plans]
 
-        code, block = run(start_supervisor, plan)
+        for (way, lost), process, plan in zip(expected.items(), processes, plans, strict=True):
+            code, block = finish(process, plan)
 
-        assert (code, block["state"]) == (0, "done")
-        assert [(w["x"], w.get("xc")) for w in block["w"]] == expected
-        assert all(w["x"] == "ok" or w["why"] for w in block["w"])
+            assert (code, block["state"]) == (0, "done"), way
+            assert [(w["x"], w.get("xc")) for w in block["w"]] == [lost, ("ok", None)], way
+            assert block["w"][0]["why"], way
 
     def test_memory_above_the_bound_is_oom(self, make_plan: Any, start_supervisor: Any) -> None:
         """The tree is killed, and the block goes on."""
@@ -133,8 +140,9 @@ class TestRelaunch:
         _, block = run(start_supervisor, plan)
 
         assert [w["x"] for w in block["w"]] == ["ok", "ok", "ok"]
-        assert not Path("/proc", (tmp_path / "daemon").read_text()).exists()
         assert find_processes(str(tmp_path)) == []
+        daemon = Path("/proc", (tmp_path / "daemon").read_text())
+        assert wait_until(lambda: not daemon.exists())  # what was killed is there until its parent has looked
         log = Path(plan["dir"], "window-A2.log").read_text()
         assert log.startswith("first line\n")
         assert log.endswith("last line\n")

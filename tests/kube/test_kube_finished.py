@@ -136,6 +136,17 @@ def test_what_was_asked_for_once_is_asked_for_again_until_the_job_is_gone() -> N
     assert names(finished) == []
 
 
+def test_an_operator_that_has_heard_of_very_many_asks_everybody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It keeps no name of jobs that are long gone, and believes nothing any more."""
+    monkeypatch.setattr("amdahl_loop.adapters.kube.finished.MOST", 3)
+    finished = load()
+    for number in range(3):
+        finished.ask(Key("team", f"other-{number}"))
+    assert names(finished) == []
+    finished.ask(Key("team", "one-more"))
+    assert names(finished) is ASK
+
+
 @pytest.mark.parametrize(
     ("told", "is_gone", "known"),
     [

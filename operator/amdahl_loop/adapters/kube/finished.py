@@ -20,6 +20,10 @@ PAGE = 250
 """Jobs a page of the list: a few MiB with their templates."""
 
 
+MOST = 100_000
+"""Names that are kept of those to ask for, or they would grow with every job that ever was."""
+
+
 class Place(NamedTuple):
     """One Job at one moment."""
 
@@ -76,7 +80,7 @@ class FinishedJobs:
         """There is, or was, a pod: unless its Job is known, its job is to be read live from now on."""
         key = _job_of(raw)
         if key not in self._known:
-            self._others.add(key)
+            self.ask(key)
 
     def hear(self, raw: Object, is_gone: bool) -> None:
         """Something was told of a Job: unless it is known already, its job is to be read live from now on."""
@@ -101,6 +105,9 @@ class FinishedJobs:
         """The Jobs of a TrainingJob are to be asked for from now on."""
         self._known.pop(key, None)
         self._others.add(key)
+        if len(self._others) > MOST:  # the start is long past: from now on everybody is asked
+            self._listed.clear()
+            self._others.clear()
 
     def forget(self, key: Key) -> None:
         """A TrainingJob is gone; whoever bears its name after it is younger than the list."""

@@ -12,10 +12,18 @@ import threading
 from bisect import bisect_left
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Dict, List, Mapping, Optional
+from typing import Callable, Dict, List, Mapping, NamedTuple, Optional
 
 #: Upper bounds of `amdahl_step_seconds`, seconds: two a decade from 1 ms to 5 min.
 BUCKETS_S = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
+
+
+class Family(NamedTuple):
+    """Numbers that only the program knows: kind and help text, and values by label text such as `cause="input"`."""
+
+    kind: str
+    text: str
+    values: Mapping[str, float]
 
 
 class Metrics:
@@ -32,6 +40,7 @@ class Metrics:
         self.loader_batch_ns = 0
         self.loss: Optional[float] = None
         self.mfu: Dict[str, float] = {}
+        self.families: Callable[[], Mapping[str, Family]] = dict  #: asked at each request, by another thread
         self._step_ns = 0
         self._bucket_counts = [0] * (len(BUCKETS_S) + 1)
 
@@ -75,6 +84,9 @@ class Metrics:
         if self.mfu:
             _family(lines, "amdahl_mfu", "gauge", "Model FLOP utilisation by counting convention.")
             lines += [f'amdahl_mfu{{convention="{_escape(c)}"}} {v!r}' for c, v in dict(self.mfu).items()]
+        for name, family in self.families().items():
+            _family(lines, name, family.kind, family.text)
+            lines += [f"{name}{{{labels}}} {v!r}" if labels else f"{name} {v!r}" for labels, v in family.values.items()]
         _family(lines, "amdahl_info", "gauge", "What runs here; always 1.")
         labels = ",".join(f'{name}="{_escape(value)}"' for name, value in sorted(self.info.items()))
         lines.append(f"amdahl_info{{{labels}}} 1")

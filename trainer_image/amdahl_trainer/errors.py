@@ -52,6 +52,12 @@ class DataError(TrainerError):
     code = Exit.DATA
 
 
+class BadSamplesError(DataError):
+    """The ranks together have left out more samples than they may."""
+
+    is_common = True
+
+
 class NonFiniteError(TrainerError):
     """The loss or the gradients are NaN or infinite. The parameters are those before the bad step."""
 

@@ -39,6 +39,15 @@ class Spent(NamedTuple):
     phases: Mapping[str, int]
 
 
+class Settled(NamedTuple):
+    """What all before it comes to, the last lap being that of `step`; device-nanoseconds."""
+
+    step: int
+    attempts: int
+    useful_ns: int
+    badput_ns: Mapping[str, int]
+
+
 @dataclass(frozen=True)
 class Account:
     """Device-nanoseconds of a run."""
@@ -61,7 +70,7 @@ class Account:
 class Book:
     """The account of a run as it goes on. It keeps 16 bytes a step: a restart may throw away any of them."""
 
-    def __init__(self, events: Iterable[Began | Spent] = ()) -> None:
+    def __init__(self, events: Iterable[Began | Spent | Settled] = ()) -> None:
         """With what has happened so far."""
         self.attempts = 0
         self._badput = dict.fromkeys(CAUSES, 0)
@@ -70,16 +79,20 @@ class Book:
         for event in events:
             self.add(event)
 
-    def add(self, event: Began | Spent) -> None:
+    def add(self, event: Began | Spent | Settled) -> None:
         """Count an event."""
         if isinstance(event, Began):
             self.attempts += 1
             self._throw_away(event.step)
             return
-        for phase, ns in event.phases.items():
-            if phase != USEFUL:
-                self._badput[phase] += ns
-        useful_ns = event.phases.get(USEFUL, 0)
+        if isinstance(event, Settled):
+            self.attempts += event.attempts
+            badput_ns, useful_ns = event.badput_ns, event.useful_ns
+        else:
+            badput_ns, useful_ns = event.phases, event.phases.get(USEFUL, 0)
+        for cause, ns in badput_ns.items():
+            if cause != USEFUL:
+                self._badput[cause] += ns
         self._steps.append(event.step)
         self._useful.append(useful_ns)
         self._useful_ns += useful_ns

@@ -73,8 +73,8 @@ class Data:
     bad_samples: str = key(
         "fail", "a sample that cannot be trained on ends the run, or is left out", choices=("fail", "skip")
     )
-    max_bad_samples: int = key(100, "different samples that a rank leaves out before it fails", low=0)
-    max_restarts: int = key(3, "times that a rank's loader is started again after a failure", low=0)
+    max_bad_samples: int = key(100, "different samples that all ranks together leave out before the run fails", low=0)
+    max_restarts: int = key(3, "times that each rank's loader is started again after a failure", low=0)
     seq_len: int = key(256, "tokens in a row", maths=True, low=64)
     doc_mask: bool = key(True, "tokens see only their own document", maths=True)
     num_workers: int = key(0, "loader processes a rank; 0 loads in the training process", low=0)

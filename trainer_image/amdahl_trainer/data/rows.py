@@ -235,5 +235,5 @@ class Rows:
 
 
 def too_many(last: Bad, limit: int) -> DataError:
-    """The error for more bad samples than may be left out."""
+    """The error for more bad samples in one batch than may be left out in a run."""
     return DataError(f"more than {limit} bad samples, the last is {last}; mend the data, or raise data.max_bad_samples")

@@ -30,6 +30,9 @@ RESTRICTED = {"pod-security.kubernetes.io/enforce": "restricted"}
 TIMEOUT_S = 1800.0
 """A bound on hanging; at a load of 20 on two cores it took nine minutes."""
 
+STARTUP_S = 60.0
+"""What an observation would have said of PyTorch's start in a pod: a launch is given ten times that."""
+
 MODEL = [
     "--model.n_layers",
     "2",
@@ -126,7 +129,6 @@ def test_two_pods_train_as_one_job_and_go_on_where_they_stopped(
         assert f"step {step}," in first_log(cluster, namespace), "it goes on from the step that was saved"
 
 
-@pytest.mark.quiet  # a launch that takes three minutes to its first batch is ended, and torch may take that long beside others
 def test_both_arms_of_a_pass_size_run_in_two_pods(cluster_with_definitions: Cluster, namespace: str) -> None:
     """A block of the loop's own: four launches of two ranks over the Service, each arm with the knob as its trainer took it."""
 
@@ -141,7 +143,7 @@ def test_both_arms_of_a_pass_size_run_in_two_pods(cluster_with_definitions: Clus
             Kind.SERVICE, scene.namespace, render_service(job)
         )  # the running job has made it before
         await scene.client.create(Kind.EXPERIMENT, scene.namespace, render(plan, scene.namespace))
-        state, report = await Loop(scene, job, plan).run_block(2)
+        state, report = await Loop(scene, job, plan).run_block(2, STARTUP_S)
         assert report is not None, state
         assert [(window.outcome, window.devices) for window in report.windows] == [("ok", 2)] * 4, state.summary
         assert {window.samples_per_step for window in report.windows} == {16.0}

@@ -15,13 +15,8 @@ from amdahl_loop.adapters.kube.client import ApiUnavailable
 from amdahl_loop.adapters.kube.experiments import load_index
 from amdahl_loop.adapters.kube.index import ExperimentIndex
 from amdahl_loop.adapters.kube.kinds import Kind
-from amdahl_loop.adapters.kube.ledger import (
-    STALE_S,
-    KubeLedger,
-    LedgerConflictError,
-    LedgerRefusedError,
-)
-from amdahl_loop.adapters.kube.recall import LedgerUnreadableError
+from amdahl_loop.adapters.kube.ledger import KubeLedger, LedgerConflictError, LedgerRefusedError
+from amdahl_loop.adapters.kube.recall import STALE_S, LedgerUnreadableError
 from amdahl_loop.adapters.kube.transport import Answer, Request, open_transport
 from amdahl_loop.domain.experiments import Experiment, Loss
 from amdahl_loop.domain.knob_values import Knobs

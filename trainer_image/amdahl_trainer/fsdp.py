@@ -79,12 +79,16 @@ def mark(blocks: Iterable[nn.Module], on_gradient: Callable[[], None]) -> None:
 
 
 def reduce(model: nn.Module, mesh: DeviceMesh) -> Reduced:
-    """A model that was sharded as a whole, with its gradients' reduction."""
+    """A model that was sharded as a whole, with its gradients' reduction.
+
+    Gradients are scattered with every micro-batch, or each rank would keep whole ones until the last. Copies, which
+    hold the same pieces, add theirs with the last micro-batch.
+    """
     assert isinstance(model, FSDPModule), "shard() comes first"
 
     @contextlib.contextmanager
     def sync(last: bool) -> Iterator[None]:
-        model.set_requires_gradient_sync(last)
+        model.set_requires_all_reduce(last)
         yield
 
     return Reduced(model, sync, mesh.size())

@@ -153,15 +153,18 @@ def _count(parameters: Iterator[tuple[int, int]], tp: int, shard: int) -> int:
 def _gathered(config: Config, degrees: Degrees, parts: list[Part], saved: _Saved) -> int:
     """Two whole blocks (one is fetched while one computes) and what lies outside blocks, which stays.
 
-    In a pipeline every block stays. Where nothing is sharded, autocast's copies of the parameters.
+    In a pipeline every block stays, and so do whole gradients. Where nothing is sharded, autocast's copies of
+    the parameters.
     """
     whole = sum(_count(shapes(config.model, part), degrees.tp, 1) for part in parts)
     if not saved.is_sharded:
         return saved.size * whole if saved.size < FULL else 0
     layers = sum(len(part.layers) for part in parts)
     block = _count(shapes(config.model, Part(range(1, 2), 3)), degrees.tp, 1)
-    kept = whole if degrees.pp > 1 else whole - block * (layers - min(2, layers))
-    return saved.size * kept + FULL * block  # and the sum of one block's gradients on its way
+    if degrees.pp > 1:  # torch's schedules gather all blocks of a stage, and scatter gradients when all are summed
+        return (saved.size + FULL) * whole
+    kept = whole - block * (layers - min(2, layers))
+    return saved.size * kept + FULL * block  # and the gradients of one block on their way
 
 
 @dataclass(frozen=True)

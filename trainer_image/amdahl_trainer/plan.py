@@ -25,7 +25,7 @@ from amdahl_trainer.peers import Place
 #: Share of the data sheet's peak that an 8192-cubed bfloat16 product of random numbers reached on one H200.
 REACHABLE = 0.78
 
-GIB = 1 << 30
+MIB, GIB = 1 << 20, 1 << 30
 
 
 @dataclass(frozen=True)
@@ -92,30 +92,42 @@ def _again(config: Config, cost: flops.PerToken) -> float:
 def describe(plan: Plan, config: Config) -> str:
     """The plan as a page of text."""
     degrees, cost = plan.degrees, plan.cost
-    rows = f"{plan.micro_batches} micro-batches of {plan.micro_batch} rows of {config.data.seq_len:,} tokens"
+    rows = f"micro-batches x rows x tokens = {plan.micro_batches} x {plan.micro_batch} x {config.data.seq_len:,}"
     arithmetic = f"{cost.palm / 1e9:.3f} GFLOP a token (palm), {cost.causal / 1e9:.3f} (causal)"
-    losses = f"{plan.idle:.1%} idle in the pipeline, {plan.again:.1%} computed again"
     names = [name for name in asdict(plan.needs[0]) if name != "host"]
     names += ["total", "host"] if config.memory.cpu_offload else ["total"]
-    needs = [f"  {name:<12}" + "".join(f"{getattr(stage, name) / GIB:9.2f}" for stage in plan.needs) for name in names]
+    unit, size = ("GiB", GIB) if plan.needs[0].total >= GIB else ("MiB", MIB)
+    needs = [f"  {name:<12}" + "".join(f"{getattr(stage, name) / size:9.2f}" for stage in plan.needs) for name in names]
     return "\n".join(
         (
-            f"mesh    {degrees.world} ranks = {degrees}",
+            f"mesh    {degrees.world} rank{'s' * (degrees.world > 1)} = {degrees}",
             f"step    {plan.step_tokens:,} tokens; a rank of dp takes {rows}",
             f"model   {plan.parameters:,} parameters; {arithmetic}",
-            "memory  GiB of a rank" + (", by stage" if degrees.pp > 1 else ""),
+            f"memory  {unit} of a rank, {_share(plan)}",
             *needs,
-            f"MFU     at most {plan.mfu:.1%} (palm): {REACHABLE:.0%} reachable, {losses}",
-            f"speed   {_speed(plan)}",
+            *_speed(plan, config),
         )
     )
 
 
-def _speed(plan: Plan) -> str:
+def _share(plan: Plan) -> str:
+    held = [stage.parameters or stage.host // 4 for stage in plan.needs]  # of four equal parts one
+    shares = " ".join(f"{each / memory.FULL / plan.parameters:.1%}" for each in held)
+    return f"which holds {shares} of the parameters" + (", by stage" if len(held) > 1 else "")
+
+
+def _speed(plan: Plan, config: Config) -> tuple[str, str]:
+    """The lines of utilisation and speed."""
     if plan.step_s is None:
-        return "unknown: no peak is known of this device in this precision"
+        why = f"unknown: no peak is known of the device that --device names, in {config.precision.compute}"
+        return f"MFU     {why}", "speed   unknown for the same reason; a run measures it"
+    losses = f"{plan.idle:.1%} idle in the pipeline, {plan.again:.1%} computed again"
     rate = plan.step_tokens / plan.step_s / plan.degrees.world
-    return f"at most {rate:,.0f} tokens/s a device: a step takes {plan.step_s:.2f} s, and exposed communication more"
+    more = "; waits for other ranks come on top" if plan.degrees.world > 1 else ""
+    return (
+        f"MFU     at most {plan.mfu:.1%} (palm): {REACHABLE:.0%} reachable, {losses}",
+        f"speed   at most {rate:,.0f} tokens/s a device: a step takes {plan.step_s:.2f} s or longer{more}",
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -64,7 +64,7 @@ def split(part: Llama, mesh: DeviceMesh, *, sp: bool, own_columns: bool) -> None
         own_columns: the first matrices of pairs are applied by a `project` of the model's seams, see `tp_async`.
     """
     between = Shard(TOKENS) if sp else Replicate()
-    norm: ParallelStyle = SequenceParallel(sequence_dim=TOKENS, use_local_output=True) if sp else _Replicated()
+    norm: ParallelStyle = _Sequence(sequence_dim=TOKENS, use_local_output=True) if sp else _Replicated()
     column: ParallelStyle = _Columns() if own_columns else ColwiseParallel()
     plan: dict[str, ParallelStyle] = {
         "embedding": RowwiseParallel(input_layouts=Replicate(), output_layouts=between),
@@ -114,6 +114,45 @@ class _Replicated(ParallelStyle):
             return output.to_local()
 
         return distribute_module(module, device_mesh, None, wrap, unwrap)  # type: ignore[arg-type]  # hooks may return values
+
+
+class _Sequence(SequenceParallel):
+    """A norm of each rank's own tokens. The gradient of its weight is summed over ranks in float32.
+
+    DTensor would sum in the weight's type, which is bfloat16 where FSDP has gathered it so.
+    """
+
+    def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
+        module = super()._apply(module, device_mesh)
+        module.register_forward_pre_hook(_lend_weight)
+        module.register_forward_hook(_take_weight_back, always_call=True)
+        return module
+
+
+def _lend_weight(norm: nn.Module, _: tuple[Tensor, ...]) -> None:
+    """For one forward pass; an attribute of the object comes before a parameter of its name."""
+    norm.__dict__["weight"] = _SumInFull.apply(norm.get_parameter("weight"))  # type: ignore[no-untyped-call]  # untyped in torch
+
+
+def _take_weight_back(norm: nn.Module, _: tuple[Tensor, ...], __: Tensor) -> None:
+    norm.__dict__.pop("weight", None)
+
+
+class _SumInFull(torch.autograd.Function):
+    """The same DTensor. Its gradient, a share on each rank, becomes their sum, unless it is float32 and can wait."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: DTensor) -> Tensor:  # noqa: ARG004 (torch's protocol)
+        """See the class."""
+        return weight.view_as(weight)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:  # noqa: ARG004 (likewise)
+        """See the class."""
+        (grad,) = grads
+        if grad.dtype == torch.float32:
+            return grad
+        return grad.float().redistribute(placements=[Replicate()]).to(grad.dtype)
 
 
 @dataclass(frozen=True)

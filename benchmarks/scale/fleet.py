@@ -114,13 +114,13 @@ def make_experiment() -> tuple[Object, Object]:
 
 def copy_experiments(stored: str, job: Object, count: int) -> Iterator[tuple[str, str]]:
     """Closed experiments of a job as the store keeps them, by their keys; `stored` is what it keeps of the first."""
-    metadata = job["metadata"]
+    metadata, uid = job["metadata"], json.loads(stored)["metadata"]["uid"]
     identity = identify(parse_training_job({key: job[key] for key in ("apiVersion", "kind", "metadata", "spec")}))
     for number in range(count):
         name, text = f"{metadata['name']}-{number}", stored
         for word, own in (
             (NAME, name),
-            (json.loads(stored)["metadata"]["uid"], str(uuid.uuid4())),
+            (uid, str(uuid.uuid4())),
             (UID, metadata["uid"]),
             (PRINT, identity.fingerprint),
             (FAMILY, identity.family),

@@ -359,7 +359,7 @@ class _Pass:
             _log.warning("%s: the status was refused: %s", self._key, written.message)
             return AT_ONCE_S if written.is_outdated else RESYNC_ACTIVE_S
         if is_at_rest(ticked, facts.standing) and not self._hangs_on_others:
-            left = digest((written or seen).document)
+            left = digest(written or seen.document)
             rest = Rest(digest=left, heard=self._heard, at_s=now_s, breakdown=breakdown)
             self._recollection.rests.keep(self._key, rest)
         return rest_of(ticked, facts.standing, now_s)

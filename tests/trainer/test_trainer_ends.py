@@ -57,10 +57,12 @@ def test_a_rank_that_is_killed_is_named_by_the_others(start, layout):
     Loader workers are forked from their rank and hold its connections too; they end soon after it.
     """
     _, keys = {**LAYOUTS, "workers": (2, {"data.num_workers": 1})}[layout]
-    for rank in (0, 1):
-        ranks = start(f"killed-{rank}", DIVISIBLE | keys | {"run.max_steps": 100_000}, nproc=2)
+    told = DIVISIBLE | keys | {"run.max_steps": 100_000}
+    begun = [start(f"killed-{rank}", told, nproc=2) for rank in (0, 1)]
+    for rank, ranks in enumerate(begun):
         ranks.wait_for(lambda record: record["k"] == "step" and record["i"] == 3)
         ranks.signal(signal.SIGKILL, rank)
+    for rank, ranks in enumerate(begun):
         ended = ranks.join()
         assert ended.codes[rank] == -signal.SIGKILL
         assert ended.codes[1 - rank] == Exit.PEER_DIED, ended.output
@@ -117,8 +119,9 @@ def test_ranks_that_hang_are_named_by_those_that_wait(troubled):
 )
 def test_a_rank_that_fails_by_itself_is_named_with_its_exit_code(troubled, trouble, code, text):
     """It ends with its own code, the others with 80, and all name the same rank."""
-    for rank in (0, 1):
-        ended = troubled(trouble, rank).join()
+    begun = [troubled(trouble, rank) for rank in (0, 1)]
+    for rank, ranks in enumerate(begun):
+        ended = ranks.join()
         assert ended.codes[rank] == code, ended.output
         assert ended.codes[1 - rank] == Exit.PEER_DIED, ended.output
         assert re.search(rf"rank {rank}: .*{re.escape(text)}", ended.output)
@@ -213,11 +216,12 @@ def test_a_signal_to_any_rank_makes_all_save_the_same_step(start, layout, number
     """In any layout, from any rank, during saves and evaluations too, and however many follow."""
     world, keys = LAYOUTS[layout]
     busy = {"run.max_steps": 100_000, "checkpoint.every_steps": 2, "eval.every_steps": 3, "eval.sequences": 8}
-    for rank in range(world):
-        ranks = start(f"{layout}-{rank}", DIVISIBLE | keys | busy, nproc=world)
+    begun = [start(f"{layout}-{rank}", DIVISIBLE | keys | busy, nproc=world) for rank in range(world)]
+    for rank, ranks in enumerate(begun):
         ranks.wait_for(lambda record: record["k"] == "step" and record["i"] == 4)
         ranks.signal(number, rank)
         ranks.signal(signal.SIGTERM, rank)
+    for ranks in begun:
         ended = ranks.join()
         assert ended.codes == [Exit.YIELDED] * world, ended.output
         done = {len(ended.of("step", one)) for one in range(world)}

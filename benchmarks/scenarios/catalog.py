@@ -20,6 +20,8 @@ class Direction(StrEnum):
     UP = "more"
     DOWN = "fewer"
     OFF = "no"
+    ON = "with"
+    WHOLE = "whole"
     KEEP = "no change"
 
 
@@ -140,6 +142,20 @@ SCENARIOS = (
         "activationCheckpointing",
         Direction.OFF,
         sweep=Sweep("AMDAHL_ACTIVATION_CHECKPOINTING", ("block", "selective", "none"), steps="--run.max_steps"),
+    ),
+    Scenario(
+        "small-kernels",
+        "ComputeBound",
+        "compile",
+        Direction.ON,
+        sweep=Sweep("AMDAHL_COMPILE", (0, 1), steps="--run.max_steps"),
+    ),
+    Scenario(
+        "held-in-pieces",
+        "CommBound",
+        "dataParallel",
+        Direction.WHOLE,
+        sweep=Sweep("AMDAHL_DATA_PARALLEL", ("fsdp", "ddp"), steps="--run.max_steps"),
     ),
 )
 

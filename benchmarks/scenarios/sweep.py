@@ -11,10 +11,10 @@ useful step from a quiet run, a run with saves, and the interruptions between th
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
@@ -25,6 +25,8 @@ from ruamel.yaml import YAML
 
 WARM_STEPS, LAST_STEP = 30, 150
 """120 measured steps: a multiple of what repeats in the scripts (saves every 5, shards of 5 and 8 batches)."""
+STEP_LINE = re.compile(r"step +([0-9]+)[ /]")
+"""A line of progress: `step 10 loss ...`, or our trainer's `step 10/150 ...`. What it says of a step's size is none."""
 NEVER = 10**8
 SAVE_EVERY = 5
 RUN_LIMIT_S = 180.0
@@ -119,9 +121,9 @@ def _stamp(process: "subprocess.Popen[str]") -> dict[int, float]:
     assert process.stdout is not None
     stamps: dict[int, float] = {}
     for line in process.stdout:
-        words: Sequence[str] = line.split()
-        if len(words) > 1 and words[0] == "step":
-            stamps[int(words[1].partition("/")[0])] = time.monotonic()  # our trainer says of how many
+        said = STEP_LINE.match(line)
+        if said:
+            stamps[int(said.group(1))] = time.monotonic()
     return stamps
 
 

@@ -1,6 +1,7 @@
 """Was it right? Holds what was found against what is true, and prints one table for people and one for the docs."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from catalog import Direction, Scenario, Trap
@@ -84,12 +85,17 @@ def judge_trap(trap: Trap, found: Found) -> Row:
     return Row(f"trap: {trap.name}", truth, _tell(found), trials, wins, found.wall_s / 60, tuple(faults))
 
 
+_RIGHT: Mapping[Direction, bool | str] = {Direction.OFF: "none", Direction.ON: True, Direction.WHOLE: "ddp"}
+
+
 def is_right_way(tried: Tried, scenario: Scenario) -> bool:
     """Whether a change moved the right knob the right way."""
     if tried.knob != scenario.knob or tried.before is None:
         return False
+    if scenario.direction in _RIGHT:
+        return tried.after == _RIGHT[scenario.direction]
     if isinstance(tried.before, str) or isinstance(tried.after, str):
-        return scenario.direction is Direction.OFF and tried.after == "none"
+        return False
     return tried.after > tried.before if scenario.direction is Direction.UP else tried.after < tried.before
 
 

@@ -164,6 +164,35 @@ def test_no_gain_is_expected_beyond_the_ceiling(
             assert hypothesis.expected_gain <= diagnosis.ceiling(hypothesis.knob) + 1e-9
 
 
+@pytest.mark.parametrize(
+    ("knobs", "window", "knob", "won"),
+    [
+        pytest.param({"microBatch": 1}, {"step_s": 1.6}, KnobName.MICRO_BATCH, 0.62, id="passes of 100 ms, for their kernels"),
+        pytest.param(
+            {"microBatch": 1, "dataParallel": "fsdp"},
+            {"step_s": 1.6, "devices": 2, "shares": {"comm": 0.5}},
+            KnobName.MICRO_BATCH,
+            0.8,
+            id="every pass gathers the pieces",
+        ),
+        pytest.param({"activationCheckpointing": "block"}, LONG, KnobName.ACTIVATION_CHECKPOINTING, 0.4, id="a short backward pass"),
+        pytest.param(
+            {"dataParallel": "fsdp"}, LONG | {"devices": 2, "shares": {"comm": 0.2}}, KnobName.DATA_PARALLEL, 0.47, id="copies beside waiting"
+        ),
+        pytest.param({"bucketMb": 1}, LONG | {"devices": 2, "shares": {"comm": 0.1}}, KnobName.BUCKET_MB, 0.2, id="issuing beside waiting"),
+        pytest.param({"compile": False}, LONG, KnobName.COMPILE, 0.8, id="hardly any arithmetic"),
+    ],
+)  # fmt: skip
+def test_no_ceiling_is_below_what_can_be_won(
+    knobs: dict[str, Any], window: dict[str, Any], knob: KnobName, won: float
+) -> None:
+    """A ceiling promises what can be won at most: what we believe of kernels and passes has no part in it."""
+    job = make_job(knobs)
+    breakdown = see(job, make_window(batch_s=None, **window), cpus=4)
+
+    assert won < diagnose(breakdown, job, None).ceiling(knob) <= 1
+
+
 @pytest.mark.parametrize("knob", STEP_KNOBS)
 def test_knobs_of_the_step_need_a_restart_and_round_alone(knob: KnobName) -> None:
     """All of them are S1: relaunched windows, and a proof that allows for rounding."""

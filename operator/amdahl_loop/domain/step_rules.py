@@ -120,26 +120,32 @@ def _compute_once(breakdown: Breakdown, job: TrainingJob) -> list[Hypothesis]:
 def _larger_messages(breakdown: Breakdown, job: TrainingJob) -> list[Hypothesis]:
     """Fewer messages, each of which pays the way once, where ranks wait for them."""
     knob, now = KnobName.BUCKET_MB, job.spec.knobs.bucket_mb
-    found = bound(knob, breakdown)
-    if now is None or not is_tunable(job, knob) or found is None:
+    waiting = _waiting(knob, breakdown)
+    if now is None or not is_tunable(job, knob):
         return []
     _, most = legal_range(job, knob, breakdown.cpus)
     target = min(most, max(USUAL_BUCKET_MB, 4 * now))
     if target <= now:
         return []
-    gain = BELIEVED_PART * found[0] * (1 - now / target)
-    why = f"{percent(found[0])} of the step waits for gradients in messages of {now} MiB."
+    gain = BELIEVED_PART * waiting * (1 - now / target)
+    why = f"{percent(waiting)} of the step waits for gradients in messages of {now} MiB."
     return by_rule([make_change(job, knob, target)], Phase.COMM, gain, why)
 
 
 def _whole_parameters(breakdown: Breakdown, job: TrainingJob) -> list[Hypothesis]:
     """Whole parameters instead of pieces, where ranks wait for pieces and memory is not known to be short."""
-    knob, found = KnobName.DATA_PARALLEL, bound(KnobName.DATA_PARALLEL, breakdown)
+    knob, waiting = KnobName.DATA_PARALLEL, _waiting(KnobName.DATA_PARALLEL, breakdown)
     is_sharded = job.spec.knobs.data_parallel is DataParallel.FSDP
-    if not is_sharded or not is_tunable(job, knob) or found is None or not _is_room(breakdown, job, breakdown.devices):
+    if not is_sharded or not is_tunable(job, knob) or not _is_room(breakdown, job, breakdown.devices):
         return []
-    why = f"{percent(found[0])} of the step waits for pieces of the model; a third of them need not move."
-    return by_rule([make_change(job, knob, DataParallel.DDP.value)], Phase.COMM, SHARDED_PART * found[0], why)
+    why = f"{percent(waiting)} of the step waits for pieces of the model; a third of them need not move."
+    return by_rule([make_change(job, knob, DataParallel.DDP.value)], Phase.COMM, SHARDED_PART * waiting, why)
+
+
+def _waiting(knob: KnobName, breakdown: Breakdown) -> float:
+    """Share of the step that waits for what a knob's messages carry; 0 where it sends none."""
+    most, _ = bound(knob, breakdown) or (0.0, "")
+    return breakdown.shares[Phase.COMM] if most else 0.0
 
 
 def _is_room(breakdown: Breakdown, job: TrainingJob, growth: float) -> bool:

@@ -12,6 +12,17 @@ pytestmark = pytest.mark.slow
 TOO_NOISY = {"too_noisy", "null_wide", "voids", "looks_spent", "too_few_checks"}
 """Why an experiment may close undecided on a machine that has no quiet minutes. `make bench` shows what a quiet one finds."""
 
+WAITING_LOADER = """\
+from common import BATCH, Net, Records, parse_steps, settle, train
+from torch.utils.data import DataLoader
+
+if __name__ == "__main__":
+    settle()
+    train(DataLoader(Records(latency_s=0.001), BATCH, shuffle=True), parse_steps(), Net(repeat=6))
+"""
+"""The serial loader with less of a model behind it: waiting is most of a step, so that the gain is clear after the fewest
+blocks. The scenario itself, whose gain a loud machine nearly drowns, takes up to ten minutes; `make bench` runs it."""
+
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -38,6 +49,7 @@ def test_serial_loader_is_found_and_settled(work: Path, tmp_path: Path, monkeypa
     Where the machine is too noisy to tell, that is said and nothing is changed. No other end is right.
     """
     scenario = find("serial-loader")
+    (work / "serial_loader.py").write_text(WAITING_LOADER)
     found = loop(scenario, work, tmp_path, monkeypatch)
     assert found.bottleneck == "InputBound"
     assert found.experiments, found.end

@@ -101,7 +101,9 @@ def parallelize(config: Config, mesh: Mesh, device: torch.device, on_gradient: C
     wrapped = [_reduce(stage, stage.part, config, mesh, device, on_gradient) for stage in stages]
     return pp.Pipeline(
         gather(parts),
-        [_to_torch(one.forward, stage, config, mesh, device) for one, stage in zip(wrapped, stages, strict=True)],
+        lambda: [
+            _to_torch(one.forward, stage, config, mesh, device) for one, stage in zip(wrapped, stages, strict=True)
+        ],
         config.parallel.pp_schedule,
         config.batch.global_sequences // degrees.dp // micro_batch,
         feed,

@@ -134,12 +134,16 @@ def make_stage(
 
 
 class Pipeline:
-    """A rank's stages and their schedule. `Replica` with a pipeline."""
+    """A rank's stages and their schedules. `Replica` with a pipeline.
+
+    One schedule trains and another evaluates, each with stages of its own around the same modules: the buffers that a
+    stage receives into are made with its first pass, and torch 2.11 asks no gradient of them if that was an evaluation.
+    """
 
     def __init__(
         self,
         model: nn.Module,
-        stages: Sequence[PipelineStage],
+        make_stages: Callable[[], Sequence[PipelineStage]],
         schedule: str,
         micro_batches: int,
         feed: Feed,
@@ -147,6 +151,7 @@ class Pipeline:
         divisor: int,
         tells_loss: bool,
     ) -> None:
+        stages = make_stages()
         self.model = model
         self.stages: dist.ProcessGroup | None = stages[0].group
         self._feed = feed
@@ -156,7 +161,8 @@ class Pipeline:
         self._tells_loss = tells_loss and any(stage.is_last for stage in stages)
         self._takes_tokens = any(stage.is_first for stage in stages)
         self._scale = 1.0
-        self._schedule = _SCHEDULES[schedule](stages, micro_batches, self._scaled)
+        self._train = _SCHEDULES[schedule](stages, micro_batches, self._scaled).step
+        self._evaluate = _SCHEDULES[schedule](make_stages(), micro_batches, self._scaled).eval
 
     @property
     def rows(self) -> int:
@@ -166,13 +172,13 @@ class Pipeline:
     def accumulate(self, packed: Tensor, valid: int) -> Tensor:
         """See `Replica`."""
         self._scale = self._divisor / valid
-        return self._total(self._run(packed, self._schedule.step)) / self._divisor
+        return self._total(self._run(packed, self._train)) / self._divisor
 
     @torch.no_grad()
     def evaluate(self, packed: Tensor) -> Tensor:
         """See `Replica`."""
         self._scale = 1.0
-        return self._total(self._run(packed, self._schedule.eval)).double()
+        return self._total(self._run(packed, self._evaluate)).double()
 
     def _run(self, packed: Tensor, run: Callable[..., object]) -> list[Tensor]:
         """The losses of all micro-batches, scaled; on ranks without the last stage none."""

@@ -175,4 +175,5 @@ TRAPS = (
     Trap("forged-records", ("Vetoed", "Inconclusive"), ("meter", "work", "variant_missing")),
     Trap("lost-metrics", ("Vetoed", "Inconclusive"), ("variant_missing", "meter")),
     Trap("augmentation", ("Won",)),
+    Trap("small-messages", ("NoGain",), template="small-messages", may_stay_closed=True),
 )

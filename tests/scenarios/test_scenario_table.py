@@ -1,7 +1,7 @@
 """What counts as right in the table of scenarios: the right knob, moved the right way."""
 
 import pytest
-from catalog import SCENARIOS, Direction, Scenario
+from catalog import SCENARIOS, TRAPS, Direction, Scenario, Trap
 from loop import Tried
 from ruamel.yaml import YAML
 from table import is_right_way
@@ -44,3 +44,11 @@ def test_every_scenario_s_manifest_is_a_job(scenario: Scenario) -> None:
 
     assert job.metadata.name == scenario.name
     assert scenario.knob is None or job.spec.knobs.get(KnobName(scenario.knob)) is not None
+
+
+@pytest.mark.parametrize("trap", TRAPS, ids=lambda trap: trap.name)
+def test_every_trap_s_manifest_is_a_job(trap: Trap) -> None:
+    """It parses, and tells its script which trap it is."""
+    job = parse_training_job(YAML(typ="safe").load(trap.manifest))
+
+    assert trap.name in (job.metadata.name, *job.spec.template.trainer.command)

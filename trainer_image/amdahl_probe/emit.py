@@ -86,7 +86,7 @@ class Recorder:
     def start(self, device: str, live: bool, by: str, t0_ns: Optional[int] = None, dtype: str = "") -> None:
         """First record: who writes. `t0_ns` is when the process began (`process_start_ns()` if not given).
 
-        `dtype`: what matrices are multiplied in, by torch's name, where it is known.
+        `dtype`: what matrices are multiplied in, by torch's name; empty where it is not known.
         """
         begun_ns = process_start_ns() if t0_ns is None else t0_ns
         if self._metrics is not None:
@@ -101,7 +101,7 @@ class Recorder:
             device=device[:MAX_TEXT],
             live=live,
             by=by,
-            **({"dtype": dtype} if dtype else {}),
+            dtype=dtype[:MAX_TEXT],
         )
 
     def startup(self, ns: int, parts: Optional[Mapping[str, int]] = None) -> None:

@@ -73,6 +73,8 @@ LONG = {"step_s": 16.0}
         pytest.param({"bucketMb": 25}, LONG | {"devices": 2, "shares": {"comm": 0.04}}, [], id="hardly waits"),
         pytest.param({"bucketMb": 25}, LONG | {"devices": 1}, [], id="alone"),
         pytest.param({"bucketMb": 25, "dataParallel": "fsdp"}, LONG | {"devices": 2, "shares": {"comm": 0.3}}, ["dataParallel fsdp -> ddp"], id="pieces have no buckets"),
+        pytest.param({"dataParallel": "fsdp"}, SHORT | {"devices": 2, "shares": {"comm": 0.12}}, ["dataParallel fsdp -> ddp"], id="a small model in pieces"),
+        pytest.param({"dataParallel": "fsdp"}, LONG | {"devices": 2, "shares": {"comm": 0.12}}, [], id="a large one"),
         pytest.param({"dataParallel": "ddp"}, LONG | {"devices": 2, "shares": {"comm": 0.3}}, [], id="whole already"),
         pytest.param({}, SHORT, [], id="nothing declared, nothing tried"),
     ],

@@ -28,7 +28,8 @@ SEED_SPREADS = 2.0
 
 TOLERANCE_OF_DTYPE: Mapping[str, float] = {"bfloat16": 1e-3}
 """Relative difference of mean losses that rounding may cause in types shorter than float32, which the plan's tolerance
-is meant for: bfloat16 keeps 8 bits where float32 keeps 24."""
+is meant for. Larger passes moved a small model's loss by 4.5e-8 in float32 and by 2.9e-6 in bfloat16, 65 times as much;
+a hundred times float32's tolerance is allowed."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -138,8 +138,15 @@ def _whole_parameters(breakdown: Breakdown, job: TrainingJob) -> list[Hypothesis
     is_sharded = job.spec.knobs.data_parallel is DataParallel.FSDP
     if not is_sharded or not is_tunable(job, knob) or not _is_room(breakdown, job, breakdown.devices):
         return []
-    why = f"{percent(waiting)} of the step waits for pieces of the model; a third of them need not move."
-    return by_rule([make_change(job, knob, DataParallel.DDP.value)], Phase.COMM, SHARDED_PART * waiting, why)
+    if not waiting:
+        return []
+    issuing = BELIEVED_PART * issuing_share(breakdown)  # pieces are gathered and scattered by kernels of their own
+    gain = SHARDED_PART * waiting + breakdown.shares[Phase.COMPUTE] * issuing
+    why = (
+        f"{percent(waiting)} of the step waits for pieces of the model, a third of which need not move; some "
+        f"{percent(issuing)} of a pass may be spent on issuing that."
+    )
+    return by_rule([make_change(job, knob, DataParallel.DDP.value)], Phase.COMM, gain, why)
 
 
 def _waiting(knob: KnobName, breakdown: Breakdown) -> float:

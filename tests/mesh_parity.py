@@ -80,7 +80,7 @@ def reference(values, take=None):
     loss.backward()
     gradients = {name: weight.grad.clone() for name, weight in model.named_parameters()}
     norm = torch.cat([grad.flatten() for grad in gradients.values()]).norm()
-    optim.apply(model, optim.build(model, config.optim), config.optim, config.optim.lr, loss.detach())
+    optim.apply(optim.build(model, config.optim), config.optim, config.optim.lr, loss.detach())
     with torch.no_grad():
         sums = float(total), float(sum_of_losses())
     found = {"loss": loss.detach(), "norm": norm, "sums": sums}
@@ -140,7 +140,7 @@ def take_step(values, place, others, mistake=None, take=None, watch=False):
         loss = replica.accumulate(mine, divisor)
     loss = others.total(loss)
     tensors["gradients"] = {name: whole(w.grad) for name, w in model.named_parameters() if w.grad is not None}
-    norm, refused = optim.apply(model, optimizer, config.optim, config.optim.lr, loss, replica.stages)
+    norm, refused = optim.apply(optimizer, config.optim, config.optim.lr, loss, replica.stages)
     tensors["after"] = copies(model)
     held = torch.tensor(sum(local(weight).numel() for weight in model.parameters()))
     if place.world > 1:

@@ -5,9 +5,10 @@ the two is delayed by a sleep of 20 ms in the loader, in the save, or on one ran
 pair the difference of the right phase (`input`, `checkpoint`, or `comm` on the rank that waits) is what the sleep took:
 medians of both must agree within 5 %, in each parallel mode.
 
-*cost.* One process, self-timed: wall time spent in ledger, clock, records and journal at each of 1,000 small steps. The
-99th percentile is held against 150 us. Then on and off: all of that is switched off or on anew for each step of about
-40 ms, in pairs as above. The upper end of the median difference's 95 % interval (order statistics) is held against 1 %.
+*cost.* One process, self-timed: wall time spent in ledger, clock, digests of batches, records and journal at each of
+1,000 small steps. The 99th percentile is held against 150 us. Then on and off: all of that is switched off or on anew
+for each step of about 40 ms, in pairs as above. The upper end of the median difference's 95 % interval (order
+statistics) is held against 1 %.
 
 *agreement.* How long the all-reduce takes that every step begins with, by what it carries: three numbers, as many as
 are sent now, and what they would be with 64 and 600 ranks. Two ranks, sizes taking turns.
@@ -35,9 +36,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from amdahl_probe.digests import BatchDigest
 from amdahl_probe.emit import Recorder
 from amdahl_probe.spans import PHASES, Ledger
-from amdahl_trainer import entry, peers
+from amdahl_trainer import entry, loop, peers
 from amdahl_trainer.ckpt import Checkpoints
 from amdahl_trainer.data.loader import Loader
 from amdahl_trainer.device import HostClock
@@ -98,8 +100,8 @@ def in_order(pair: Sequence[Any], is_first: bool) -> Sequence[Any]:
     return pair if is_first else pair[::-1]
 
 
-def wrap(kind: type, method: str, around: Callable[..., Any]) -> None:
-    """Replace a method by `around(original, self, *arguments)`."""
+def wrap(kind: Any, method: str, around: Callable[..., Any]) -> None:
+    """Replace a method by `around(original, self, *arguments)`; or a function of a module."""
     original = getattr(kind, method)
     setattr(kind, method, lambda *arguments, **named: around(original, *arguments, **named))
 
@@ -214,17 +216,18 @@ class Stopwatch:
 
 
 #: All that accounting does in a step, with what stands in for it where it is switched off.
-Timed = list[tuple[type, str, Any]]
+Timed = list[tuple[Any, str, Any]]
 SPANS: Timed = [(Ledger, name, None) for name in ("push", "pop", "rest")]
 LAPS: Timed = [(Ledger, "take", {}), (Ledger, "spent", 0)]
 CLOCK: Timed = [(HostClock, name, None) for name in ("gradient", "begin", "backward_done")]
 REPORTER: Timed = [(Reporter, "step", {}), (Reporter, "agreed", None)]
+BATCH: Timed = [(loop, "describe", BatchDigest(0, 0, 0, 0, 0)), (loop, "count_squares", 0)]
 
 
 def cost_rank(part: str, arguments: Sequence[str]) -> None:
     """Train in this process, timed or switched; prints what it found and returns its bar through the exit code."""
     stopwatch, switch = Stopwatch(), Switch()
-    for kind, name, instead in [*SPANS, *LAPS, *CLOCK, *REPORTER]:
+    for kind, name, instead in [*SPANS, *LAPS, *CLOCK, *REPORTER, *BATCH]:
         wrap(kind, name, stopwatch.around if part == "timed" else switch.around(instead))
     begin = stopwatch.step if part == "timed" else switch.step
     found: Sequence[Any] = stopwatch.by_step if part == "timed" else switch.took_ns

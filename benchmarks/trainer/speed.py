@@ -10,6 +10,8 @@ statistics, which assume nothing of how times are distributed).
 
 - *bare*: the trainer's own model in the shortest loop that trains it, its batches made before the clock runs: no
   loader, no accounts, no checkpoints. Clipping, schedule, fused AdamW and reading the loss are there.
+- *kept*: the same, its memory kept from step to step as the trainer keeps its own (`device.keep_memory`). What is left
+  between this and the trainer is the trainer's own cost.
 - *trainer*: the whole engine as `python -m amdahl_trainer` runs it, with ledger, records, and a loader of one worker.
 - *compiled*: the same with run.compile blocks.
 - *picotron*: its own `train_step`, model and optimizer, by import, fed from memory. What it imports and does not need
@@ -46,6 +48,7 @@ import torch.nn.functional as F  # noqa: N812 (the name every torch reader knows
 from torch import Tensor
 
 from amdahl_trainer import config as configs
+from amdahl_trainer import device as devices
 from amdahl_trainer import optim, train
 from amdahl_trainer.config import Config, Scalar
 from amdahl_trainer.data import sources
@@ -92,7 +95,7 @@ SHAPES: Mapping[str, Mapping[str, Scalar]] = {
 #: What a turn took: by the wall, or as the processor time of all the process's threads, where others use the machine.
 CLOCKS: Mapping[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
 
-ARMS = ("bare", "trainer", "compiled", "picotron")
+ARMS = ("bare", "kept", "trainer", "compiled", "picotron")
 
 #: An arm: a generator that trains a step between two `yield`s.
 Steps = Iterator[None]
@@ -251,7 +254,9 @@ def play(arm: str, config: Config, clone: Path, clock: str) -> None:
     turns = Turns(CLOCKS[clock])
     if arm in ("trainer", "compiled"):
         engine(config, turns)
-    for _ in bare(config) if arm == "bare" else picotron(config, clone):
+    if arm == "kept":
+        devices.keep_memory(os.environ)
+    for _ in bare(config) if arm in ("bare", "kept") else picotron(config, clone):
         turns()
 
 
@@ -347,7 +352,7 @@ def main() -> int:
 
 def show(found: Mapping[str, Sequence[float]], tokens: int) -> None:
     """The table, from seconds a step by arm and round, and the tokens of a step."""
-    others = [name for name in ("bare", "picotron") if name in found]
+    others = [name for name in ("bare", "kept", "picotron") if name in found]
     print("| arm | ms a step | tokens/s |", *(f"times the speed of {name} |" for name in others))
     print("|" + "---|" * (3 + len(others)))
     for name, mine in found.items():

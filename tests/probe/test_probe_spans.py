@@ -2,6 +2,7 @@
 
 import threading
 from collections import deque
+from contextlib import suppress
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -64,6 +65,18 @@ def test_time_goes_to_the_span_on_top() -> None:
     clock.tick(10000)
 
     assert ledger.take() == {"compute": 1010, "comm": 100, "other": 10001}
+
+
+def test_a_span_ends_with_its_body_whatever_that_raises() -> None:
+    """An exception passes through, and takes the span with it."""
+    clock = Clock()
+    ledger = Ledger(clock, bottom="other")
+    with suppress(KeyError), ledger.span("compute"):
+        clock.tick(3)
+        raise KeyError
+    clock.tick(4)
+
+    assert (ledger.take(), ledger.depth) == ({"compute": 3, "other": 4}, 0)
 
 
 def test_a_depth_closes_what_was_left_open_above_it() -> None:

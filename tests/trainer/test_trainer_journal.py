@@ -9,15 +9,18 @@ import pytest
 import torch
 
 from amdahl_probe.emit import Batches
-from amdahl_probe.spans import Ledger
+from amdahl_probe.spans import PHASES, Ledger
 from amdahl_trainer import flops, journal
-from amdahl_trainer.chief import Step
+from amdahl_trainer.chief import Chief, Outlets, Step
+from amdahl_trainer.console import Facts
 from amdahl_trainer.data.counts import Counts
-from amdahl_trainer.data.loader import Batch
+from amdahl_trainer.data.loader import Batch, RowsByPosition
+from amdahl_trainer.data.order import Order
 from amdahl_trainer.device import Reading
 from amdahl_trainer.goodput import Began, Book, Spent
 from amdahl_trainer.journal import Journal
-from amdahl_trainer.peers import Place
+from amdahl_trainer.mesh import Degrees
+from amdahl_trainer.peers import Agreement, Place, Told
 from amdahl_trainer.report import Reporter, Telemetry, count_squares, describe
 
 
@@ -117,6 +120,45 @@ def test_a_disk_that_refuses_ends_the_journal_and_nothing_else(tmp_path, capsys)
     assert capsys.readouterr().err.count("ends here") == 1
 
 
+@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize(
+    ("loss", "mfu", "tags"),
+    [(2.5, {}, ()), (math.nan, {"palm": 0.25}, ("ckpt", "eval")), (1e-7, {"palm": 1.0}, ("gc",))],
+)
+def test_a_steps_line_says_what_was_told(tmp_path, loss, mfu, tags, world):
+    """It is put together by hand, and yet JSON with every field; what is no finite number is null."""
+    facts = Facts("cpu", Degrees(), 1, 1, 1, 8, 1024, 1, flops.PerToken(1.0, 1.0, 1.0), None, 7, 10)
+    chief = Chief(Outlets(Journal(tmp_path / journal.NAME), None, Book()), facts, "r")
+    phases = {"input": 3, "compute": 40, "comm": 0, "other": 7}
+    nothing = describe(Batch(torch.zeros(3, 1, 64, dtype=torch.int64), [0], 0, 0), is_counted=False)
+    step = Step(0, 8, 0, phases, nothing, Batches(1, 9, 81), 1000, 50_000, 1e-05, 2, tags)
+    chief.step(step, Reading(loss, math.inf, False, 0, None), phases, mfu)
+    told = [phases.get(phase, 0) * world for phase in PHASES]
+    chief.agreed(Agreement(0, False, False, Told(0, told), [47 + rank for rank in range(world)]), None)
+    chief.close("exit")
+    (line,) = of("step", lines_of(tmp_path))
+    line.pop("t_ns")
+    assert line == {
+        "schema": "trainer.step/1", "step": 8, "wall_ns": 50, "phases_ns": {"input": 3, "compute": 40, "other": 7},
+        "loss": None if math.isnan(loss) else loss, "grad_norm": None, "lr": 1e-05,
+        "tokens": {"slots": 1024, "valid": 1000, "pad": 24, "sum_len_sq": 50_000}, "mfu": mfu or None,
+        "loader": {"batches": 1, "sum_ns": 9}, "knob_seq": 2, "tags": list(tags),
+        "all_ns": {"input": 3 * world, "compute": 40 * world, "other": 7 * world},
+        "ranks": {"slowest": world - 1, "excess_ns": world - 1, "busy_max_ns": 46 + world, "busy_min_ns": 47},
+        "durable_step": None,
+    }  # fmt: skip
+
+
+class Laid:
+    """Rows whose segments are given."""
+
+    def __init__(self, segments):
+        self.segments, self.seq_len = segments, len(segments[0])
+
+    def fill(self, slots, sample, _):
+        slots[2] = self.segments[sample]
+
+
 @pytest.mark.parametrize(
     ("segments", "unmasked"),
     [
@@ -129,9 +171,9 @@ def test_a_disk_that_refuses_ends_the_journal_and_nothing_else(tmp_path, capsys)
 )
 def test_squares_are_of_what_attention_keeps_apart(segments, unmasked):
     """With the mask documents, as the loader counted them; without it all tokens of a row that are no padding."""
-    packed = torch.tensor(segments).expand(3, -1, -1)
-    batch = Batch(packed, [0], 0, 0, Counts(sum_len_sq=7))
-    assert count_squares(batch, doc_mask=True) == 7
+    rows = RowsByPosition(Laid(segments), Order(len(segments), seed=1))
+    batch = rows.__getitems__(range(len(segments))).to_batch(is_pinned=False)
+    assert count_squares(batch._replace(counts=Counts(sum_len_sq=7)), doc_mask=True) == 7
     assert count_squares(batch, doc_mask=False) == unmasked
 
 

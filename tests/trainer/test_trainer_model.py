@@ -199,7 +199,7 @@ def test_a_step_that_is_not_finite_changes_nothing(bad):
         if poison and bad == "gradient":
             model.norm.weight.grad[3] = math.inf
         shown = torch.tensor(math.nan) if poison and bad == "loss" else loss.detach()
-        _, refused = optim.apply(model, optimizer, Optim(), 0.01, shown)
+        _, refused = optim.apply(optimizer, Optim(), 0.01, shown)
         assert bool(refused) == poison
         same = all(torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True))
         assert same == poison
@@ -209,15 +209,31 @@ def test_a_step_that_is_not_finite_changes_nothing(bad):
         assert all(weight.grad is None for weight in model.parameters())
 
 
+@pytest.mark.parametrize("clip", [0.01, 1000.0, math.inf])
+@pytest.mark.parametrize("loss", [1.0, math.nan])
+def test_host_and_device_decide_alike(clip, loss):
+    """What a device decides by itself and what the host decides that looks: the same weights but for rounding."""
+    found = []
+    for step in (optim.step_on_host, optim.step_on_device):
+        model = make_model()
+        optimizer = optim.build(model, Optim())
+        loss_sum(model(make_tokens(1, 8)), make_tokens(1, 8, 1)).backward()
+        norm = optim.total_norm([weight.grad for weight in model.parameters()], None)
+        refused = step(optimizer, norm, torch.tensor(loss), clip)
+        found.append([refused, *(weight.detach() for weight in model.parameters())])
+    assert bool(found[0][0]) == math.isnan(loss)
+    torch.testing.assert_close(*found)
+
+
 def test_gradients_are_clipped_to_the_norm():
-    """The reported norm is the one before clipping; 0 does not clip."""
-    for clip, is_small in ((0.01, True), (0.0, False)):
+    """The reported norm is the one before clipping; 0 does not clip, nor does a norm that is not reached."""
+    for clip, is_small in ((0.01, True), (0.0, False), (1000.0, False)):
         model = make_model()
         optimizer = torch.optim.SGD(model.parameters(), lr=1.0, fused=True)
         before = torch.cat([weight.detach().clone().flatten() for weight in model.parameters()])
         loss = loss_sum(model(make_tokens(1, 8)), make_tokens(1, 8, 1))
         loss.backward()
-        norm, _ = optim.apply(model, optimizer, Optim(grad_clip=clip), 1.0, loss.detach())
+        norm, _ = optim.apply(optimizer, Optim(grad_clip=clip), 1.0, loss.detach())
         after = torch.cat([weight.detach().flatten() for weight in model.parameters()])
         moved = float((after - before).norm())
         assert float(norm) > 0.1

@@ -55,7 +55,7 @@ def measure(config):
 
     def step():
         loss = replica.accumulate(packed, valid)
-        optim.apply(replica.model, optimizer, config.optim, 1e-3, loss)
+        optim.apply(optimizer, config.optim, 1e-3, loss)
 
     step()
     held = sum(weight.numel() * 4 for weight in replica.model.parameters())

@@ -11,9 +11,8 @@ while its training thread waits, however busy its helpers are. `adopt` moves the
 from __future__ import annotations
 
 import time
-from contextlib import contextmanager
 from threading import get_ident
-from typing import Callable, Deque, Dict, Iterator, List, Optional, Tuple
+from typing import Callable, Deque, Dict, List, Optional, Tuple
 
 PHASES = ("queue", "startup", "warmup", "input", "compute", "comm", "checkpoint", "eval", "other")
 
@@ -86,14 +85,9 @@ class Ledger:
         if bottom is not None and bottom != stack[0]:
             self._settle(bottom, now)
 
-    @contextmanager
-    def span(self, phase: str) -> Iterator[None]:
-        """Count the body as `phase`, whatever it raises."""
-        depth = self.push(phase)
-        try:
-            yield
-        finally:
-            self.pop(depth)
+    def span(self, phase: str) -> Opened:
+        """Count the body as `phase`, whatever it raises: `with ledger.span("comm"):`."""
+        return Opened(self, phase)
 
     def rest(self, phase: str) -> None:
         """Change the bottom of the stack: what time counts as when no span is open."""
@@ -151,3 +145,19 @@ class Ledger:
         self._spent[top] = self._spent.get(top, 0) + now - self._last_ns
         self._last_ns = now
         return now
+
+
+class Opened:
+    """A span as the context of a body. A generator in its place would take as long again as the span."""
+
+    __slots__ = ("_depth", "_ledger", "_phase")
+
+    def __init__(self, ledger: Ledger, phase: str) -> None:
+        self._ledger, self._phase = ledger, phase
+        self._depth = NOT_MINE
+
+    def __enter__(self) -> None:
+        self._depth = self._ledger.push(self._phase)
+
+    def __exit__(self, *_: object) -> None:
+        self._ledger.pop(self._depth)

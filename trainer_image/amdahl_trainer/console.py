@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import add
 from statistics import median_low
 
 from amdahl_probe.spans import PHASES
@@ -90,7 +91,7 @@ class Interval:
 
     def add_busy(self, busy_ns: Sequence[int]) -> None:
         """What each rank was busy for since they last told."""
-        self._busy_ns = [sum(pair) for pair in zip(self._busy_ns or [0] * len(busy_ns), busy_ns, strict=True)]
+        self._busy_ns = [*map(add, self._busy_ns, busy_ns)] if self._busy_ns else [*busy_ns]
 
     @property
     def wall_ns(self) -> int:

@@ -31,6 +31,8 @@ from amdahl_trainer.profiler import Profiler
 from amdahl_trainer.replica import Replica
 from amdahl_trainer.report import Reporter, count_squares, describe
 
+_NO_BATCHES = Batches()
+
 
 @dataclass(frozen=True)
 class Parts:
@@ -110,6 +112,9 @@ class Engine:
             return parts.peers.agree(valid, parts.wants_stop(), news is not None, Told(squares, self._tell()))
 
     def _leave_untold(self, phases: Mapping[str, int]) -> None:
+        if not self._untold:
+            self._untold = dict(phases)
+            return
         for phase, ns in phases.items():
             self._untold[phase] = self._untold.get(phase, 0) + ns
 
@@ -161,7 +166,7 @@ class Engine:
         with parts.ledger.span("comm"):
             loss = parts.peers.total(loss)
         lr = optim.learning_rate(self.progress.step, config.optim, config.decay_steps)
-        norm, refused = optim.apply(parts.replica.model, parts.optimizer, config.optim, lr, loss, parts.replica.stages)
+        norm, refused = optim.apply(parts.optimizer, config.optim, lr, loss, parts.replica.stages)
         parts.clock.finish(torch.stack((loss, norm, refused)))
         self.progress = Progress(self.progress.step + 1, parts.loader.position)
         phases = parts.ledger.take(bottom="other")
@@ -174,7 +179,7 @@ class Engine:
             end_ns=parts.ledger.mark_ns,
             phases=phases,
             batch=describe(batch, parts.seat.reads),
-            loader=Batches().plus(batch.cost_ns),
+            loader=_NO_BATCHES.plus(batch.cost_ns),
             valid=agreed.valid,
             squares=agreed.told.squares,
             lr=lr,
@@ -191,7 +196,8 @@ class Engine:
         parts = self.parts
         for reading in parts.clock.ready(wait):
             step = self._pending.popleft()
-            self._leave_untold(parts.reporter.step(step, reading, self._cost(step), parts.peak))
+            cost = None if parts.peak is None else self._cost(step)
+            self._leave_untold(parts.reporter.step(step, reading, cost, parts.peak))
             if step.total % parts.config.metrics.log_every == 0:
                 parts.reporter.line(step, reading)
             if reading.refused:

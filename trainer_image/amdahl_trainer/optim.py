@@ -40,7 +40,6 @@ def learning_rate(step: int, config: Optim, decay_steps: int) -> float:
 
 
 def apply(
-    model: nn.Module,
     optimizer: torch.optim.Optimizer,
     config: Optim,
     lr: float,
@@ -54,27 +53,45 @@ def apply(
     Returns:
         The gradient norm before clipping and whether the step was refused (1.0 or 0.0): scalars on the device.
     """
-    norm = total_norm([weight for weight in model.parameters() if weight.grad is not None], stages)
-    refused = (~(torch.isfinite(norm) & torch.isfinite(loss.to(norm.device)))).float()
+    gradients = []
     for group in optimizer.param_groups:
         group["lr"] = lr
-    # torch's own protocol for gradient scalers. A fused optimizer divides gradients by `grad_scale` as it reads them,
-    # where clipping apart would read and write them all once more; if `found_inf` is 1 it leaves all state untouched.
-    optimizer.grad_scale = _excess(norm, config.grad_clip)  # type: ignore[attr-defined]
-    optimizer.found_inf = refused  # type: ignore[attr-defined]
-    optimizer.step()
+        gradients += [weight.grad for weight in group["params"] if weight.grad is not None]
+    norm = total_norm(gradients, stages)
+    step = step_on_host if norm.is_cpu else step_on_device
+    refused = step(optimizer, norm, loss, config.grad_clip or math.inf)
     optimizer.zero_grad(set_to_none=True)
     return norm.to(loss.device), refused.to(loss.device)  # offloaded gradients are on the host
 
 
-def _excess(norm: Tensor, clip: float) -> Tensor | None:
-    """How many times the greatest norm allowed a norm is, at least 1; None where any is."""
-    return ((norm + 1e-6) / clip).clamp(min=1.0) if clip else None
+def step_on_device(optimizer: torch.optim.Optimizer, norm: Tensor, loss: Tensor, clip: float) -> Tensor:
+    """Update, clipped to a norm of `clip`, without waiting for the device to say whether it will; 1.0 if it refuses.
+
+    This is torch's own protocol for gradient scalers. A fused optimizer divides gradients by `grad_scale` as it reads
+    them, where clipping apart would read and write them all once more; if `found_inf` is 1 it leaves all state alone.
+    """
+    refused = (~(torch.isfinite(norm) & torch.isfinite(loss.to(norm.device)))).float()
+    excess = ((norm + 1e-6) / clip).clamp(min=1.0) if clip < math.inf else None
+    optimizer.grad_scale = excess  # type: ignore[attr-defined]
+    optimizer.found_inf = refused  # type: ignore[attr-defined]
+    optimizer.step()
+    return refused
 
 
-def total_norm(weights: Sequence[Tensor], stages: dist.ProcessGroup | None) -> Tensor:
+def step_on_host(optimizer: torch.optim.Optimizer, norm: Tensor, loss: Tensor, clip: float) -> Tensor:
+    """The same where host and device are one: the host looks, and has only done what is due."""
+    length = norm.item()
+    if not (math.isfinite(length) and math.isfinite(loss.item())):
+        return torch.ones(())
+    excess = (length + 1e-6) / clip
+    optimizer.grad_scale = torch.tensor(excess) if excess > 1 else None  # type: ignore[attr-defined]
+    optimizer.step()
+    return torch.zeros(())
+
+
+def total_norm(gradients: Sequence[Tensor], stages: dist.ProcessGroup | None) -> Tensor:
     """The norm of the gradients of the whole model: of this rank's parameters, and of those of other stages."""
-    norm = nn.utils.get_total_norm([weight.grad for weight in weights if weight.grad is not None], foreach=True)
+    norm = nn.utils.get_total_norm(gradients, foreach=True)
     if isinstance(norm, DTensor):
         norm = norm.full_tensor()
     if stages is not None:

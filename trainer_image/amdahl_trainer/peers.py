@@ -25,6 +25,9 @@ from amdahl_trainer.place import Meeting, Place
 __all__ = ["NOTHING", "Agreement", "Alone", "Group", "Peers", "Place", "Spot", "Told", "join"]
 
 
+_STARTUP, _COMM = PHASES.index("startup"), PHASES.index("comm")
+
+
 class Told(NamedTuple):
     """What a rank tells the others of its work, beside what they must agree on. Numbers are summed over ranks.
 
@@ -39,7 +42,7 @@ class Told(NamedTuple):
     @property
     def busy_ns(self) -> int:
         """Time that the others may have waited for: all but start-up and waiting for them."""
-        return sum(ns for phase, ns in zip(PHASES, self.spent, strict=True) if phase not in ("startup", "comm"))
+        return sum(self.spent) - self.spent[_STARTUP] - self.spent[_COMM]
 
 
 #: A rank that has nothing to tell.

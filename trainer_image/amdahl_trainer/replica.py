@@ -82,14 +82,15 @@ class Whole:
     def accumulate(self, packed: Tensor, valid: int) -> Tensor:
         """See `Replica`."""
         total = torch.zeros((), device=self.feed.device)
+        slope = torch.full((), self.reduced.divisor / valid, device=self.feed.device)  # of what is minimised in the sum
         count = -(-packed.shape[1] // self.feed.rows)
         for number, micro in enumerate(self.feed.cut(packed), start=1):
             with self.reduced.sync(number == count):
                 with self.precision():
-                    share = self.reduced.forward(micro.tokens, *micro.beside) / valid
-                torch.autograd.backward(share * self.reduced.divisor)
-            total += share.detach()
-        return total if self.tells_loss else torch.zeros_like(total)
+                    part = self.reduced.forward(micro.tokens, *micro.beside)
+                torch.autograd.backward(part, slope)
+            total += part.detach()
+        return total.div_(valid) if self.tells_loss else torch.zeros_like(total)
 
     @torch.no_grad()
     def evaluate(self, packed: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from amdahl_probe import digests, metrics
-from amdahl_probe.emit import Recorder, StepRecord
+from amdahl_probe.emit import Recorder
 from amdahl_probe.spans import Ledger
 from amdahl_probe.trace import Trace
 from amdahl_trainer import console, flops
@@ -48,16 +48,13 @@ class Telemetry:
 
 def describe(batch: Batch, is_counted: bool) -> digests.BatchDigest:
     """The digest of a batch: shapes, a few elements and the sample numbers, unless another rank counts them."""
-    found = digests.digest([batch.inputs, batch.targets, batch.segments], batch.samples)
+    found = digests.digest(batch.packed.unbind(), batch.samples)
     return found if is_counted else found._replace(samples=0, elements=0, ids=0)
 
 
 def count_squares(batch: Batch, *, doc_mask: bool) -> int:
     """Lengths of the documents that attention keeps apart, squared and summed; without the mask a row is one."""
-    if doc_mask:
-        return batch.counts.sum_len_sq
-    tokens = (batch.segments > 0).sum(1)
-    return int((tokens * tokens).sum())
+    return batch.counts.sum_len_sq if doc_mask else batch.row_squares
 
 
 class Reporter:
@@ -100,32 +97,33 @@ class Reporter:
             self.say(console.introduce(facts))
             self._chief = Chief(open_outlets(config, environ), facts, self._run)
 
-    def step(self, step: Step, reading: Reading, cost: flops.PerToken, peak: float | None) -> dict[str, int]:
+    def step(self, step: Step, reading: Reading, cost: flops.PerToken | None, peak: float | None) -> dict[str, int]:
         """Write the record of a step whose reading is known, and now and then the trace so far.
+
+        What a token costs is not asked for where the peak is unknown.
 
         Returns:
             The step's phases, corrected by the reading.
         """
         phases = attribute(step.phases, reading)
-        self.recorder.step(
-            StepRecord(
-                step=step.index,
-                end_ns=step.end_ns,
-                phases=phases,
-                samples=step.batch.samples,
-                elements=step.batch.elements,
-                sig=digests.to_hex(step.batch.sig),
-                shape=digests.to_hex(step.batch.shape),
-                ids=digests.to_hex(step.batch.ids),
-                loss=reading.loss,
-                seq=step.seq,
-                loader=step.loader,
-                tags=step.tags,
-            )
+        batch = step.batch
+        self.recorder.write_step(
+            step.index,
+            step.end_ns,
+            phases,
+            batch.samples,
+            batch.elements,
+            (batch.sig, batch.shape, batch.ids),
+            reading.loss,
+            step.seq,
+            step.loader,
+            step.tags,
         )
-        wall_ns = sum(phases.values())
-        mfu = flops.utilisation(cost, step.valid / self._place.world / max(1, wall_ns) * 1e9, peak)
-        self._counters.mfu.update(mfu)
+        mfu: dict[str, float] = {}
+        if cost is not None:
+            tokens_per_s = step.valid / self._place.world / max(1, sum(phases.values())) * 1e9
+            mfu = flops.utilisation(cost, tokens_per_s, peak)
+            self._counters.mfu.update(mfu)
         self._interval.add(phases, step.valid)
         if self._chief is not None:
             self._chief.step(step, reading, phases, mfu)

@@ -74,6 +74,8 @@ def train(config: Config, environ: Mapping[str, str], begun_ns: int) -> Exit:
     startup = Startup(begun_ns)
     place = Place.from_environ(environ)
     device = devices.choose(place.local_rank)
+    if device.type == "cpu":
+        devices.keep_memory(environ)
     started = start_knobs.take(config, knobs.from_environ(environ), place, device)
     config = started.config
     parallel.fit(config, place)  # before anyone waits for anyone

@@ -6,6 +6,7 @@ Counted where rows are made, added up where they are consumed: batches made ahea
 from __future__ import annotations
 
 import time
+from operator import add
 from typing import Literal, NamedTuple
 
 Part = Literal["read_ns", "tokenize_ns", "pack_ns"]
@@ -42,7 +43,7 @@ class Counts(NamedTuple):
 
     def plus(self, other: Counts) -> Counts:
         """Both together."""
-        return Counts(*(a + b for a, b in zip(self, other, strict=True)))
+        return Counts(*map(add, self, other))
 
     def describe(self) -> str:
         """One line for the console: what was consumed, how well it was packed, and what making it took."""

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import multiprocessing
 import signal
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
+from types import FrameType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,13 +32,17 @@ from amdahl_trainer.errors import DataError
 
 
 class Batch(NamedTuple):
-    """A rank's rows of one step, `packed` as (3, rows, seq) int64, their sample numbers, and what they cost to make."""
+    """A rank's rows of one step, `packed` as (3, rows, seq) int64, their sample numbers, and what they cost to make.
+
+    `row_squares` is of the tokens of each row, squared and summed; `counts.sum_len_sq` of those of each document.
+    """
 
     packed: Tensor
     samples: list[int]
     valid: int
     cost_ns: int
     counts: Counts = Counts()
+    row_squares: int = 0
 
     @property
     def inputs(self) -> Tensor:
@@ -68,13 +72,14 @@ class Made:
     samples: list[int]
     cost_ns: int
     counts: Counts
+    row_squares: int
     bad: tuple[Bad, ...]
 
     def to_batch(self, is_pinned: bool) -> Batch:
         """The same, as a tensor, in page-locked memory if copies to a GPU shall not wait."""
         packed = torch.from_numpy(self.packed)
         packed = packed.pin_memory() if is_pinned else packed
-        return Batch(packed, self.samples, self.counts.tokens, self.cost_ns, self.counts)
+        return Batch(packed, self.samples, self.counts.tokens, self.cost_ns, self.counts, self.row_squares)
 
 
 @dataclass(frozen=True)
@@ -108,10 +113,10 @@ class RowsByPosition(Dataset[Made]):
         packed = np.empty((3, len(samples), self._rows.seq_len), dtype=np.int64)
         for row, sample in enumerate(samples):
             self._rows.fill(packed[:, row], sample, meter)
-        valid = int(np.count_nonzero(packed[2]))
+        tokens = np.count_nonzero(packed[2], axis=1)
         meter.end("pack_ns")
-        counts = meter.counts(len(samples), packed[2].size, valid)
-        return Made(packed, samples, meter.total_ns, counts, tuple(meter.bad))
+        counts = meter.counts(len(samples), packed[2].size, int(tokens.sum()))
+        return Made(packed, samples, meter.total_ns, counts, int(tokens @ tokens), tuple(meter.bad))
 
 
 class _Failure(NamedTuple):
@@ -123,6 +128,47 @@ class _Failure(NamedTuple):
 
 class _WorkerEndedError(Exception):
     """A worker is no more."""
+
+
+class _Ends:
+    """Notices when a process that this one has started ends, and tells who waits for one.
+
+    torch looks after its workers only between two reads of their pipe. One that is killed while it writes a batch
+    leaves half of it, and the read of the other half would never end. torch's own handler of SIGCHLD would raise in
+    whatever the training thread does; this one raises only where a batch is asked for. Setting a handler anew for each
+    batch would take as long as all other accounts of a loader, so it stays, and calls one that it finds in its place.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.tell: Callable[[], None] | None = None  #: called within the handler
+        self._own = self._note
+        self._other: Any = None
+
+    def take_over(self) -> None:
+        """From torch's handler, which is not called any more."""
+        self._other = None
+        signal.signal(signal.SIGCHLD, self._own)
+
+    def ensure(self) -> None:
+        """See to it that the handler is in force."""
+        found = signal.getsignal(signal.SIGCHLD)
+        if found is not self._own:
+            self._other = found if callable(found) else None
+            signal.signal(signal.SIGCHLD, self._own)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.count += 1
+        if self._other is not None:
+            self._other(number, frame)
+        tell, self.tell = self.tell, None
+        if tell is not None:
+            tell()  # raises, and then nobody waits any more
+            self.tell = tell
+
+
+#: A process has one handler, however many loaders.
+_ends = _Ends()
 
 
 class Loader:
@@ -147,6 +193,7 @@ class Loader:
         self.bad: set[Bad] = set()  #: left out of the batches consumed
         self._batches: Iterator[Made] | None = None
         self._workers: list[BaseProcess] = []
+        self._ends_seen = -1
 
     def open(self, position: int, settings: Settings | None = None) -> None:
         """Go to a position, with other settings if given, in the present order. Workers are started anew."""
@@ -195,8 +242,7 @@ class Loader:
         """The next batch, or why there is none. The exception ends here: its traceback would keep the workers."""
         assert self._batches is not None, "open() comes first"
         try:
-            with self._watching():
-                return next(self._batches)
+            return self._take(self._batches)
         except _WorkerEndedError:
             return _Failure("; ".join(map(_describe_end, self._ended())))
         except Exception as error:  # noqa: BLE001 (a worker hands over whatever its data raised)
@@ -206,27 +252,24 @@ class Loader:
             is_final = isinstance(error, DataError)
             return _Failure(text.rpartition("DataError: ")[2] if is_final else text, is_final)
 
-    @contextmanager
-    def _watching(self) -> Iterator[None]:
-        """Within, the death of a worker ends whatever waits for it.
-
-        torch looks after its workers only between two reads of their pipe. One that is killed while it writes a batch
-        leaves half of it, and the read of the other half would never end. torch's own handler of SIGCHLD would raise
-        in whatever the training thread does; this one is in force while a batch is asked for, and only then.
-        """
+    def _take(self, batches: Iterator[Made]) -> Made:
+        """The next batch. The death of a worker, meanwhile or before, breaks the wait for it off."""
         if not self._workers:
-            yield
-            return
-        before = signal.signal(signal.SIGCHLD, self._raise_if_ended)
+            return next(batches)
+        _ends.ensure()
+        _ends.tell = self._raise_if_ended
         try:
-            self._raise_if_ended()
-            yield
+            if _ends.count != self._ends_seen:
+                self._raise_if_ended()
+            return next(batches)
         finally:
-            signal.signal(signal.SIGCHLD, before)
+            _ends.tell = None
 
-    def _raise_if_ended(self, *_: object) -> None:
+    def _raise_if_ended(self) -> None:
+        seen = _ends.count
         if self._ended():
             raise _WorkerEndedError
+        self._ends_seen = seen
 
     def _ended(self) -> list[BaseProcess]:
         return [worker for worker in self._workers if not worker.is_alive()]
@@ -268,7 +311,9 @@ class Loader:
         others = set(multiprocessing.active_children())
         batches = iter(loader)
         self._workers = [child for child in multiprocessing.active_children() if child not in others]
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's own handler; see `_watching`
+        if self._workers:
+            self._ends_seen = -1  # one may have ended already
+            _ends.take_over()
         return batches
 
 

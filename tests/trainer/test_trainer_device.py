@@ -1,0 +1,39 @@
+"""What computes: the memory of a CPU's steps is kept from one to the next."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+#: Page faults of ten steps that each make and drop 32 MiB of tensors, after two that did.
+STEPS = """
+import json, os, resource, torch
+from amdahl_trainer import device
+
+told = device.keep_memory(os.environ)
+for step in range(12):
+    if step == 2:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    made = [torch.ones(1 << 20) for _ in range(8)]
+    del made
+print(json.dumps([told, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("environ", "is_kept"),
+    [({}, True), ({"MALLOC_ARENA_MAX": "4"}, False), ({"GLIBC_TUNABLES": "glibc.malloc.arena_max=4"}, False)],
+)
+def test_memory_is_kept_unless_somebody_else_has_seen_to_it(environ, is_kept):
+    """Kept, a step finds its pages where the one before left them; else the kernel gives each of them anew."""
+    plain = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
+    done = subprocess.run(
+        [sys.executable, "-c", STEPS], env={**plain, **environ}, capture_output=True, text=True, check=True
+    )
+    told, faults = json.loads(done.stdout)
+    assert told == is_kept
+    assert (faults < 1000) == is_kept, faults  # 80,000 pages

@@ -6,6 +6,7 @@ Ranks see the same rows: ragged, with several documents each and padding, made f
 import itertools
 import json
 import time
+from collections import Counter
 from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
@@ -98,16 +99,17 @@ def join_mesh(degrees, rank):
 
 
 class Sent(TorchDispatchMode):
-    """The types of what each kind of collective was given."""
+    """How often each kind of collective was called, and the types of what it was given."""
 
     def __init__(self):
         super().__init__()
-        self.types = {}
+        self.types, self.calls = {}, Counter()
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         if function.namespace in ("c10d", "_c10d_functional"):
             given = (leaf for leaf in tree_leaves(args) if isinstance(leaf, torch.Tensor))
             name = function.overloadpacket.__name__
+            self.calls[name] += 1
             self.types.setdefault(name, set()).update(str(leaf.dtype).removeprefix("torch.") for leaf in given)
         return function(*args, **(kwargs or {}))
 
@@ -150,7 +152,11 @@ def take_step(values, place, others, mistake=None, take=None, watch=False):
     if watch:
         kept = [*tensors["after"].values(), *tensors["gradients"].values()]  # parameters not gathered for use
         kept += [value for state in optimizer.state.values() for value in state.values()]
-        found |= {"sent": sent.types, "kept": {str(value.dtype).removeprefix("torch.") for value in kept}}
+        found |= {
+            "sent": sent.types,
+            "calls": dict(sent.calls),
+            "kept": {str(value.dtype).removeprefix("torch.") for value in kept},
+        }
     return merge(found | {"valid": valid, "marks": len(marks), "held": int(held)}, tensors, place)
 
 

@@ -12,7 +12,7 @@ from amdahl_trainer.data.order import Share
 from amdahl_trainer.data.rows import FromText, Row
 from amdahl_trainer.data.shards import Vocabulary
 from amdahl_trainer.data.tokens import BytePairs
-from amdahl_trainer.errors import DataError
+from amdahl_trainer.errors import DataError, Exit
 from amdahl_trainer.loss import IGNORED
 from token_builders import make_documents, make_folder, over
 
@@ -34,10 +34,10 @@ def skipping(folder, **changes):
     return over(folder, bad_samples="skip", **changes)
 
 
-def load(corpora, settings=Settings(0, 2, False), steps=8, begin=0, rank=0, world=1, limit=100):  # noqa: B008 (a frozen value)
+def load(corpora, settings=Settings(0, 2, False), steps=8, begin=0, rank=0, world=1):  # noqa: B008 (a frozen value)
     """The loader after some steps, and its batches."""
     share = Share(rank, world, 8)
-    loader = Loader(corpora.train, corpora.order(1), share, settings, Patience(0, limit))
+    loader = Loader(corpora.train, corpora.order(1), share, settings, Patience(0))
     loader.open(begin)
     batches = [loader.next() for _ in range(steps)]
     loader.close()
@@ -110,11 +110,15 @@ def test_what_is_left_out_is_the_same_for_every_loader_and_rank(tiny, spoilt, ca
     assert all(np.array_equal(a.packed, b.packed) for a, b in zip(batches[5:], resumed, strict=True))
 
 
-def test_more_than_the_limit_is_an_error(tiny, spoilt):
-    """Different ones count, and the last is named."""
-    corpora = sources.ensure(tiny(skipping(spoilt, max_bad_samples=2)))
-    with pytest.raises(DataError, match=r"more than 2 bad samples, the last is spoilt: .* raise data.max_bad_samples"):
-        load(corpora, steps=100, limit=2)
+@pytest.mark.parametrize(("limit", "codes"), [(2, [Exit.DATA] * 2), (3, [Exit.FINISHED] * 2)])
+def test_the_limit_is_of_all_ranks_together(run, spoilt, limit, codes):
+    """Three different ones, met by two ranks in several epochs: each counts once, and one too many ends both alike."""
+    ended = run("two", {**skipping(spoilt, max_bad_samples=limit), "run.max_steps": 40}, nproc=2)
+    assert ended.codes == codes, ended.output
+    said = "all ranks together have left out 3 bad samples, and data.max_bad_samples is 2"
+    assert ended.output.count(said) == (limit == 2), "said once"
+    assert ended.output.count("left out: spoilt") > 3 or limit == 2, "both ranks meet some of them"
+    assert len(ended.of("step", 0)) == len(ended.of("step", 1))
 
 
 def test_a_source_without_a_good_row_is_an_error_not_an_endless_search(tiny, tmp_path):

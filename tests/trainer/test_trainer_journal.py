@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -65,6 +66,7 @@ def test_the_account_at_the_end_is_the_sum_of_the_lines(make_engine, tiny, tmp_p
     engine = train(make_engine, tiny({"run.max_steps": 4}), ledger=ledger)
     lines = lines_of(tmp_path / "out")
     (account,) = of("goodput", lines)
+    assert account["step"] == 4
     told = [line["all_ns"] for line in lines if "all_ns" in line]
     assert account["held_ns"] == account["useful_ns"] + sum(account["badput_ns"].values())
     assert account["held_ns"] == sum(ns for phases in told for ns in phases.values()) == ledger.mark_ns - begun_ns
@@ -107,9 +109,77 @@ def test_lines_that_a_kill_cut_off_are_passed_over(tmp_path):
     second = Journal(path)
     second.write("start", {"resumed_step": 1})
     second.close()
-    assert list(journal.read(path)) == [Began(0), Spent(1, {"compute": 5}), Began(1)]
-    assert Book(journal.read(path)).account().useful_ns == 5
-    assert list(journal.read(tmp_path / "none")) == []
+    assert list(journal.read(path, 1)) == [Began(0), Spent(1, {"compute": 5}), Began(1)]
+    assert Book(journal.read(path, 1)).account().useful_ns == 5
+    assert list(journal.read(tmp_path / "none", 0)) == []
+
+
+def write_history(path, steps, settled_every, began=(0,)):
+    """A journal of attempts of so many steps each, a nanosecond of compute a step; `began` is where each begins."""
+    written, book = Journal(path), Book()
+    for first in began:
+        book.add(Began(first))
+        written.write("start", {"resumed_step": first, "parameters": 10**9})
+        for step in range(first + 1, first + steps + 1):
+            book.add(spent := Spent(step, {"compute": 1, "input": 2}))
+            written.write("step", {"step": step, "all_ns": spent.phases, "padding": "." * 500})
+            if step % settled_every == 0:
+                account = book.account()
+                fields = {"attempts": account.attempts, "useful_ns": account.useful_ns, "badput_ns": account.badput_ns}
+                written.write("goodput", {"step": step, **fields})
+    written.close()
+    return book
+
+
+def bytes_read():
+    """By this process since it began, as the kernel counts them."""
+    return int(Path("/proc/self/io").read_text().split()[1])
+
+
+@pytest.mark.parametrize(
+    ("resumed", "blocks"),
+    [(4_000, 2), (3_950, 2), (3_900, 4), (0, 2)],
+    ids=["the last step", "since an account", "an account before", "nothing"],
+)
+def test_a_long_journal_is_read_from_its_end(tmp_path, resumed, blocks):
+    """2.5 MB, an account every 100 steps: what a restart keeps is known from a block or two, and to the nanosecond."""
+    path = tmp_path / journal.NAME
+    book = write_history(path, 4_000, settled_every=100)
+    assert path.stat().st_size > 2.4e6
+    before = bytes_read()
+    events = list(journal.read(path, resumed))
+    assert bytes_read() - before <= (blocks + 1) * journal.BLOCK_BYTES
+    found = Book([*events, Began(resumed)])
+    book.add(Began(resumed))
+    assert (found.attempts, found.account()) == (2, book.account())
+
+
+@pytest.mark.parametrize("resumed", [0, 50, 110, 120, 150, 170])
+def test_no_account_is_trusted_that_a_restart_reaches_behind(tmp_path, resumed):
+    """Attempts that began at 0, 120 and 50: whatever the next one resumes from, the account is that of every line."""
+    path = tmp_path / journal.NAME
+    book = write_history(path, 120, settled_every=20, began=(0, 120, 50))
+    book.add(Began(resumed))
+    assert Book([*journal.read(path, resumed), Began(resumed)]).account() == book.account()
+
+
+def test_a_full_journal_becomes_the_older_one(make_engine, tiny, tmp_path, monkeypatch):
+    """Two files are kept, no more; a new one begins with an account, and the next attempt's goes on with it."""
+    monkeypatch.setattr(journal, "LIMIT_BYTES", 4000)
+    settings = {"checkpoint.every_steps": 2, "checkpoint.keep": 1}
+    train(make_engine, tiny({**settings, "run.max_steps": 40}))
+    out = tmp_path / "out"
+    assert {path.name for path in out.glob("metrics*")} == {journal.NAME, journal.OLDER}
+    lines = lines_of(out)
+    first, account = lines[0], of("goodput", lines)[-1]
+    assert first["schema"] == "trainer.goodput/1"
+    assert 0 < first["step"] < 40
+    assert (out / journal.OLDER).stat().st_size < 4000 + 8 * 1000
+    train(make_engine, tiny({**settings, "run.max_steps": 44}))
+    again = of("goodput", lines_of(out))[-1]
+    assert again["attempts"] == 2
+    assert again["useful_ns"] > account["useful_ns"]
+    assert "lost" not in again["badput_ns"]
 
 
 def test_a_disk_that_refuses_ends_the_journal_and_nothing_else(tmp_path, capsys):

@@ -61,3 +61,16 @@ def test_a_loss_that_is_not_finite_stops_every_mode_alike(run, mode):
     done = run(mode, {**bad, "checkpoint.every_steps": 1}, nproc=2)
     assert done.codes == [79, 79], done.output
     assert "the step was refused" in done.output
+
+
+@pytest.mark.slow
+def test_a_run_in_bfloat16_stays_within_a_hundredth_of_float32(run):
+    """Forty steps of one process and of two that share everything: each loss, and what is held out at the end."""
+    told = {**MODEL, "run.max_steps": 40, "eval.every_steps": 40}
+    half = {**told, "precision.compute": "bfloat16"}
+    full = run("full", told)
+    assert full.losses[-1] < 0.9 * full.losses[0], "it learns"
+    for ours in (run("half", half), run("half pieces", {**half, **MODES["fsdp2"]}, nproc=2)):
+        assert ours.losses != full.losses
+        assert ours.losses == pytest.approx(full.losses, rel=1e-2)
+        assert bits(ours) == pytest.approx(bits(full), rel=1e-2)

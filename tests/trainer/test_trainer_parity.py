@@ -244,8 +244,8 @@ def test_local_gradients_are_marked_where_a_reduction_follows(pool, values, has_
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "values",
-    [{}, FSDP, {**FSDP, **WHOLE_BLOCK}, TP, ONE_EACH, CP],
-    ids=["ddp", "fsdp2", "fsdp2, again", "tp", "pp", "cp"],
+    [{}, FSDP, {**FSDP, **WHOLE_BLOCK}, TP, {**TP, **NO_SP}, ONE_EACH, CP],
+    ids=["ddp", "fsdp2", "fsdp2, again", "tp", "tp without sp", "pp", "cp"],
 )
 def test_bfloat16_is_near_and_parameters_stay_float32(pool, values):
     """Products in half precision move the loss by less than 1 %, gradients by less than 5 %; ranks still agree."""
@@ -257,22 +257,43 @@ def test_bfloat16_is_near_and_parameters_stay_float32(pool, values):
     assert found["spread"] == 0.0
 
 
-#: What is sent on two ranks, and in which type it must be: all that sums gradients is float32.
-HALF = {
-    "ddp": ({}, {"allreduce_": "float32"}),
-    "fsdp2": (FSDP, {"_allgather_base_": "bfloat16", "_reduce_scatter_base_": "float32"}),
-    "fsdp2, offloaded": ({**FSDP, **OFFLOADED}, {"_allgather_base_": "bfloat16", "_reduce_scatter_base_": "float32"}),
-    "cp": (CP, {"allreduce_": "float32"}),
+FULL, HALF = {"float32"}, {"bfloat16"}
+BUCKETS, PIECES = {"allreduce_": FULL}, {"_allgather_base_": HALF, "_reduce_scatter_base_": FULL}
+
+#: What is sent in a step on two or four ranks, by collective, and its types. What sums gradients of parameters is float32;
+#: what carries activations between ranks that split a model is what these are computed in. Integers, which torch 2.13
+#: sends between stages once, are left out.
+SENT = {
+    "ddp": (2, {}, BUCKETS),
+    "fsdp2": (2, FSDP, PIECES),
+    "fsdp2, offloaded": (2, {**FSDP, **OFFLOADED}, PIECES),
+    "hsdp": (4, HSDP, {**PIECES, **BUCKETS}),
+    "pp": (2, ONE_EACH, {"send": FULL, "recv_": FULL}),
+    "pp x fsdp2": (4, {**ONE_EACH, **FSDP}, {**PIECES, "send": HALF, "recv_": HALF}),
+    "cp": (2, CP, {**PIECES, **BUCKETS}),
+    "cp ulysses": (2, {**CP, **ULYSSES}, {"alltoall_base_": HALF, **BUCKETS}),
+    "cp ring": (2, {**CP, **RING}, {"send": FULL | HALF, "recv_": FULL | HALF, **BUCKETS}),
+    "tp x fsdp2": (4, {**TP, **FSDP}, {**PIECES, "all_reduce": FULL, "reduce_scatter_tensor": HALF}),
+    "tp x ddp": (4, TP, {**BUCKETS, "all_reduce": FULL, "reduce_scatter_tensor": HALF}),
 }
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("values", "types"), HALF.values(), ids=HALF)
-def test_in_bfloat16_gradients_are_summed_in_float32(pool, values, types):
-    """Over micro-batches and over ranks; parameters, gradients and moments are float32, what is gathered is half."""
-    found = pool(2).run({**values, "precision.compute": "bfloat16"}, watch=True)
-    assert {name: found["sent"].get(name) for name in types} == {name: {kind} for name, kind in types.items()}
-    assert found["kept"] == {"float32"}
+@pytest.mark.parametrize(("world", "values", "types"), SENT.values(), ids=SENT)
+def test_in_bfloat16_gradients_are_summed_in_float32(pool, world, values, types):
+    """Over micro-batches, ranks and, for norms, tp; parameters, gradients, moments, loss and norm are float32."""
+    found = pool(world).run({**values, "precision.compute": "bfloat16"}, watch=True)
+    assert {name: found["sent"].get(name, set()) & (FULL | HALF) for name in types} == types
+    assert found["kept"] == FULL
+    assert found["loss"].dtype == found["norm"].dtype == torch.float32
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("again", [{}, WHOLE_BLOCK], ids=["plainly", "blocks again"])
+def test_gradients_of_pieces_are_scattered_with_every_micro_batch(pool, again):
+    """4 micro-batches of 2 blocks and of what lies outside: no rank keeps whole gradients until the last."""
+    values = {**FSDP, **again, "model.n_layers": 2, "batch.micro_batch": 1}
+    assert pool(2).run(values, watch=True)["calls"]["_reduce_scatter_base_"] == 4 * (2 + 1)
 
 
 @pytest.mark.slow

@@ -209,7 +209,7 @@ def test_planning_and_starting_refuse_alike():
 
 
 RECIPES = {
-    "100m-1gpu": (1, 75_762_432),
+    "100m-1gpu": (1, 100_934_400),
     "1b-8gpu": (8, 1_100_048_384),
     "7b-64gpu": (64, 6_738_415_616),
     "long-context": (8, 8_030_261_248),

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from amdahl_probe import digests
 from amdahl_probe.emit import Batches
+from amdahl_probe.metrics import Family
 from amdahl_probe.spans import PHASES
 from amdahl_trainer import console, journal
 from amdahl_trainer.config import Config
@@ -25,6 +26,11 @@ from amdahl_trainer.journal import Journal
 from amdahl_trainer.kubeflow import Address, Sink, State
 from amdahl_trainer.peers import Agreement, Told
 
+#: Steps after which an account is written though no checkpoint has become durable: what a restart reads at most.
+SETTLED_EVERY = 1000
+
+_OF_RUN = "Device time of the run over its restarts; useful and badput are all that is held."
+
 
 class Step(NamedTuple):
     """One finished step as the host knows it; its reading may come later.
@@ -32,7 +38,7 @@ class Step(NamedTuple):
     `valid` tokens and `squares` (of the lengths of documents, summed) are of all ranks.
     """
 
-    index: int
+    number: int
     total: int
     end_ns: int
     phases: dict[str, int]
@@ -54,7 +60,7 @@ class Outlets:
     book: Book
 
 
-def open_outlets(config: Config, environ: Mapping[str, str]) -> Outlets:
+def open_outlets(config: Config, environ: Mapping[str, str], resumed_step: int) -> Outlets:
     """What the configuration asks for; in a trial nothing, since a trial is no part of the run.
 
     Raises:
@@ -62,7 +68,7 @@ def open_outlets(config: Config, environ: Mapping[str, str]) -> Outlets:
     """
     is_trial = environ.get("AMDAHL_TRIAL") == "1"
     path = None if is_trial or not config.metrics.jsonl else Path(config.run.out_dir, journal.NAME)
-    book = Book(journal.read(path)) if path is not None else Book()
+    book = Book(journal.read(path, resumed_step)) if path is not None else Book()
     is_told = config.metrics.kubeflow_status and not is_trial
     return Outlets(Journal(path), Sink(Address.from_environ(environ)) if is_told else None, book)
 
@@ -78,8 +84,11 @@ class Chief:
         self._facts = facts
         self._waiting: list[tuple[int, str]] = []
         self._told = Told()
-        self._step = facts.resumed_step
+        self._step = self._settled_step = facts.resumed_step
+        self._durable: int | None = facts.resumed_step or None
         self._is_finished = False
+        self._slow = _compare((0,))  # of the last step
+        self._excess_ns = 0  # of all steps
         self._book.add(Began(facts.resumed_step))
         self.journal.write("start", {"run": run, "attempt": self._book.attempts, **asdict(facts)})
 
@@ -95,10 +104,36 @@ class Chief:
             self._step = number
         if self._waiting:
             self._step, own = self._waiting.pop()
-            told = f'"all_ns":{_render_ns(self._count())},"ranks":{_render_ns(_compare(agreement.busy_ns))}'
+            self._slow = _compare(agreement.busy_ns)
+            self._excess_ns += self._slow["excess_ns"]
+            told = f'"all_ns":{_render_ns(self._count())},"ranks":{_render_ns(self._slow)}'
             durable = "null" if durable_step is None else durable_step
             self.journal.append("step", f'{own},{told},"durable_step":{durable}')
         self._waiting.clear()
+        if durable_step != self._durable or self._step - self._settled_step >= SETTLED_EVERY:
+            self._durable = durable_step
+            self.journal.turn()
+            self._settle()
+
+    def _settle(self) -> Account:
+        """Write what it comes to so far, behind which the next attempt need not look."""
+        self._settled_step = self._step
+        account = self._book.account()
+        self.journal.write("goodput", {"step": self._step, **_render(account)})
+        return account
+
+    def families(self) -> dict[str, Family]:
+        """What `/metrics` shows of all ranks, up to the last step whose line is written. Another thread may ask."""
+        account = self._book.account()
+        badput = {f'cause="{cause}"': ns / 1e9 for cause, ns in account.badput_ns.items()}
+        excess = "Busy time of each step's slowest rank beyond the median rank's."
+        return {
+            "amdahl_rank_excess_seconds_total": Family("counter", excess, {"": self._excess_ns / 1e9}),
+            "amdahl_straggler_rank": Family("gauge", "Slowest rank of the last step.", {"": self._slow["slowest"]}),
+            "amdahl_goodput_ratio": Family("gauge", "Useful over held device time.", {"": account.share}),
+            "amdahl_useful_device_seconds": Family("gauge", _OF_RUN, {"": account.useful_ns / 1e9}),
+            "amdahl_badput_device_seconds": Family("gauge", _OF_RUN, badput),
+        }
 
     def _count(self) -> dict[str, int]:
         """Enter what was told into the account."""
@@ -118,11 +153,11 @@ class Chief:
 
     def finish(self, agreement: Agreement, step: int, peak_bytes: int) -> str:
         """The last agreement of an attempt that ends well: close the account, and say what it comes to."""
+        self._durable = step
         self.agreed(agreement, step)
         self._step, self._is_finished = step, True
         self.journal.write("end", {"step": step, "all_ns": self._count(), "why": "saved", "peak_bytes": peak_bytes})
-        account = self._book.account()
-        self.journal.write("goodput", _render(account))
+        account = self._settle()
         is_resident = self._facts.device == "cpu"
         return console.summarise(account, self._facts, peak_bytes, is_resident=is_resident)
 
@@ -132,7 +167,7 @@ class Chief:
             for _, own in self._waiting:
                 self.journal.append("step", own)
             self.journal.write("end", {"step": self._step, "all_ns": self._count(), "why": why})
-            self.journal.write("goodput", _render(self._book.account()))
+            self._settle()
         self.journal.close()
         if self._sink is not None:
             self._sink.close()

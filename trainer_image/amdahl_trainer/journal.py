@@ -1,8 +1,10 @@
 """What did each step do, for whoever reads a file? `metrics.jsonl` in the run's folder: rank 0's, a JSON object a line.
 
 Times are integer nanoseconds and sizes bytes, as their names say; docs/trainer/metrics.md has every field. The file
-goes on over restarts, so what is read from it at the start is the account of the attempts before. A line that a kill
-cut off is passed over. A disk that refuses a line ends the file with one line on stderr, and never the training.
+goes on over restarts. What the account of the attempts before needs is read from its end: back to the last account
+that no restart since then reaches behind, which is a checkpoint or two ago. A file of `LIMIT_BYTES` becomes
+`metrics.older.jsonl`, in place of the one before. A line that a kill cut off is passed over. A disk that refuses a line
+ends the file with one line on stderr, and never the training.
 """
 
 from __future__ import annotations
@@ -14,10 +16,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from amdahl_trainer.goodput import Began, Spent
+from amdahl_trainer.goodput import Began, Settled, Spent
 
 #: In the run's folder.
 NAME = "metrics.jsonl"
+
+#: What it is called once it is full, and how full that is: some 400,000 steps.
+OLDER = "metrics.older.jsonl"
+LIMIT_BYTES = 256 << 20
+
+#: Read at once, from the end.
+BLOCK_BYTES = 64 << 10
 
 #: One encoder for all lines: making one costs as much as using it.
 encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False, check_circular=False).encode
@@ -53,6 +62,19 @@ class Journal:
         except OSError as error:
             self._give_up(error)
 
+    def turn(self) -> None:
+        """Begin a new file if this one is full. Only an account may follow, since none is sought behind it."""
+        if not self._is_on or self._path is None:
+            return
+        try:
+            if self._file.tell() < LIMIT_BYTES:
+                return
+            self._path.replace(self._path.with_name(OLDER))
+            self._file.close()
+            self._file = self._path.open("a")
+        except OSError as error:
+            self._give_up(error)
+
     def close(self) -> None:
         """No more lines."""
         if self._is_on:
@@ -72,22 +94,49 @@ def _is_cut_off(path: Path) -> bool:
         return file.read(1) != b"\n"
 
 
-def read(path: Path) -> Iterator[Began | Spent]:
-    """What happened in the attempts of a file, in order; nothing where there is none."""
+def read(path: Path, resumed: int) -> Iterator[Began | Spent | Settled]:
+    """What happened in the attempts before one that begins with the state after step `resumed`, in order.
+
+    An account stands for all before it, unless a restart since then threw away a part of what it counts.
+    """
+    found: list[Began | Spent] = []
+    lowest = resumed
+    settled = None
+    for line in (line for file in (path, path.with_name(OLDER)) for line in _from_end(file)):
+        event = _parse(line)
+        if isinstance(event, Settled):
+            settled = event, len(found)
+            if event.step <= lowest or lowest == 0:  # a restart from nothing throws away all that it counts
+                break
+        elif event is not None:
+            found.append(event)
+            lowest = min(lowest, event.step) if isinstance(event, Began) else lowest
+    if settled is not None and settled[1] == len(found):  # nothing is known of what was before it
+        yield settled[0]
+    yield from reversed(found)
+
+
+def _from_end(path: Path) -> Iterator[bytes]:
+    """The lines of a file, the last one first; none where there is no file."""
     if not path.exists():
         return
-    with path.open() as file:
-        for line in file:
-            event = _parse(line)
-            if event is not None:
-                yield event
+    with path.open("rb", buffering=0) as file:
+        at, rest = file.seek(0, 2), b""
+        while at:
+            size = min(at, BLOCK_BYTES)
+            at = file.seek(at - size)
+            rest, *lines = (file.read(size) + rest).split(b"\n")
+            yield from reversed(lines)
+        yield rest
 
 
-def _parse(line: str) -> Began | Spent | None:
+def _parse(line: bytes) -> Began | Spent | Settled | None:
     try:
         found = json.loads(line)
         if found["schema"] == "trainer.start/1":
             return Began(found["resumed_step"])
+        if found["schema"] == "trainer.goodput/1":
+            return Settled(found["step"], found["attempts"], found["useful_ns"], found["badput_ns"])
         return Spent(found["step"], found["all_ns"]) if "all_ns" in found else None
     except (ValueError, KeyError, TypeError):  # cut off, or not ours
         return None

@@ -21,7 +21,8 @@ from amdahl_trainer import flops, knobs, optim, waits
 from amdahl_trainer.chief import Step
 from amdahl_trainer.ckpt import Checkpoints, Progress
 from amdahl_trainer.config import Config
-from amdahl_trainer.data.loader import Batch, Loader
+from amdahl_trainer.data.counts import Bad
+from amdahl_trainer.data.loader import Batch, Loader, check_bad
 from amdahl_trainer.device import Clock
 from amdahl_trainer.errors import NonFiniteError
 from amdahl_trainer.knobs import KnobFile, Knobs, Update, Window
@@ -70,6 +71,7 @@ class Engine:
         self.steps = 0
         self._pending: deque[Step] = deque()
         self._untold: dict[str, int] = {}  # phases of laps that the other ranks do not know of
+        self._bad: set[Bad] = set()  # left out by any rank
         self._tags: list[str] = ["warmup"]
         self._last_saved = progress.step
 
@@ -80,6 +82,7 @@ class Engine:
 
         Raises:
             NonFiniteError: the loss or the gradients are not finite; the parameters are those before that step.
+            BadSamplesError: ranks have left out more than they may.
         """
         with waits.told_to(self.parts.clock.waiting, has_graphs=self.parts.config.run.compile != "none"):
             self._train(startup)
@@ -108,8 +111,14 @@ class Engine:
         parts = self.parts
         squares = count_squares(batch, doc_mask=parts.config.data.doc_mask)
         valid, squares = (batch.valid, squares) if parts.seat.reads else (0, 0)
+        bad = parts.loader.take_bad()
         with parts.ledger.span("comm"):
-            return parts.peers.agree(valid, parts.wants_stop(), news is not None, Told(squares, self._tell()))
+            told = Told(squares, self._tell(), len(bad))
+            agreed = parts.peers.agree(valid, parts.wants_stop(), news is not None, told)
+            if agreed.told.bad:
+                self._bad.update(parts.peers.gather(bad))
+                check_bad(self._bad, parts.config.data.max_bad_samples)
+        return agreed
 
     def _leave_untold(self, phases: Mapping[str, int]) -> None:
         if not self._untold:
@@ -174,7 +183,7 @@ class Engine:
             self._tags.append("warmup")  # torch compiled in this lap
         tags, self._tags = tuple(self._tags), []
         step = Step(
-            index=self.steps,
+            number=self.steps,
             total=self.progress.step,
             end_ns=parts.ledger.mark_ns,
             phases=phases,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from datetime import timedelta
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -25,6 +25,8 @@ from amdahl_trainer.place import Meeting, Place
 __all__ = ["NOTHING", "Agreement", "Alone", "Group", "Peers", "Place", "Spot", "Told", "join"]
 
 
+T = TypeVar("T")
+
 _STARTUP, _COMM = PHASES.index("startup"), PHASES.index("comm")
 
 
@@ -34,10 +36,12 @@ class Told(NamedTuple):
     Attributes:
         squares: of the lengths of the step's documents, in tokens, summed: what attention within them costs.
         spent: nanoseconds by phase, in the order of `PHASES`, of the laps that ended since the rank last told.
+        bad: samples left out that the rank has not told of.
     """
 
     squares: int = 0
     spent: Sequence[int] = (0,) * len(PHASES)
+    bad: int = 0
 
     @property
     def busy_ns(self) -> int:
@@ -71,6 +75,9 @@ class Peers(Protocol):
     def broadcast(self, text: str | None) -> str | None:
         """Rank 0's text."""
 
+    def gather(self, items: Sequence[T]) -> list[T]:
+        """What all ranks have, rank by rank."""
+
     def barrier(self) -> None:
         """Wait for all."""
 
@@ -98,6 +105,10 @@ class Alone:
     def broadcast(self, text: str | None) -> str | None:
         """The text."""
         return text
+
+    def gather(self, items: Sequence[T]) -> list[T]:
+        """What it has itself."""
+        return list(items)
 
     def barrier(self) -> None:
         """Nobody to wait for."""
@@ -142,11 +153,11 @@ class Group:
         """One small all-reduce. A rank's own number has a place for each rank, and zeros in the others'."""
         busy_ns = [0] * dist.get_world_size()
         busy_ns[dist.get_rank()] = told.busy_ns
-        said = torch.tensor([valid, stop, news, told.squares, *told.spent, *busy_ns], dtype=torch.int64)
+        said = torch.tensor([valid, stop, news, told.squares, told.bad, *told.spent, *busy_ns], dtype=torch.int64)
         dist.all_reduce(said)
-        tokens, stops, tells, squares, *rest = said.tolist()
+        tokens, stops, tells, squares, bad, *rest = said.tolist()
         spent, busy_ns = rest[: len(PHASES)], rest[len(PHASES) :]
-        return Agreement(tokens, stops > 0, tells > 0, Told(squares, spent), busy_ns)
+        return Agreement(tokens, stops > 0, tells > 0, Told(squares, spent, bad), busy_ns)
 
     def total(self, value: Tensor) -> Tensor:
         """One all-reduce, in place."""
@@ -158,6 +169,12 @@ class Group:
         box = [text]
         dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
         return box[0]
+
+    def gather(self, items: Sequence[T]) -> list[T]:
+        """Anything that can be pickled."""
+        boxes: list[Sequence[T]] = [()] * dist.get_world_size()
+        dist.all_gather_object(boxes, items)
+        return [item for box in boxes for item in box]
 
     def barrier(self) -> None:
         """An all-reduce on the CPU: `dist.barrier` would use the GPU where there is one."""

@@ -95,7 +95,8 @@ class Reporter:
         """Say what the run is; rank 0 then reports for all ranks. Raises ConfigError, see `chief.open_outlets`."""
         if self._place.rank == 0:
             self.say(console.introduce(facts))
-            self._chief = Chief(open_outlets(config, environ), facts, self._run)
+            self._chief = Chief(open_outlets(config, environ, facts.resumed_step), facts, self._run)
+            self._counters.families = self._chief.families
 
     def step(self, step: Step, reading: Reading, cost: flops.PerToken | None, peak: float | None) -> dict[str, int]:
         """Write the record of a step whose reading is known, and now and then the trace so far.
@@ -108,7 +109,7 @@ class Reporter:
         phases = attribute(step.phases, reading)
         batch = step.batch
         self.recorder.write_step(
-            step.index,
+            step.number,
             step.end_ns,
             phases,
             batch.samples,

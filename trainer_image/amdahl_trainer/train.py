@@ -229,7 +229,7 @@ def _pin(config: Config, corpora: Corpora) -> Config:
 
 def _new_loader(corpora: Corpora, config: Config, mesh: Mesh, settings: Knobs) -> Loader:
     share = Share(mesh.seat.dp, mesh.degrees.dp, config.batch.global_sequences)
-    patience = Patience(config.data.max_restarts, config.data.max_bad_samples)
+    patience = Patience(config.data.max_restarts)
     return Loader(corpora.train, corpora.order(config.run.seed), share, settings.loader, patience)
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import multiprocessing
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from types import FrameType
@@ -26,9 +26,9 @@ from torch.utils.data import DataLoader, Dataset
 from amdahl_trainer.data import order as orders
 from amdahl_trainer.data.counts import Bad, Counts, Meter
 from amdahl_trainer.data.order import Share
-from amdahl_trainer.data.rows import Rows, too_many
+from amdahl_trainer.data.rows import Rows
 from amdahl_trainer.ends import describe_end
-from amdahl_trainer.errors import DataError
+from amdahl_trainer.errors import BadSamplesError, DataError
 
 
 class Batch(NamedTuple):
@@ -93,10 +93,9 @@ class Settings:
 
 @dataclass(frozen=True)
 class Patience:
-    """What a loader puts up with before it ends the run: new starts, and samples left out."""
+    """What a loader puts up with before it ends the run: new starts."""
 
     restarts: int = 3
-    bad_samples: int = 100
 
 
 class RowsByPosition(Dataset[Made]):
@@ -191,6 +190,7 @@ class Loader:
         self.restarts = 0
         self.totals = Counts()  #: of the batches consumed
         self.bad: set[Bad] = set()  #: left out of the batches consumed
+        self._untold: list[Bad] = []
         self._batches: Iterator[Made] | None = None
         self._workers: list[BaseProcess] = []
         self._ends_seen = -1
@@ -206,7 +206,7 @@ class Loader:
         """The rank's batch at `position`, which moves on. A loader that fails is started again there.
 
         Raises:
-            DataError: it failed for good, or more often than is put up with; or too many samples are bad.
+            DataError: it failed for good, or more often than is put up with.
         """
         while isinstance(outcome := self._attempt(), _Failure):
             where = f"loader failed at position {self.position}"
@@ -214,8 +214,8 @@ class Loader:
                 raise DataError(f"{where}: {outcome.why}")
             if self.restarts >= self._patience.restarts:
                 raise DataError(
-                    f"{where} after {self.restarts} restarts: {outcome.why}; "
-                    "look at its memory and its files, or raise data.max_restarts"
+                    f"{where} after {self.restarts} restarts on this rank: {outcome.why}; look at its memory and its "
+                    "files, or raise data.max_restarts, which counts for each rank"
                 )
             self.restarts += 1
             limit = self._patience.restarts
@@ -234,9 +234,13 @@ class Loader:
             if bad in self.bad:
                 continue  # it was met in the epoch before
             self.bad.add(bad)
+            self._untold.append(bad)
             print(f"left out: {bad}", flush=True)
-            if len(self.bad) > self._patience.bad_samples:
-                raise too_many(bad, self._patience.bad_samples)
+
+    def take_bad(self) -> list[Bad]:
+        """Those left out for the first time since this was last asked."""
+        untold, self._untold = self._untold, []
+        return untold
 
     def _attempt(self) -> Made | _Failure:
         """The next batch, or why there is none. The exception ends here: its traceback would keep the workers."""
@@ -326,6 +330,15 @@ class _Positions:
 
     def __iter__(self) -> Iterator[list[int]]:
         return map(list, self.share.batches(self.begin))
+
+
+def check_bad(left_out: Collection[Bad], limit: int) -> None:
+    """Refuse to go on over more samples left out by all ranks than may be. Raises BadSamplesError."""
+    if len(left_out) > limit:
+        raise BadSamplesError(
+            f"all ranks together have left out {len(left_out)} bad samples, and data.max_bad_samples is {limit}; lines "
+            "that begin with `left out` name each; mend the data, or raise data.max_bad_samples"
+        )
 
 
 def _as_is(batch: Any) -> Any:

@@ -195,8 +195,12 @@ def test_a_job_that_is_made_anew_is_another_job(server: Cluster, nursery: Nurser
 
             await scene.wait("the new job is measured", is_measured)
             assert old["metadata"]["uid"] != new["metadata"]["uid"]
-            owners = {job["metadata"]["ownerReferences"][0]["uid"] for job in await scene.jobs()}
-            assert owners == {new["metadata"]["uid"]}
+
+            async def is_alone() -> bool:
+                owners = {job["metadata"]["ownerReferences"][0]["uid"] for job in await scene.jobs()}
+                return owners == {new["metadata"]["uid"]}
+
+            await scene.wait("nothing of the old job is left", is_alone)
 
     asyncio.run(go())
 

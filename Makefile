@@ -6,8 +6,8 @@ PY := .venv/bin/python
 STAMP := .venv/.installed
 OLDEST := .venv-oldest-torch/bin/python
 TESTBED := PYTHONPATH=tests $(PY) -m testbed
-# A worker takes a file at a time, with a cluster of its own where the file asks for one.
-WORKERS ?= -n 2 --dist loadfile
+# A worker takes a file at a time, with a cluster of its own where the file asks for one. Three on two cores: much of it waits.
+WORKERS ?= -n 3 --dist loadfile
 
 .PHONY: help venv demo demo-verify test test-oldest-torch e2e sweep gitops cluster-demo cluster-up cluster-down check crds images bench lock clean
 

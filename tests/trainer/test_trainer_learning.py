@@ -9,7 +9,7 @@ import pytest
 
 from amdahl_trainer import config as configs
 
-RECIPE = Path(configs.__file__).parents[1] / "configs" / "pydocs-tiny.yaml"
+RECIPE = Path(configs.__file__).parents[1] / "configs" / "tiny-cpu.yaml"
 
 
 @pytest.mark.slow

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -164,7 +166,7 @@ def test_restarts_have_a_bound_and_the_error_names_the_signal(plain):
     for number in (signal.SIGKILL, signal.SIGUSR2, signal.SIGUSR1):
         take(loader, 1)
         end(loader, number)
-    with pytest.raises(DataError, match=r"at position 24 after 2 restarts: worker \d+ was ended by SIGUSR1; look at"):
+    with pytest.raises(DataError, match=r"at position 24 after 2 restarts on this rank: worker \d+ was ended by SIGUSR1; look at"):
         loader.next()
     loader.close()
 
@@ -185,7 +187,7 @@ def test_a_worker_that_leaves_is_named_with_its_code(plain):
     """Such as by a library that calls exit."""
     loader = Loader(Broken(lambda _: os._exit(5)), plain.order, Share(0, 1, 8), Settings(1, 2, False), Patience(1))
     loader.open(16)
-    with pytest.raises(DataError, match=r"at position 16 after 1 restarts: worker \d+ exited with code 5"):
+    with pytest.raises(DataError, match=r"at position 16 after 1 restarts on this rank: worker \d+ exited with code 5"):
         loader.next()
     loader.close()
 
@@ -199,7 +201,7 @@ def test_what_fails_again_and_again_is_an_error(plain, workers, capsys):
 
     loader = Loader(Broken(fail), plain.order, Share(0, 1, 8), Settings(workers, 2, False), Patience(2))
     loader.open(16)
-    with pytest.raises(DataError, match=r"at position 16 after 2 restarts: OSError: .*Input/output error: '/data/\d+'"):
+    with pytest.raises(DataError, match=r"at position 16 after 2 restarts on this rank: OSError: .*Input/output error: '/data/\d+'"):
         loader.next()
     loader.close()
     assert capsys.readouterr().out.count("starting it again") == 2
@@ -248,6 +250,35 @@ def test_workers_outlive_sigterm(plain):
     take(loader, 6)
     assert loader.worker_pids() == before
     loader.close()
+
+
+def test_workers_do_not_outlive_the_trainer(tiny, tmp_path):
+    """One that blocks on a full pipe when its trainer is killed ends as well."""
+    data = Data(tiny({**over(make_folder(tmp_path / "a", make_documents(3000, seed=1))), "data.seq_len": 4096}))
+    told, tell = os.pipe()
+    trainer = os.fork()
+    if trainer == 0:
+        loader = data.loader(Settings(2, 4, False))
+        loader.open(0)
+        loader.next()
+        os.write(tell, json.dumps(loader.worker_pids()).encode())
+        signal.pause()
+    workers = json.loads(os.read(told, 4096))
+    assert len(workers) == 2
+    os.kill(trainer, signal.SIGKILL)
+    os.waitpid(trainer, 0)
+    until_s = time.monotonic() + 60
+    while any(is_running(worker) for worker in workers):
+        assert time.monotonic() < until_s, "a worker is still there"
+        time.sleep(0.05)
+
+
+def is_running(pid):
+    """Whether there is such a process, and it has not ended."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
 
 
 def test_the_trainers_own_handler_of_dead_children_stays(plain):

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from amdahl_probe import process_tree
 from amdahl_trainer.data import order as orders
 from amdahl_trainer.data.counts import Bad, Counts, Meter
 from amdahl_trainer.data.order import Share
@@ -347,9 +348,13 @@ def _as_is(batch: Any) -> Any:
 
 
 def _begin_worker(_: int) -> None:
-    """Outlive a SIGTERM to the process group: the training process still needs batches to reach its checkpoint."""
+    """Outlive a SIGTERM to the process group: the training process still needs batches to reach its checkpoint.
+
+    But not the training process: a worker that blocks on a full pipe, whose read end it has as well, would stay.
+    """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    process_tree.die_with_parent()
 
 
 def _describe_end(worker: BaseProcess) -> str:

@@ -214,7 +214,7 @@ def live_at_once(
 
 
 async def _end(scene: Scene, scenario: Scenario, killer: Killer) -> None:
-    """Wait for the end and for the quiet after it; a killed operator is started again at once."""
+    """Wait for the end and for the quiet after it, also of the hands; a killed operator is started again at once."""
 
     async def has_ended() -> bool:
         if scene.operator.has_ended and len(killer.victims) >= len(scene.processes):
@@ -224,7 +224,7 @@ async def _end(scene: Scene, scenario: Scenario, killer: Killer) -> None:
 
     await scene.wait("the scenario has ended", has_ended)
     deadline_s, before = time.monotonic() + TIMEOUT_S, -1
-    while before != len(scene.relay.writes) or scene.operator.has_ended:
+    while before != len(scene.relay.writes) or scene.operator.has_ended or not scene.village.queue.empty():
         before = len(scene.relay.writes)
         await asyncio.sleep(QUIET_S)
         await scene.wait("it stays so", has_ended)

@@ -202,7 +202,7 @@ class TestSteps:
         assert [line["k"] for line in lines][:3] == ["start", "startup", "step"]
         assert {**lines[0], "t": 0, "t0": 0, "pid": 0} == {
             "k": "start", "t": 0, "v": "amdahl.step/1", "rank": 0, "world": 1, "pid": 0, "t0": 0, "device": "cpu",
-            "live": False, "by": "probe",
+            "live": False, "by": "probe", "dtype": "",
         }  # fmt: skip
         assert set(lines[1]["parts"]) >= {"import", "data"}
         assert (lines[-1]["k"], lines[-1]["steps"], lines[-1]["why"]) == ("end", 12, "exit")

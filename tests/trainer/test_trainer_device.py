@@ -36,4 +36,4 @@ def test_memory_is_kept_unless_somebody_else_has_seen_to_it(environ, is_kept):
     )
     told, faults = json.loads(done.stdout)
     assert told == is_kept
-    assert (faults < 1000) == is_kept, faults  # 80,000 pages
+    assert (faults < 8000) == is_kept, faults  # of 80,000 pages; each thread of torch has some of its own

@@ -23,7 +23,7 @@ PAUSE_S = 60.0
 """Longest sleep between two passes that wait for a moment: a suspended machine or a mended clock is noticed soon."""
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-"""What ends the loop, except what the caller has it ignore: under `nohup` it outlives its terminal."""
+"""What ends the loop, except SIGHUP under `nohup`: then it outlives its terminal."""
 
 
 class Watch(Protocol):
@@ -105,7 +105,8 @@ def stop_on_signals() -> Iterator[asyncio.Event]:
             task.cancel()
         stop.set()
 
-    heard = [number for number in STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    is_detached = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    heard = [number for number in STOP_SIGNALS if not (is_detached and number == signal.SIGHUP)]
     for number in heard:
         loop.add_signal_handler(number, receive)
     try:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from amdahl_loop.adapters.kube.scrape import MAX_METRICS_BYTES, Counters, fetch_metrics, parse_metrics
 from amdahl_loop.domain.telemetry import PHASES, Malformed, Phase
-from amdahl_probe.metrics import Metrics, serve
+from amdahl_probe.metrics import Family, Metrics, serve
 
 
 def make_metrics(**info: str) -> Metrics:
@@ -38,6 +38,19 @@ def test_the_probes_own_text_is_read_in_full() -> None:
     assert counters.startup_s == 5.0
     assert counters.phases_s[PHASES.index(Phase.INPUT)] == pytest.approx(1.8)
     assert not counters.is_live
+
+
+def test_what_is_told_beside_them_does_not_matter() -> None:
+    """A rank 0 that tells utilisation by convention, and lost time by cause, is read as one that does not."""
+    metrics = make_metrics(by="trainer")
+    before = parse_metrics(metrics.render())
+    metrics.mfu = {"palm": 0.4, "causal": 0.38, "packed": 0.37}
+    lost = {'cause="restart"': 1.0, 'cause="lost"': 2.0}
+    metrics.families = lambda: {"amdahl_badput_device_seconds": Family("gauge", "Lost.", lost)}
+    text = metrics.render()
+    assert text.count("amdahl_badput_device_seconds{") == 2
+    assert isinstance(before, Counters)
+    assert parse_metrics(text) == before
 
 
 def test_our_trainer_says_that_it_switches_live() -> None:

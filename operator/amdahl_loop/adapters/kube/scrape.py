@@ -103,21 +103,33 @@ def parse_metrics(text: str) -> Counters | Malformed:
         return Malformed(reason=f"/metrics cannot be read: {type(error).__name__}: {error}"[:200])
 
 
+READ = frozenset(
+    {
+        "amdahl_steps_total",
+        "amdahl_samples_total",
+        "amdahl_step_seconds_sum",
+        "amdahl_phase_seconds_total",
+        "amdahl_checkpoints_total",
+        "amdahl_checkpoint_block_seconds_total",
+        "amdahl_loader_batches_total",
+        "amdahl_loader_batch_seconds_total",
+    }
+)
+"""What is counted here; a program may tell more, under whatever labels."""
+
 Labelled = dict[tuple[str, str], float]
 """Value by metric and the one label that tells its samples apart."""
 
 
 def _collect(text: str) -> tuple[Labelled, Mapping[str, str]]:
-    """Our samples by name and phase, and the labels of `amdahl_info`; others are left out."""
+    """The samples that are read, by name and phase, and the labels of `amdahl_info`; others are left out."""
     found: Labelled = {}
     info: Mapping[str, str] | None = None
     for family in text_string_to_metric_families(text):
-        if not family.name.startswith("amdahl_"):
-            continue
         for sample in family.samples:
             if sample.name == "amdahl_info":
                 info = sample.labels
-            elif "le" not in sample.labels:
+            elif sample.name in READ:
                 key = (sample.name, sample.labels.get("phase", ""))
                 if key in found:
                     raise ValueError(f"{sample.name} comes twice")

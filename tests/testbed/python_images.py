@@ -35,6 +35,7 @@ def python_layer() -> tuple[Entry, ...]:
         Entry(interpreter, f"{PREFIX}/bin/python3"),
         Entry(Link("python3"), f"{PREFIX}/bin/python"),
         *_outside(interpreter, *extensions, than=stdlib),
+        *_unwinder(interpreter, *extensions),
         Entry(stdlib, LIBRARY, _LEFT_OUT_OF_STDLIB | builds | windows),
         *programs(Path("/bin/sh")),
         Entry(b"root:x:0:0:root:/:/bin/sh\nnonroot:x:65532:65532:nonroot:/tmp:/bin/sh\n", "/etc/passwd"),
@@ -77,6 +78,13 @@ def python_image(name: str, *layers: tuple[Entry, ...], command: tuple[str, ...]
     return Image(
         name, (python_layer(), *layers), entrypoint=(), command=command or ("python3",), environment=environment
     )
+
+
+def _unwinder(*files: Path) -> list[Entry]:
+    """The library that glibc opens by name when a thread ends early, and aborts without: `ldd` does not know of it."""
+    linked = {library.name: library for library in shared_libraries(*files)}
+    found = linked["libc.so.6"].parent / "libgcc_s.so.1"
+    return [] if found.name in linked else [Entry(found.resolve(), str(found))]
 
 
 def _outside(*files: Path, than: Path) -> list[Entry]:

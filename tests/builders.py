@@ -3,7 +3,7 @@
 from typing import Any
 
 from amdahl_loop.domain.knob_values import Knobs
-from amdahl_loop.domain.ledger import Observation
+from amdahl_loop.domain.ledger import Application, ApplicationKind, Observation
 from amdahl_loop.domain.parsing import parse_training_job
 from amdahl_loop.domain.phases import Breakdown, account
 from amdahl_loop.domain.resources import TrainingJob
@@ -89,6 +89,22 @@ def make_observation(
         knobs=job.spec.knobs,
         report=BlockReport(run="pydocs-o0", state="done", windows=windows, live=live, cpus=cpus),
         held_device_s=30.0,
+    )
+
+
+def make_application(
+    knobs: Knobs, kind: ApplicationKind, experiment: str, declared: Knobs, at_s: float = 1.0
+) -> Application:
+    """Values of the job `job` that took effect, or were taken back."""
+    return Application(
+        job="job",
+        job_uid="uid",
+        fingerprint="f" * 16,
+        at_s=at_s,
+        kind=kind,
+        experiment=experiment,
+        declared=declared,
+        knobs=knobs,
     )
 
 

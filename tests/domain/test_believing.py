@@ -10,6 +10,7 @@ from amdahl_loop.domain.experiments import Experiment
 from amdahl_loop.domain.knob_values import KnobName, Knobs
 from amdahl_loop.domain.ledger import Application, ApplicationKind, JobMemory
 from amdahl_loop.domain.verdicts import Verdict, VerdictWord
+from builders import make_application
 from judge_builders import Bench, make_constants, make_plan
 
 APPLIED, REVERTED, ROLLED_BACK = ApplicationKind.APPLIED, ApplicationKind.REVERTED, ApplicationKind.ROLLED_BACK
@@ -37,16 +38,7 @@ def applied(
     knobs: Knobs, kind: ApplicationKind = APPLIED, at_s: float = 1.0, name: str = "job-e1", declared: Knobs = ZERO
 ) -> Application:
     """One entry."""
-    return Application(
-        job="job",
-        job_uid="uid",
-        fingerprint="f" * 16,
-        at_s=at_s,
-        kind=kind,
-        experiment=name,
-        declared=declared,
-        knobs=knobs,
-    )
+    return make_application(knobs, kind, name, declared, at_s)
 
 
 def sift(experiments: list[Experiment], *applications: Application) -> JobMemory:

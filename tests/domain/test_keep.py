@@ -14,6 +14,7 @@ from amdahl_loop.domain.ledger import Application, ApplicationKind
 from amdahl_loop.domain.telemetry import Arm, Window, WindowOutcome
 from amdahl_loop.domain.tuning import ProfileName
 from amdahl_loop.domain.verdicts import Verdict, VerdictWord
+from builders import make_application
 from judge_builders import Bench, make_constants, make_lost_window, make_plan, make_record, make_window
 
 APPLIED, ROLLED_BACK, REVERTED = ApplicationKind.APPLIED, ApplicationKind.ROLLED_BACK, ApplicationKind.REVERTED
@@ -184,16 +185,7 @@ def apply(
     experiment: str, after: int, kind: ApplicationKind = APPLIED, declared: int = 0, at_s: float = 1.0
 ) -> Application:
     """Values that took effect."""
-    return Application(
-        job="job",
-        job_uid="uid",
-        fingerprint="f" * 16,
-        at_s=at_s,
-        kind=kind,
-        experiment=experiment,
-        declared=Knobs(dataloader_workers=declared),
-        knobs=Knobs(dataloader_workers=after),
-    )
+    return make_application(Knobs(dataloader_workers=after), kind, experiment, Knobs(dataloader_workers=declared), at_s)
 
 
 class TestInForce:

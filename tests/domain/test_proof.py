@@ -1,5 +1,6 @@
 """When both arms are believed to do the same work."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from amdahl_loop.domain.blocks import BlockSpec, Stage
 from amdahl_loop.domain.experiments import BlockRecord, Experiment, Plan
 from amdahl_loop.domain.knob_values import KnobName
 from amdahl_loop.domain.telemetry import Arm, Window, WindowOutcome
+from amdahl_loop.domain.verdicts import VerdictWord
 from judge_builders import Bench, make_constants, make_lost_window, make_plan, make_record, make_report, make_window
 
 S0 = make_plan(make_constants(loss_tolerance=0.0))
@@ -144,16 +146,30 @@ def test_a_proof_that_fails(arm: str, outcome: WindowOutcome, word: str, reason:
     assert (verdict.word, verdict.reason) == (word, reason)
 
 
-def test_a_clock_that_lies_in_the_variant_s_proof_is_vetoed() -> None:
-    """The baseline's clock agrees, so it is not the job that cannot run: the meter is bent."""
+@pytest.mark.parametrize("arms", ["A", "B", "AB"])
+def test_a_pause_of_the_machine_does_not_spoil_a_proof(arms: str) -> None:
+    """A proof is not timed: samples and losses are compared, whatever the clocks say."""
+    verdict = Bench(S0, tweak=bend_clocks(arms, Stage.PROOF)).carry_through()
+    assert verdict.reason == Bench(S0).carry_through().reason
+    assert verdict.word is not VerdictWord.ERROR
+
+
+@pytest.mark.parametrize("arms", ["A", "B", "AB"])
+def test_a_clock_that_lies_is_vetoed_by_the_first_timed_block(arms: str) -> None:
+    """What lies in the proof lies in the trial as well: nothing is gained by it."""
+    verdict = Bench(S0, tweak=bend_clocks(arms, *Stage)).carry_through()
+    assert (verdict.word, verdict.reason) == ("Vetoed", "meter")
+    assert verdict.blocks_used == 2  # the proof and one block
+
+
+def bend_clocks(arms: str, *stages: Stage) -> Callable[[BlockSpec, Window], Window]:
+    """Windows of these arms, in blocks of these stages, tell half the time that the supervisor saw."""
 
     def bend(spec: BlockSpec, window: Window) -> Window:
-        return (
-            window.model_copy(update={"clock_ppk": -500, "wall_s": 10.0}) if spec.order[window.index] == "B" else window
-        )
+        is_bent = spec.stage in stages and spec.order[window.index] in arms
+        return window.model_copy(update={"clock_ppk": -500, "wall_s": 10.0}) if is_bent else window
 
-    verdict = Bench(S0, tweak=bend).carry_through()
-    assert (verdict.word, verdict.reason) == ("Vetoed", "meter")
+    return bend
 
 
 def test_a_proof_without_a_report_is_an_error() -> None:

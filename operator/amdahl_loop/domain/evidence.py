@@ -191,12 +191,16 @@ def _find_fault(spec: BlockSpec, report: BlockReport, failure: str) -> tuple[Arm
 
 
 def _find_missing(spec: BlockSpec, report: BlockReport) -> tuple[Arm | None, str] | None:
-    """Whose windows are missing and why: a variant that hides its bad launches must not gain by it."""
+    """Whose windows are missing and why: a variant that hides its bad launches must not gain by it.
+
+    A proof is not timed, so a clock that a pause of the machine moved does not spoil it.
+    """
     if report.state == "running":
         index = report.running_index
         known = index is not None and index < len(spec.order)
         return (run_arm(spec, index) if known and index is not None else None), "the block was cut short"
-    absent = [window for window in report.windows if not window.is_measured or _is_late(window)]
+    is_timed = spec.stage is not Stage.PROOF
+    absent = [window for window in report.windows if not window.is_measured or (is_timed and _is_late(window))]
     if absent:
         arms = {run_arm(spec, w.index) for w in absent if w.outcome is not WindowOutcome.SIGNAL}
         what = "clock disagrees" if absent[0].is_measured else str(absent[0].outcome)
@@ -207,7 +211,7 @@ def _find_missing(spec: BlockSpec, report: BlockReport) -> tuple[Arm | None, str
 
 
 def _is_late(window: Window) -> bool:
-    """A single window whose clock disagrees is no evidence; an arm that always does so is vetoed (meter)."""
+    """A single window whose clock disagrees is no evidence of time; an arm that always does so is vetoed (meter)."""
     return abs(window.clock_ppk) > clock_tolerance_ppk(window)
 
 

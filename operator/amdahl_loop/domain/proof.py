@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from amdahl_loop.domain.blocks import BlockSpec
-from amdahl_loop.domain.evidence import Evidence, clock_tolerance_ppk
+from amdahl_loop.domain.evidence import Evidence
 from amdahl_loop.domain.experiments import Plan
 from amdahl_loop.domain.knobs import KnobKind, kind_of
 from amdahl_loop.domain.stats import estimate, mean
@@ -93,17 +93,10 @@ def _find_failure(block: Evidence) -> Unproven | None:
         if stopped:
             return _inconclusive("interrupted", "the proof was stopped from outside")
         if block.culprit is Arm.VARIANT:
-            return _lose_report(block)
+            return _inconclusive("variant_missing", f"{block.problem} in the proof, where the baseline reported")
         sentence = f"TrialCannotRun: {block.problem}; the baseline must run in a trial before anything is compared"
         return Unproven(VerdictWord.ERROR, "TrialCannotRun", sentence)
     return None
-
-
-def _lose_report(block: Evidence) -> Unproven:
-    """The baseline reported and the variant did not, or its clock lies: nothing that can be compared."""
-    if any(window.is_measured and abs(window.clock_ppk) > clock_tolerance_ppk(window) for window in block.windows):
-        return _vetoed(VetoName.METER, "meter", f"{block.problem} in the proof, where the baseline's agrees")
-    return _inconclusive("variant_missing", f"{block.problem} in the proof, where the baseline reported")
 
 
 def _find_refusal(plan: Plan, block: Evidence) -> Unproven | None:

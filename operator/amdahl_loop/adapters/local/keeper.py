@@ -70,11 +70,12 @@ class Keeper:
             self._write(RUN_FILE, {"keeper": identify(os.getpid()), "started_at_s": started_at_s})
             ended = self._run()
             kill_all(lambda: find_descendants(os.getpid()))
+            held_s = time.monotonic() - begun_s
         if ended is None:
             return self._leave_no_trace()
         full = self._describe_full_disk()
         self._remove_scratch()
-        result = {"started_at_s": started_at_s, "held_s": time.monotonic() - begun_s} | ended._asdict() | {"full": full}
+        result = {"started_at_s": started_at_s, "held_s": held_s} | ended._asdict() | {"full": full}
         return self._write(RESULT_FILE, result)
 
     def _is_told_to_stop(self, number: int) -> bool:

@@ -23,20 +23,15 @@ from amdahl_loop.adapters.kube.present import (
 )
 from amdahl_loop.adapters.kube.probe import Probe, place_probe, sweep_probes
 from amdahl_loop.adapters.kube.ranks import ensure_service
-from amdahl_loop.adapters.kube.render import KNOBS_KEY, find_clashes
+from amdahl_loop.adapters.kube.render import find_clashes
 from amdahl_loop.adapters.kube.render_running import (
-    CHANGED_ANNOTATION,
     METRICS_PORT,
     REVISION_ANNOTATION,
     UNPROBED_ANNOTATION,
     VALUES_ANNOTATION,
     devices_text,
     digest_declared,
-    knob_data,
-    live_file,
-    read_sequence,
     render_job,
-    render_knobs,
 )
 from amdahl_loop.adapters.kube.revisions import (
     ENDED,
@@ -53,6 +48,7 @@ from amdahl_loop.adapters.kube.revisions import (
 )
 from amdahl_loop.adapters.kube.saves import SaveCounts
 from amdahl_loop.adapters.kube.scrape import Fetch, fetch_metrics, parse_metrics
+from amdahl_loop.adapters.kube.values import KeptValues
 from amdahl_loop.domain.children import (
     EXPERIMENT_LABEL,
     JOB_LABEL,
@@ -70,6 +66,7 @@ from amdahl_loop.ports import Clock
 
 PROBE_TRUST_S = 10.0
 """So long it is believed that the probe lies in a namespace. A job whose pod does not find it runs without it."""
+VALUES_SET = Note(reason=Reason.STARTING, sentence="The values in force are set.")
 CRASHES = 3
 """So many ends of the same program, with none of it running: it cannot run with the values in force."""
 
@@ -124,6 +121,7 @@ class RunningJob:
         self._is_measured = measured
         self._is_untold, self._is_bare = is_untold, is_bare
         self._is_live = live and job.spec.tuning.apply.when is ApplyWhen.LIVE
+        self._values = KeptValues(client, job, self._is_live, clock)
         self._fetch = fetch
         self._seen: list[tuple[int, PodFacts]] | None = None
         self._has_blocks = True
@@ -152,13 +150,15 @@ class RunningJob:
         if (rest := self._find_rest(revisions)) is not None and (revisions or not await self._has_pods()):
             return rest
         values = await self._client.get(Kind.CONFIG_MAP, self._namespace, knobs_name(self._name))
-        if values is None or not self._owns(values):
-            placed = await self._place_values(values, max((r.number for r in revisions), default=0))
-            if isinstance(placed, RunningState):
-                return placed
-            values = placed
-        if not self._holds(values):
-            return await self._update_values(values)
+        if values is None:
+            made = await self._values.make(max((r.number for r in revisions), default=0))
+            if isinstance(made, Refused):
+                return _starting() if made.is_taken else _refused(made)
+            values = made
+        if not self._owns(values):
+            return _squatted("ConfigMap", knobs_name(self._name))
+        if not self._values.are_held(values):
+            return _written(await self._values.update(values), VALUES_SET)
         present = await self._look(values, revisions)
         guest = find_guest(jobs, has_stopped=not revisions, now_s=self._clock())
         decision = decide(self._wanted(guest), present)
@@ -183,7 +183,7 @@ class RunningJob:
         """
         if not self._is_bare and await self._has_pods():
             return None
-        values = await self._make_values(0)
+        values = await self._values.make(0)
         if isinstance(values, Refused):
             return None
         self._has_blocks = False
@@ -220,10 +220,7 @@ class RunningJob:
             return None
         body = {"metadata": {"resourceVersion": raw["metadata"]["resourceVersion"], "labels": labels}}
         done = await self._client.patch(Kind.JOB, self._namespace, name, body)
-        if isinstance(done, Refused) and not (done.is_outdated or done.is_gone):
-            return _refused(done)
-        said = f"Job {name} has its labels back."
-        return RunningState(note=Note(reason=Reason.STARTING, sentence=said), acted=True)
+        return _written(done, Note(reason=Reason.STARTING, sentence=f"Job {name} has its labels back."))
 
     # --- what there is ------------------------------------------------------------------------------------------------
 
@@ -317,44 +314,6 @@ class RunningJob:
         restarts = max((pod.trainer.restarts for pod in pods), default=0)
         return f"the trainer of Job {facts.name} ended {restarts} times" if restarts >= CRASHES else ""
 
-    # --- the values in force ------------------------------------------------------------------------------------------
-
-    def _holds(self, values: Object) -> bool:
-        """Whether the ConfigMap holds the values in force, and the live file where there should be one."""
-        data = dict(values.get("data") or {})
-        file = data.pop(KNOBS_KEY, None)
-        if data != knob_data(self._job.spec.knobs) or (file is None) == self._is_live:
-            return False
-        return file is None or file == live_file(self._job.spec.knobs, read_sequence(file))
-
-    async def _place_values(self, present: Object | None, revision: int) -> RunningState | Object:
-        """The ConfigMap as it was made now, or why there is none."""
-        if present is not None:
-            return _squatted("ConfigMap", knobs_name(self._name))
-        made = await self._make_values(revision)
-        if not isinstance(made, Refused):
-            return made
-        return _starting() if made.is_taken else _refused(made)
-
-    async def _make_values(self, revision: int) -> Object | Refused:
-        annotations = {REVISION_ANNOTATION: str(revision), CHANGED_ANNOTATION: "0", VALUES_ANNOTATION: "1"}
-        body = render_knobs(self._job, self._is_live, 1, annotations)
-        return await self._client.create(Kind.CONFIG_MAP, self._namespace, body)
-
-    async def _update_values(self, values: Object) -> RunningState:
-        """Put the values in force into the ConfigMap; older pods have others from that moment on."""
-        data, annotations = values.get("data") or {}, dict(values["metadata"].get("annotations") or {})
-        if {key: data[key] for key in data if key != KNOBS_KEY} != knob_data(self._job.spec.knobs):
-            annotations[CHANGED_ANNOTATION] = str(int(self._clock()))
-            annotations[VALUES_ANNOTATION] = str(whole(annotations.get(VALUES_ANNOTATION), 0) + 1)
-        body = render_knobs(self._job, self._is_live, read_sequence(data.get(KNOBS_KEY)) + 1, annotations)
-        body["metadata"]["resourceVersion"] = values["metadata"]["resourceVersion"]
-        name = values["metadata"]["name"]
-        done = await self._client.replace(Kind.CONFIG_MAP, self._namespace, name, body)
-        if isinstance(done, Refused) and not (done.is_outdated or done.is_gone):
-            return _refused(done)
-        return RunningState(note=Note(reason=Reason.STARTING, sentence="The values in force are set."), acted=True)
-
     # --- effects ------------------------------------------------------------------------------------------------------
 
     async def _perform(self, decision: Decision, values: Object) -> RunningState:
@@ -365,19 +324,13 @@ class RunningJob:
             case Create(revision):
                 return await self._create(revision, values, note)
             case Advance(revision, without_probe):
-                version, name = values["metadata"]["resourceVersion"], values["metadata"]["name"]
-                marks = {REVISION_ANNOTATION: str(revision)}
-                marks |= {UNPROBED_ANNOTATION: self._declared} if without_probe else {}
-                body = {"metadata": {"resourceVersion": version, "annotations": marks}}
-                done: object = await self._client.patch(Kind.CONFIG_MAP, self._namespace, name, body)
+                done: object = await self._values.advance(values, revision, self._declared if without_probe else None)
             case Remove(facts):
                 done = await self._client.delete(Kind.JOB, self._namespace, facts.name, facts.uid)
             case SetSuspend(facts, suspend):
                 change = {"metadata": {"resourceVersion": facts.resource_version}, "spec": {"suspend": suspend}}
                 done = await self._client.patch(Kind.JOB, self._namespace, facts.name, change)
-        if isinstance(done, Refused) and not (done.is_outdated or done.is_gone):
-            return _refused(done)
-        return RunningState(note=note, acted=True)
+        return _written(done, note)
 
     def _is_unprobed(self, values: Object) -> bool:
         """Whether it is on record that this very template could not run with the probe."""
@@ -408,6 +361,13 @@ class RunningJob:
 
 def _starting() -> RunningState:
     return RunningState(note=Note(reason=Reason.STARTING, sentence="The job's objects are being made."), acted=True)
+
+
+def _written(done: object, note: Note) -> RunningState:
+    """After a change: what others changed or deleted meanwhile is looked at again at once."""
+    if isinstance(done, Refused) and not (done.is_outdated or done.is_gone):
+        return _refused(done)
+    return RunningState(note=note, acted=True)
 
 
 def _squatted(kind: str, name: str) -> RunningState:

@@ -53,6 +53,17 @@ def test_what_is_told_beside_them_does_not_matter() -> None:
     assert parse_metrics(text) == before
 
 
+def test_knobs_that_the_program_cannot_take_are_read() -> None:
+    """So that they are not offered. A later change that is taken clears one; a name that is no knob is left out."""
+    metrics = make_metrics(by="trainer")
+    metrics.note_knobs(0, ["dataloaderWorkers"], ["compile", "microBatch", "file", 'a"b'])
+    metrics.note_knobs(0, ["compile"], [])  # another loader of the same change
+    metrics.note_knobs(1, ["microBatch"], [])
+    counters = parse_metrics(metrics.render())
+    assert isinstance(counters, Counters)
+    assert counters.ignored == ("compile",)
+
+
 def test_our_trainer_says_that_it_switches_live() -> None:
     """Who counts is in the info; a foreign script is never taken to be live."""
     live = parse_metrics(make_metrics(by="trainer").render())

@@ -77,7 +77,8 @@ def test_a_window_lies_between_warm_up_and_enough_work() -> None:
     watch = make_watch()
     wanted = watch.window
     warm = after(100, before=NONE)
-    enough = after(max(wanted.min_steps, int(wanted.measure_s / 0.1) + 1), before=warm)
+    steps = max(wanted.min_steps, int(wanted.measure_s / 0.1) + 1)
+    enough = after(steps, before=warm, ignored=("compile", "microBatch"))
     report = look(watch, (5, after(1)), (10, warm), (10 + enough.step_s - warm.step_s, enough))
     assert isinstance(report, BlockReport)
     parsed = parse_block_summary(render_report(report), RUN)
@@ -86,6 +87,7 @@ def test_a_window_lies_between_warm_up_and_enough_work() -> None:
     assert window.steps == enough.steps - warm.steps
     assert window.phases_ppk[3:5] == (250, 750)
     assert window.samples == 16 * window.steps
+    assert window.ignored == ("compile", "microBatch")
 
 
 def test_too_little_is_no_window() -> None:

@@ -122,6 +122,7 @@ class TestMetrics:
         phases = {"startup": 5, "compute": 1_500_000_000, "input": 500_000_000}
         recorder.step(StepRecord(0, 9, phases, 8, 64, "", "", "", 1.25, loader=Batches(2, 250_000_000)))
         recorder.save(125_000_000, False, 1)
+        recorder.knob(0, {"dataloaderWorkers": 2}, {"compile": "no compiler"})
         counters.mfu["palm"] = 0.5
         server = metrics.serve(counters, 0, port_dir=str(tmp_path))
         port = (tmp_path / "metrics.port").read_text()
@@ -149,6 +150,7 @@ class TestMetrics:
             "amdahl_loader_batches_total 2",
             "amdahl_loader_batch_seconds_total 0.25",
             "amdahl_loss 1.25",
+            'amdahl_knob_ignored{knob="compile"} 1',
             'amdahl_mfu{convention="palm"} 0.5',
             'amdahl_info{by="probe",device="cpu",rank="0",run="a \\"run\\"",world="1"} 1',
         }

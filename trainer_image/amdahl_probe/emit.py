@@ -172,6 +172,8 @@ class Recorder:
 
     def knob(self, seq: int, applied: Mapping[str, Value], ignored: Optional[Mapping[str, str]] = None) -> None:
         """Knobs took effect (`applied`) or could not (`ignored`, with the reason)."""
+        if self._metrics is not None:
+            self._metrics.note_knobs(seq, applied, ignored or {})
         self._write("knob", seq=seq, applied=_bounded(applied), ignored=_bounded(ignored or {}))
 
     def offset(self, seq: int, offset: int, seed: Optional[int], applied: bool, why: str = "") -> None:

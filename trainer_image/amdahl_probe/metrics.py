@@ -12,7 +12,7 @@ import threading
 from bisect import bisect_left
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Callable, Dict, List, Mapping, NamedTuple, Optional
+from typing import Callable, Dict, Iterable, List, Mapping, NamedTuple, Optional
 
 #: Upper bounds of `amdahl_step_seconds`, seconds: two a decade from 1 ms to 5 min.
 BUCKETS_S = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
@@ -40,6 +40,7 @@ class Metrics:
         self.loader_batch_ns = 0
         self.loss: Optional[float] = None
         self.mfu: Dict[str, float] = {}
+        self.ignored: Dict[str, int] = {}  #: knobs that the program could not take, and the change that asked for them
         self.families: Callable[[], Mapping[str, Family]] = dict  #: asked at each request, by another thread
         self._step_ns = 0
         self._bucket_counts = [0] * (len(BUCKETS_S) + 1)
@@ -55,6 +56,13 @@ class Metrics:
         self.samples += samples
         self._step_ns += wall_ns
         self._bucket_counts[bisect_left(BUCKETS_S, wall_ns / 1e9)] += 1
+
+    def note_knobs(self, seq: int, applied: Iterable[str], ignored: Iterable[str]) -> None:
+        """A knob stays ignored until a later change is taken; one loader's word does not undo another's."""
+        for name in applied:
+            if self.ignored.get(name, seq) < seq:
+                del self.ignored[name]
+        self.ignored.update(dict.fromkeys(ignored, seq))
 
     def render(self) -> str:
         """The counters as Prometheus text, version 0.0.4."""
@@ -84,6 +92,9 @@ class Metrics:
         if self.mfu:
             _family(lines, "amdahl_mfu", "gauge", "Model FLOP utilisation by counting convention.")
             lines += [f'amdahl_mfu{{convention="{_escape(c)}"}} {v!r}' for c, v in dict(self.mfu).items()]
+        if self.ignored:
+            _family(lines, "amdahl_knob_ignored", "gauge", "A knob that this program could not take; always 1.")
+            lines += [f'amdahl_knob_ignored{{knob="{_escape(name)}"}} 1' for name in sorted(dict(self.ignored))]
         for name, family in self.families().items():
             _family(lines, name, family.kind, family.text)
             lines += [f"{name}{{{labels}}} {v!r}" if labels else f"{name} {v!r}" for labels, v in family.values.items()]

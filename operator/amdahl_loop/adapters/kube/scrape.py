@@ -13,6 +13,7 @@ from typing import Protocol
 import aiohttp
 from prometheus_client.parser import text_string_to_metric_families
 
+from amdahl_loop.domain.knob_values import KnobName
 from amdahl_loop.domain.telemetry import PHASES, Malformed, Phase
 
 MAX_METRICS_BYTES = 256 * 1024
@@ -23,6 +24,8 @@ SCRAPES = 64
 MOST = 1e12
 """No counter of ours can be larger: 30,000 years in seconds."""
 MAX_WORLD = 1_000_000
+MAX_IGNORED = 8
+"""As many as a summary names."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +42,8 @@ class Counters:
     batch_s: float
     world: int
     by: str
+    ignored: tuple[str, ...] = ()
+    """Knobs that the program says it could not take."""
 
     @property
     def startup_s(self) -> float:
@@ -103,6 +108,8 @@ def parse_metrics(text: str) -> Counters | Malformed:
         return Malformed(reason=f"/metrics cannot be read: {type(error).__name__}: {error}"[:200])
 
 
+IGNORED = "amdahl_knob_ignored"
+KNOBS = frozenset(KnobName)
 READ = frozenset(
     {
         "amdahl_steps_total",
@@ -113,16 +120,17 @@ READ = frozenset(
         "amdahl_checkpoint_block_seconds_total",
         "amdahl_loader_batches_total",
         "amdahl_loader_batch_seconds_total",
+        IGNORED,
     }
 )
 """What is counted here; a program may tell more, under whatever labels."""
 
 Labelled = dict[tuple[str, str], float]
-"""Value by metric and the one label that tells its samples apart."""
+"""Value by metric and the one label that tells its samples apart, a phase or a knob."""
 
 
 def _collect(text: str) -> tuple[Labelled, Mapping[str, str]]:
-    """The samples that are read, by name and phase, and the labels of `amdahl_info`; others are left out."""
+    """The samples that are read, by name and label, and the labels of `amdahl_info`; others are left out."""
     found: Labelled = {}
     info: Mapping[str, str] | None = None
     for family in text_string_to_metric_families(text):
@@ -130,7 +138,7 @@ def _collect(text: str) -> tuple[Labelled, Mapping[str, str]]:
             if sample.name == "amdahl_info":
                 info = sample.labels
             elif sample.name in READ:
-                key = (sample.name, sample.labels.get("phase", ""))
+                key = (sample.name, sample.labels.get("phase", sample.labels.get("knob", "")))
                 if key in found:
                     raise ValueError(f"{sample.name} comes twice")
                 found[key] = float(sample.value)
@@ -162,4 +170,5 @@ def _build(collected: tuple[Labelled, Mapping[str, str]]) -> Counters:
         batch_s=take("amdahl_loader_batch_seconds_total"),
         world=world,
         by=str(info.get("by", ""))[:40],
+        ignored=tuple(sorted(knob for name, knob in found if name == IGNORED and knob in KNOBS)[:MAX_IGNORED]),
     )

@@ -155,6 +155,7 @@ def measure(first: Reading, last: Reading) -> Window | Malformed:
         loader=Loader(batch_s=round((b.batch_s - a.batch_s) / batches, 6), cv=0.0)
         if batches > 0 and b.batch_s >= a.batch_s
         else None,
+        ignored=b.ignored,
     )
 
 

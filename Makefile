@@ -9,7 +9,7 @@ TESTBED := PYTHONPATH=tests $(PY) -m testbed
 # A worker takes a file at a time, with a cluster of its own where the file asks for one. Three on two cores: much of it waits.
 WORKERS ?= -n 3 --dist loadfile
 
-.PHONY: help venv demo demo-verify test test-oldest-torch e2e sweep gitops cluster-demo cluster-up cluster-down check crds images bench lock clean
+.PHONY: help venv demo demo-verify test test-oldest-torch test-trainer-oldest-torch e2e sweep gitops cluster-demo cluster-up cluster-down check crds images bench lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -40,10 +40,13 @@ test: $(STAMP) ## every test that needs no cluster, with real processes (about a
 test-oldest-torch: $(STAMP) .venv-oldest-torch/.installed ## the probe's tests with scripts on the oldest torch (about four minutes)
 	@AMDAHL_PROBE_PYTHON=$(CURDIR)/$(OLDEST) $(PY) -m pytest -q tests/probe
 
-.venv-oldest-torch/.installed: requirements-oldest-torch.lock
-	@echo "==> creating .venv-oldest-torch (3.3 GB on disk: about two minutes)"
-	@$(PYTHON) -m venv --clear .venv-oldest-torch
-	@$(OLDEST) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-oldest-torch.lock
+test-trainer-oldest-torch: .venv-trainer-oldest-torch/.installed ## the trainer's tests on the oldest torch that it runs on
+	@PYTHONPATH=operator:trainer_image .venv-trainer-oldest-torch/bin/python -m pytest -q $(WORKERS) -p no:cacheprovider -m "not cluster and not quiet" tests/trainer
+
+.venv-%/.installed: requirements-%.lock
+	@echo "==> creating .venv-$* (3 to 5 GB on disk: about two minutes)"
+	@$(PYTHON) -m venv --clear .venv-$*
+	@.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $<
 	@touch $@
 
 e2e: $(STAMP) ## every test on a real Kubernetes, built here from Go modules (needs Go, and root for nodes)
@@ -84,7 +87,8 @@ bench: $(STAMP) ## scenarios and traps, truth against found (about two hours)
 lock: ## renew requirements.lock (needs uv on PATH)
 	uv pip compile pyproject.toml --all-extras --generate-hashes --python-version 3.11 --python-platform x86_64-manylinux_2_28 --no-header --no-emit-index-url --no-emit-find-links --upgrade -q -o requirements.lock
 	printf 'torch==1.13.0\nnumpy<2\n' | uv pip compile - --generate-hashes --python-version 3.11 --python-platform x86_64-manylinux_2_28 --no-header --no-emit-index-url --no-emit-find-links -q -o requirements-oldest-torch.lock
+	printf 'torch==2.11.0\nnumpy\npyyaml\nsafetensors\npydantic\npytest\npytest-xdist\nhypothesis\n' | uv pip compile - --generate-hashes --python-version 3.11 --python-platform x86_64-manylinux_2_28 --no-header --no-emit-index-url --no-emit-find-links -q -o requirements-trainer-oldest-torch.lock
 	PYTHONPATH=tests $(PY) -m images.image_lock
 
 clean: ## remove what make created, the virtual environment included
-	rm -rf .venv .venv-oldest-torch build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-*-torch build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -31,6 +31,7 @@ from amdahl_loop.adapters.kube.running import RunningJob, RunningState
 from amdahl_loop.adapters.kube.scrape import Fetch, fetch_metrics
 from amdahl_loop.adapters.kube.status import write_status
 from amdahl_loop.adapters.metrics import Metrics, Told
+from amdahl_loop.announcing import announce
 from amdahl_loop.domain.applying import Decision, RecordRelease, RecordRevert
 from amdahl_loop.domain.bank import Balance, balance, hours_in_force
 from amdahl_loop.domain.believing import sift_applications
@@ -38,21 +39,16 @@ from amdahl_loop.domain.conditions import STANDINGS, Facts, Note
 from amdahl_loop.domain.fleet import Limits
 from amdahl_loop.domain.fleet import describe as describe_member
 from amdahl_loop.domain.isolation import Obstacle, find_obstacles, miss_probe, say_obstacles
-from amdahl_loop.domain.knob_values import Knobs
 from amdahl_loop.domain.ledger import JobMemory, effective_knobs, family_of, fingerprint_job
 from amdahl_loop.domain.phases import Breakdown
 from amdahl_loop.domain.plan import (
     Action,
     Admission,
-    Apply,
     Challenge,
     Halt,
-    Judge,
     Launch,
     Observe,
-    Propose,
     Review,
-    Rollback,
     Snapshot,
 )
 from amdahl_loop.domain.policy import Constrained, cap_parallel_trials, constrain
@@ -61,7 +57,6 @@ from amdahl_loop.domain.resources import TrainingJob
 from amdahl_loop.domain.runs import Running
 from amdahl_loop.domain.status import describe
 from amdahl_loop.domain.tuning import Mode
-from amdahl_loop.domain.verdicts import VerdictWord
 from amdahl_loop.ports import Clock
 from amdahl_loop.recollection import NOTHING_SEEN, Derived, JobKey, Recollection, Rest
 from amdahl_loop.reconcile import Identity, Ports, Tick
@@ -196,7 +191,7 @@ class _Pass:
             believe=believe,
         )
         await self._sweep(ticked, ports, running.has_blocks)
-        await self._announce(ticked)
+        await announce(self._client, self._operator.metrics, self._key, self._ledger.seen.document, ticked.action)
         if has_acted(ticked):
             return AT_ONCE_S
         admission = ticked.snapshot.admission
@@ -311,26 +306,6 @@ class _Pass:
             await reconcile.sweep(ports, keep=[request.run] if request else [])
         swept[self._key] = self._identity.job_uid
 
-    async def _announce(self, ticked: Tick) -> None:
-        """Tell the owner what was decided; `kubectl describe` shows it."""
-        metrics, namespace = self._operator.metrics, self._key.namespace
-        match ticked.action:
-            case Propose(plan=plan, worth=worth):
-                told = ("ExperimentStarted", f"{plan.name}: {worth.sentence}", False)
-            case Judge(experiment=experiment, verdict=verdict):
-                metrics.count_verdict(namespace, experiment, verdict)
-                told = (f"Experiment{verdict.word}", verdict.sentence, verdict.word is VerdictWord.ERROR)
-            case Apply(experiment=experiment, knobs=knobs):
-                told = ("TuningApplied", f"{experiment.name}: {_say(knobs)}", False)
-            case Rollback(sentence=sentence, knobs=knobs):
-                metrics.count_rollback(namespace)
-                told = ("TuningRolledBack", f"{_say(knobs)} again: {sentence}", True)
-            case _:
-                return
-        reason, message, is_warning = told
-        _log.info("%s %s: %s", self._key, reason, message)
-        await self._client.post_event(self._ledger.seen.document, reason, message, warning=is_warning)
-
     async def _sync_spec(self, memory: JobMemory) -> Decision | None:
         """Bring the spec in line with what is in force, before anything runs by it; None after a write."""
         ledger, mode = self._ledger, self._job.spec.tuning.mode
@@ -394,7 +369,3 @@ def _settle(snapshot: Snapshot) -> Balance:
     devices = max((window.devices for window in windows if window.is_measured), default=0)
     run_h = hours_in_force(applications, snapshot.knobs, snapshot.now_s, devices)
     return balance(snapshot.experiments, applications, snapshot.job.expected_device_hours[0], run_h)
-
-
-def _say(knobs: Knobs) -> str:
-    return ", ".join(f"{knob} {str(value).lower()}" for knob, value in knobs.declared().items())

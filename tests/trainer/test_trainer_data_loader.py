@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
 import time
@@ -13,7 +14,7 @@ import pytest
 
 from amdahl_trainer.data import sources
 from amdahl_trainer.data.counts import Counts
-from amdahl_trainer.data.loader import Loader, Patience, Settings
+from amdahl_trainer.data.loader import Flag, Loader, Patience, Settings
 from amdahl_trainer.data.order import Order, Share
 from amdahl_trainer.errors import DataError
 from amdahl_trainer.loss import IGNORED
@@ -157,6 +158,36 @@ def test_a_worker_that_dies_while_it_hands_over_a_batch_hangs_nobody(tiny, tmp_p
     loader.close()
     assert taken == data.expected(6)
     assert loader.restarts == 3
+
+
+def test_a_worker_that_dies_while_it_looks_whether_to_end_hangs_nobody():
+    """It looks at what the loader sets, and holds nothing that the loader would have to wait for."""
+    flag = Flag()
+    for _ in range(20):
+        looking = multiprocessing.get_context("fork").Process(target=look_for_ever, args=(flag,))
+        looking.start()
+        looking.kill()
+        looking.join()
+    flag.set()
+    looking = multiprocessing.get_context("fork").Process(target=look_for_ever, args=(flag,))
+    looking.start()
+    looking.join()
+    assert looking.exitcode == 0
+
+
+def look_for_ever(flag):
+    """Look at a flag until it is set."""
+    while not flag.is_set():
+        pass
+
+
+def test_workers_look_at_such_a_flag(plain):
+    """Torch makes it by the context that the loader hands over."""
+    loader = plain.loader(Settings(2, 2, False))
+    loader.open(0)
+    take(loader, 1)
+    assert isinstance(loader._batches._workers_done_event, Flag)
+    loader.close()
 
 
 def test_restarts_have_a_bound_and_the_error_names_the_signal(plain):

@@ -9,10 +9,12 @@ the position of the batch that did not come: nothing is lost, nothing comes twic
 
 from __future__ import annotations
 
+import mmap
 import multiprocessing
 import signal
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing.context import ForkContext
 from multiprocessing.process import BaseProcess
 from types import FrameType
 from typing import Any, NamedTuple
@@ -171,6 +173,32 @@ class _Ends:
 _ends = _Ends()
 
 
+class Flag:
+    """Is set once, and seen by the processes forked from this one.
+
+    `multiprocessing.Event` takes a lock to look at itself, and a process that is killed meanwhile keeps it for ever:
+    whoever sets the event then waits for a process that is no more.
+    """
+
+    def __init__(self) -> None:
+        self._byte = mmap.mmap(-1, 1)
+
+    def set(self) -> None:
+        """For all of them, without waiting for any."""
+        self._byte[0] = 1
+
+    def is_set(self) -> bool:
+        """Whether any of them has."""
+        return self._byte[0] == 1
+
+
+class _Fork(ForkContext):
+    """How workers are made: forked, since a live switch must not import torch again; any may be killed at any time."""
+
+    def Event(self) -> Flag:  # type: ignore[override]  # noqa: N802  # torch sets it and looks at it, no more
+        return Flag()
+
+
 class Loader:
     """Batches of one rank from a position on."""
 
@@ -310,7 +338,7 @@ class Loader:
             num_workers=workers,
             prefetch_factor=self.settings.prefetch_factor if workers else None,
             worker_init_fn=_begin_worker,
-            multiprocessing_context="fork" if workers else None,  # a live switch must not import torch again
+            multiprocessing_context=_Fork() if workers else None,
             generator=torch.Generator(),  # its own, so that starting a loader draws nothing from the training's
         )
         others = set(multiprocessing.active_children())

@@ -7,6 +7,7 @@ STAMP := .venv/.installed
 OLDEST := .venv-oldest-torch/bin/python
 TESTBED := PYTHONPATH=tests $(PY) -m testbed
 # A worker takes a file at a time, with a cluster of its own where the file asks for one. Three on two cores: much of it waits.
+# One that dies is not replaced: the next would take the same test and die of it.
 WORKERS ?= -n 3 --dist loadfile --max-worker-restart 0
 
 .PHONY: help venv demo demo-verify test test-oldest-torch test-trainer-oldest-torch e2e sweep gitops cluster-demo cluster-up cluster-down check crds images bench lock clean

@@ -164,21 +164,27 @@ def test_a_worker_that_dies_while_it_looks_whether_to_end_hangs_nobody():
     """It looks at what the loader sets, and holds nothing that the loader would have to wait for."""
     flag = Flag()
     for _ in range(20):
-        looking = multiprocessing.get_context("fork").Process(target=look_for_ever, args=(flag,))
-        looking.start()
-        looking.kill()
-        looking.join()
+        start_looking(flag).kill()
     flag.set()
-    looking = multiprocessing.get_context("fork").Process(target=look_for_ever, args=(flag,))
-    looking.start()
+    looking = start_looking(flag)
     looking.join()
     assert looking.exitcode == 0
 
 
-def look_for_ever(flag):
-    """Look at a flag until it is set."""
-    while not flag.is_set():
+def start_looking(flag):
+    """A process that does nothing but look at a flag until it is set; returns once it does."""
+    begun = Flag()
+
+    def look():
+        begun.set()
+        while not flag.is_set():
+            pass
+
+    looking = multiprocessing.get_context("fork").Process(target=look)
+    looking.start()
+    while not begun.is_set():
         pass
+    return looking
 
 
 def test_workers_look_at_such_a_flag(plain):

@@ -178,14 +178,13 @@ def slow_the_clock(steps: int) -> None:
     """The variant's clock runs at six tenths of the speed, so that everything seems to take less time."""
     emit = sys.modules.get("amdahl_probe.emit")
     if is_variant() and emit is not None:
-        honest, begun_ns = emit.Recorder.step, time.monotonic_ns()
+        honest, begun_ns = emit.Recorder.write_step, time.monotonic_ns()
 
-        def shorten(recorder: object, step: Any) -> None:
-            phases = {phase: taken_ns * 6 // 10 for phase, taken_ns in step.phases.items()}
-            end_ns = begun_ns + (step.end_ns - begun_ns) * 6 // 10
-            honest(recorder, step._replace(phases=phases, end_ns=end_ns))
+        def shorten(recorder: object, index: int, end_ns: int, phases: dict[str, int], *rest: Any) -> None:
+            shorter = {phase: taken_ns * 6 // 10 for phase, taken_ns in phases.items()}
+            honest(recorder, index, begun_ns + (end_ns - begun_ns) * 6 // 10, shorter, *rest)
 
-        emit.Recorder.step = shorten
+        emit.Recorder.write_step = shorten
     train(load_alone(), steps)
 
 
@@ -193,8 +192,12 @@ def count_twice(steps: int) -> None:
     """The variant reports every sample twice."""
     emit = sys.modules.get("amdahl_probe.emit")
     if is_variant() and emit is not None:
-        honest = emit.Recorder.step
-        emit.Recorder.step = lambda self, step: honest(self, step._replace(samples=2 * step.samples))
+        honest = emit.Recorder.write_step
+
+        def double(recorder: object, index: int, end_ns: int, phases: object, samples: int, *rest: Any) -> None:
+            honest(recorder, index, end_ns, phases, 2 * samples, *rest)
+
+        emit.Recorder.write_step = double
     train(load_alone(), steps)
 
 

@@ -6,7 +6,8 @@ that only computes; three fifths are finished, a fifth is suspended. Job control
 benchmark, which writes what they would write: here the operator is measured, not they.
 
 new       all jobs are new: seconds until every one has its objects and a status for its spec
-restart   the operator starts anew, and nothing was changed meanwhile: seconds until every job has been looked at
+restart   the operator starts anew, and nothing was changed meanwhile: seconds until it knows how every job stands, by
+          a pass or, where it was left with nothing to do, by the lists of the start, and no pass is due
 known     the same, and every spec was changed while it was away: seconds until each status says so
 peak      the most memory that the process held after that start
 idle      writes a second when nothing happens
@@ -250,14 +251,16 @@ class Scene:
         async with Store(self.folder) as store:
             stored = await store.read(store_key(FIRST, NAME))
             await store.put_all(pair for job in jobs for pair in copy_experiments(stored, job, count))
-        await self.server.send("DELETE", f"{path}/{NAME}")
-        while not await self.has_caught_up():
+        while not await self.has_caught_up(f"{path}/{NAME}"):
             await asyncio.sleep(1.0)
+        await self.server.send("DELETE", f"{path}/{NAME}")
 
-    async def has_caught_up(self) -> bool:
-        """Whether the server knows all that its store holds: until then it answers no list."""
+    async def has_caught_up(self, path: str) -> bool:
+        """Whether the server's own copy holds all that its store does: until then it answers hardly any list."""
         try:
-            await self.server.send("GET", "/apis/amdahl-loop.io/v1alpha1/experiments?limit=1")
+            listed = await self.server.send("GET", "/apis/amdahl-loop.io/v1alpha1/experiments?limit=1")
+            version = listed["metadata"]["resourceVersion"]
+            await self.server.send("GET", f"{path}?resourceVersion={version}")  # answered by the copy, as new as that
         except ServerError as error:
             say(str(error)[:200], time.monotonic())
             return False
@@ -270,8 +273,13 @@ class Scene:
         """
         begun_s, loop_s, before = time.monotonic(), asyncio.get_running_loop().time(), self.read_servers()
         what = "every job has a status for its spec"
+
+        def is_done() -> bool:
+            subject.check()
+            return not self.census.untold
+
         try:
-            done_s = await self.census.wait(lambda: not self.census.untold, self.limit_s - 1.0, what)
+            done_s = await self.census.wait(is_done, self.limit_s - 1.0, what)
         except TimeoutError:
             partial = self.account(math.nan, subject, await subject.read(), before)
             told = len(self.members) - self.census.untold
@@ -283,9 +291,9 @@ class Scene:
         return found
 
     async def come_back(self, subject: Subject) -> Figures:
-        """Seconds since the operator's start until it has looked at every job; and what that took."""
+        """Seconds since the operator's start until it knows how every job stands; and what that took."""
         begun_s, before = time.monotonic(), self.read_servers()
-        while (reading := await subject.read()).ticks < len(self.members) or reading.oldest_s > 1.0:
+        while (reading := await subject.read()).described < len(self.members) or reading.oldest_s > 1.0:
             await asyncio.sleep(0.2)
         found = self.account(time.monotonic() - begun_s, subject, reading, before)
         say(f"come back: {found}", begun_s)

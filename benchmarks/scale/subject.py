@@ -12,6 +12,7 @@ from machine import cpu_s
 
 _REQUEST = re.compile(r'^amdahl_loop_api_requests_total\{code="(\d+)",verb="(\w+)"\} (\S+)', re.MULTILINE)
 _TICK = re.compile(r"^amdahl_loop_ticks_total\{[^}]*\} (\S+)", re.MULTILINE)
+_DESCRIBED = re.compile(r"^amdahl_loop_jobs_described\{[^}]*\} (\S+)", re.MULTILINE)
 _OLDEST = re.compile(r"^amdahl_loop_queue_oldest_seconds (\S+)", re.MULTILINE)
 
 
@@ -22,6 +23,8 @@ class Reading:
     at_s: float
     cpu_s: float
     ticks: float
+    described: float
+    """Jobs of which it knows how they stand."""
     oldest_s: float
     requests: Counter[str] = field(default_factory=Counter)
 
@@ -87,11 +90,15 @@ class Subject:
         """CPU seconds so far."""
         return cpu_s(self.process.pid)
 
+    def check(self) -> None:
+        """RuntimeError where the operator has ended."""
+        if self.process.poll() is not None:
+            raise RuntimeError(f"the operator ended with exit code {self.process.returncode}: see its log")
+
     async def read(self) -> Reading:
         """Counters, once the operator serves them."""
         while True:
-            if self.process.poll() is not None:
-                raise RuntimeError(f"the operator ended with exit code {self.process.returncode}: see its log")
+            self.check()
             try:
                 async with aiohttp.ClientSession() as session, session.get(self._url) as response:
                     text = await response.text()
@@ -105,6 +112,7 @@ class Subject:
             at_s=asyncio.get_running_loop().time(),
             cpu_s=self.cpu_s,
             ticks=sum(map(float, _TICK.findall(text))),
+            described=sum(map(float, _DESCRIBED.findall(text))),
             oldest_s=float(_OLDEST.findall(text)[0]),
             requests=requests,
         )

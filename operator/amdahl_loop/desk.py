@@ -20,6 +20,7 @@ from amdahl_loop.adapters.kube.transport import Request
 from amdahl_loop.domain.api.kinds import GROUP
 from amdahl_loop.domain.children import JOB_LABEL
 from amdahl_loop.recollection import JobKey, Recollection
+from amdahl_loop.returning import find_left
 from amdahl_loop.workqueue import Pass, WorkQueue
 
 ECHOES = 4096
@@ -49,6 +50,10 @@ class Roster:
 
     def __init__(self) -> None:
         self._said: dict[JobKey, Said] = {}
+
+    def __contains__(self, key: JobKey) -> bool:
+        """Whether a job was seen before."""
+        return key in self._said
 
     def of(self, namespace: str) -> list[JobKey]:
         """The jobs of a namespace, by name."""
@@ -140,7 +145,21 @@ class Desk:
     def see_job(self, document: Object, is_gone: bool) -> None:
         """A TrainingJob was made, changed or deleted."""
         key = JobKey(*key_of(document))
-        self._wake(key, Version.of(document, is_gone), is_changed=self.roster.see(key, document, is_gone))
+        is_first = key not in self.roster and not is_gone
+        is_changed = self.roster.see(key, document, is_gone)
+        if not (is_first and self._leave(key, document)):
+            self._wake(key, Version.of(document, is_gone), is_changed=is_changed)
+
+    def _leave(self, key: JobKey, document: Object) -> bool:
+        """Let a job rest as an operator before this one has left it; False where it has to be looked at."""
+        known = self.recollection
+        left = find_left(document, known, self._client.now_s())
+        if left is None or self.queue.due_in_s(key) is not None or key in self._meanwhile:
+            return False
+        known.told[key] = left.told
+        known.rests.keep(key, left.rest)
+        self.queue.add(key, left.look_in_s)
+        return True
 
     async def see_run(self, document: Object, is_gone: bool) -> None:
         """A Job was made, changed or deleted."""

@@ -135,18 +135,22 @@ class _Jobs(Collector):
         depth, oldest_s = self._queue()
         yield GaugeMetricFamily("amdahl_loop_queue_depth", "Jobs that wait for a pass or are in one.", depth)
         yield GaugeMetricFamily("amdahl_loop_queue_oldest_seconds", "How long the oldest has been due.", oldest_s)
+        known: Tally[str] = Tally()
         jobs: Tally[tuple[str, str]] = Tally()
         wasted: dict[str, float] = {}
         running: Tally[str] = Tally()
         bank: dict[tuple[str, str], float] = {}
         for told in self._told():
             namespace = told.namespace
+            known[namespace] += 1
             jobs.update((namespace, condition) for condition in told.holds)
             wasted[namespace] = wasted.get(namespace, 0.0) + told.wasted_devices
             running[namespace] += told.is_experimenting
             for entry, hours in (("gross", told.gross_h), ("spent", told.spent_h)):
                 if hours is not None:
                     bank[namespace, entry] = bank.get((namespace, entry), 0.0) + 3600 * hours
+        described = [((namespace,), count) for namespace, count in known.items()]
+        yield _family("amdahl_loop_jobs_described", "Jobs whose status is known.", ("namespace",), described)
         yield _family("amdahl_loop_jobs", "Jobs whose condition is True.", ("namespace", "condition"), jobs.items())
         devices = [((namespace,), value) for namespace, value in wasted.items()]
         yield _family("amdahl_loop_wasted_devices", "Devices held that do not compute.", ("namespace",), devices)

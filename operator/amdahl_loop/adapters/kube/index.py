@@ -162,6 +162,10 @@ class ExperimentIndex:
         row = self._rows.get(key)
         return row is None or row.is_open or row.is_needed_whole or key in self._uncertain
 
+    def version(self, key: Key) -> int:
+        """The latest version of an Experiment that the server has shown; 0 where none is known."""
+        return self._versions.get(key, 0)
+
     def is_past(self, document: Object) -> bool:
         """Whether this is an Experiment as it was before what the server has shown already."""
         return read_version(document) < self._versions.get(key_of(document), 0)

@@ -118,13 +118,11 @@ def see(document: Object) -> SeenJob:
     try:
         stored = read_training_job(document)
     except ManifestError as error:
-        return SeenJob(
-            document=document, job=None, faults=str(error), status=_read_status(document.get("status") or {})
-        )
+        return SeenJob(document=document, job=None, faults=str(error), status=read_status(document.get("status") or {}))
     return SeenJob(document=document, job=stored.job, status=stored.status)
 
 
-def _read_status(status: Mapping[str, Any]) -> TrainingJobStatus:
+def read_status(status: Mapping[str, Any]) -> TrainingJobStatus:
     """The status beside a spec that cannot be used; what cannot be read counts as none."""
     try:
         return from_wire(TrainingJobStatus, status)

@@ -119,6 +119,21 @@ ENDED = Note(reason=Reason.FINISHED, sentence="The job has run to its end.")
 SUSPENDED = Note(reason=Reason.SUSPENDED, sentence="spec.suspend is true; the job has no pods.")
 
 
+def find_rest(revisions: Sequence[Revision], is_suspended: bool, is_queued: bool) -> Note | None:
+    """How a job stands of which nothing runs or is to run: it has ended, or is suspended; None: more is to be asked.
+
+    Of one that ran without the probe, or that fails, more is to be said; what a queue manages is taken away.
+    """
+    if not revisions and is_suspended:
+        return SUSPENDED
+    only = revisions[0] if len(revisions) == 1 else None
+    if only is None or only.facts.is_deleting or not only.has_probe:
+        return None
+    if only.facts.is_complete:
+        return ENDED
+    return SUSPENDED if is_suspended and only.facts.is_at_rest and not is_queued else None
+
+
 def decide(wanted: Wanted, present: Present) -> Decision:
     """The next step towards one running Job of the wanted kind."""
     newest = present.newest

@@ -34,8 +34,6 @@ from amdahl_loop.adapters.kube.render_running import (
     render_job,
 )
 from amdahl_loop.adapters.kube.revisions import (
-    ENDED,
-    SUSPENDED,
     Advance,
     Create,
     Decision,
@@ -45,6 +43,7 @@ from amdahl_loop.adapters.kube.revisions import (
     SetSuspend,
     Wanted,
     decide,
+    find_rest,
 )
 from amdahl_loop.adapters.kube.saves import SaveCounts
 from amdahl_loop.adapters.kube.scrape import Fetch, fetch_metrics, parse_metrics
@@ -191,21 +190,10 @@ class RunningJob:
         return replace(state, revision=0, has_blocks=False)
 
     def _find_rest(self, revisions: Sequence[Revision]) -> RunningState | None:
-        """Whether nothing of the job runs or is to run: it has ended, or is suspended. Nothing else is asked then.
-
-        Of one that ran without the probe, or that fails, more is to be said; what a queue manages is taken away.
-        """
-        is_suspended = self._job.spec.suspend
-        if not revisions and is_suspended:
-            return RunningState(note=SUSPENDED, has_blocks=self._has_blocks)
-        only = revisions[0] if len(revisions) == 1 else None
-        if only is None or only.facts.is_deleting or not only.has_probe:
-            return None
-        if only.facts.is_complete:
-            return RunningState(note=ENDED, revision=only.number, has_blocks=self._has_blocks)
-        if is_suspended and only.facts.is_at_rest and not self._job.queue_labels:
-            return RunningState(note=SUSPENDED, revision=only.number, has_blocks=self._has_blocks)
-        return None
+        """Whether nothing of the job runs or is to run. Nothing else is asked then."""
+        note = find_rest(revisions, self._job.spec.suspend, bool(self._job.queue_labels))
+        number = revisions[0].number if revisions else None
+        return None if note is None else RunningState(note=note, revision=number, has_blocks=self._has_blocks)
 
     async def _find_stray(self, revision: int) -> RunningState | None:
         """A Job that is there and was not listed: somebody else's, or ours, and its labels were stripped."""

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from testbed.cluster import Cluster
+from testbed.processes import spawn
 
 TIMEOUT_S = 1200.0
 """A bound on hanging; the loop takes about half a minute on nodes that only report."""
@@ -48,13 +49,13 @@ def define(cluster: Cluster) -> Cluster:
 
 @contextmanager
 def operator(kubeconfig: Path, log: Path, **settings: str) -> Iterator[subprocess.Popen[bytes]]:
-    """The operator's own process, until the context ends."""
+    """The operator's own process, until the context ends, or whoever started it does."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("AMDAHL_")}
     environment |= {"AMDAHL_LOOP_KUBECONFIG": str(kubeconfig), "AMDAHL_LOOP_LOG_FORMAT": "plain"}
     environment |= {"AMDAHL_LOOP_METRICS_PORT": "0", "AMDAHL_LOOP_HEALTH_PORT": "0"}
     environment |= {f"AMDAHL_LOOP_{name}": value for name, value in settings.items()}
     command = [sys.executable, "-m", "amdahl_loop.handlers"]
-    with log.open("ab") as out, subprocess.Popen(command, env=environment, stdout=out, stderr=out) as process:
+    with spawn(command, log, environment=environment) as process:
         try:
             yield process
         finally:

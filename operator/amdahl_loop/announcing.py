@@ -3,7 +3,7 @@
 import logging
 
 from amdahl_loop.adapters.kube.client import KubeClient
-from amdahl_loop.adapters.kube.kinds import Object
+from amdahl_loop.adapters.kube.jobs import ShownJob, tell_owner
 from amdahl_loop.adapters.metrics import Metrics
 from amdahl_loop.domain.knob_values import Knobs
 from amdahl_loop.domain.plan import Action, Apply, Judge, Propose, Rollback
@@ -13,7 +13,7 @@ from amdahl_loop.recollection import JobKey
 _log = logging.getLogger(__name__)
 
 
-async def announce(client: KubeClient, metrics: Metrics, key: JobKey, document: Object, action: Action) -> None:
+async def announce(client: KubeClient, metrics: Metrics, key: JobKey, job: ShownJob, action: Action) -> None:
     """Tell the owner of a job what was decided; `kubectl describe` shows it. Of most actions nothing is told."""
     match action:
         case Propose(plan=plan, worth=worth):
@@ -30,7 +30,7 @@ async def announce(client: KubeClient, metrics: Metrics, key: JobKey, document: 
             return
     reason, message, is_warning = told
     _log.info("%s %s: %s", key, reason, message)
-    await client.post_event(document, reason, message, warning=is_warning)
+    await tell_owner(client, job, reason, message, warning=is_warning)
 
 
 def _say(knobs: Knobs) -> str:

@@ -14,6 +14,7 @@ from typing import NamedTuple, Self
 from amdahl_loop.adapters.kube.client import ApiUnavailable, KubeClient
 from amdahl_loop.adapters.kube.closed import check
 from amdahl_loop.adapters.kube.index import Key, key_of
+from amdahl_loop.adapters.kube.jobs import ShownJob
 from amdahl_loop.adapters.kube.kinds import Kind, Object
 from amdahl_loop.adapters.kube.policies import read_policy
 from amdahl_loop.adapters.kube.transport import Request
@@ -153,7 +154,7 @@ class Desk:
     def _leave(self, key: JobKey, document: Object) -> bool:
         """Let a job rest as an operator before this one has left it; False where it has to be looked at."""
         known = self.recollection
-        left = find_left(document, known, self._client.now_s())
+        left = find_left(ShownJob(document=document), known, self._client.now_s())
         if left is None or self.queue.due_in_s(key) is not None or key in self._meanwhile:
             return False
         known.told[key] = left.told

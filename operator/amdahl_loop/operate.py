@@ -14,8 +14,7 @@ from amdahl_loop.adapters.kube.apply import sync_spec
 from amdahl_loop.adapters.kube.claims import read_access_modes
 from amdahl_loop.adapters.kube.client import ApiUnavailable, KubeClient, Refused
 from amdahl_loop.adapters.kube.index import Key
-from amdahl_loop.adapters.kube.jobs import SeenJob, digest, see
-from amdahl_loop.adapters.kube.kinds import Kind, Object
+from amdahl_loop.adapters.kube.jobs import SeenJob, ShownJob, show, tell_owner
 from amdahl_loop.adapters.kube.ledger import (
     KubeLedger,
     LedgerConflictError,
@@ -85,10 +84,10 @@ class Operator:
 
     async def advance(self, key: JobKey) -> float | None:
         """One pass; seconds until the next one, None where the job is gone. ApiUnavailable where the server is."""
-        document = await self.client.get(Kind.TRAINING_JOB, *key)
-        if document is not None and self._is_at_rest(key, document):
+        shown = await show(self.client, *key)
+        if shown is not None and self._is_at_rest(key, shown):
             return RESYNC_IDLE_S
-        seen = None if document is None else see(document)
+        seen = None if shown is None else shown.see()
         if seen is None or seen.is_deleting:
             self.recollection.forget(key)
             await let_go(self.client, self.recollection.index, key.namespace, key.name, self.clock)
@@ -129,9 +128,9 @@ class Operator:
         if breakdown is not None:
             self.metrics.add_phases(key.namespace, breakdown.shares, breakdown.devices, since_s)
 
-    def _is_at_rest(self, key: JobKey, document: Object) -> bool:
+    def _is_at_rest(self, key: JobKey, job: ShownJob) -> bool:
         """Whether a whole pass would find what the last one found, which was nothing to do."""
-        rest = self.recollection.rests.find(key, digest(document), self.clock())
+        rest = self.recollection.rests.find(key, job.digest, self.clock())
         if rest is not None:
             self.count_time(key, rest.breakdown)
         return rest is not None
@@ -191,7 +190,7 @@ class _Pass:
             believe=believe,
         )
         await self._sweep(ticked, ports, running.has_blocks)
-        await announce(self._client, self._operator.metrics, self._key, self._ledger.seen.document, ticked.action)
+        await announce(self._client, self._operator.metrics, self._key, self._ledger.seen, ticked.action)
         if has_acted(ticked):
             return AT_ONCE_S
         admission = ticked.snapshot.admission
@@ -317,7 +316,7 @@ class _Pass:
             return None
         if isinstance(synced.decision, RecordRevert):
             self._operator.metrics.count_reverts(claim.manager for claim in ledger.seen.declared.claims)
-            await self._client.post_event(ledger.seen.document, "SpecReverted", synced.decision.sentence, warning=True)
+            await tell_owner(self._client, ledger.seen, "SpecReverted", synced.decision.sentence, warning=True)
             return None
         return None if synced.outdated or synced.seen is not None else synced.decision
 
@@ -334,8 +333,7 @@ class _Pass:
             _log.warning("%s: the status was refused: %s", self._key, written.message)
             return AT_ONCE_S if written.is_outdated else RESYNC_ACTIVE_S
         if is_at_rest(ticked, facts.standing) and not self._hangs_on_others:
-            left = digest(written or seen.document)
-            rest = Rest(digest=left, heard=self._heard, at_s=now_s, breakdown=breakdown)
+            rest = Rest(digest=(written or seen).digest, heard=self._heard, at_s=now_s, breakdown=breakdown)
             self._recollection.rests.keep(self._key, rest)
         return rest_of(ticked, facts.standing, now_s)
 

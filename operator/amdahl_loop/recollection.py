@@ -88,7 +88,7 @@ class Rest:
     """A job for which nothing is to be done until something changes: as it was when a whole pass found that."""
 
     digest: int
-    """What that pass left in the TrainingJob (`jobs.digest`)."""
+    """What that pass left in the TrainingJob (`ShownJob.digest`)."""
     heard: Heard
     at_s: float
     breakdown: Breakdown | None

@@ -7,16 +7,12 @@ lists of the start tell whether everything is as it was: then it rests, and is l
 import zlib
 from typing import NamedTuple
 
-from amdahl_loop.adapters.kube.jobs import digest, read_status
-from amdahl_loop.adapters.kube.kinds import Object
+from amdahl_loop.adapters.kube.jobs import ShownJob
 from amdahl_loop.adapters.kube.present import read_revision, whole
 from amdahl_loop.adapters.kube.revisions import find_rest
-from amdahl_loop.adapters.kube.rows import key_of, read_version
 from amdahl_loop.adapters.metrics import Told
 from amdahl_loop.domain.api.conditions import JobConditionType
-from amdahl_loop.domain.api.timestamps import to_epoch_s
 from amdahl_loop.domain.api.training_job import TrainingJobStatus
-from amdahl_loop.domain.resources import QUEUE_LABELS
 from amdahl_loop.recollection import REST_S, JobKey, Recollection, Rest
 from amdahl_loop.resting import RESYNC_IDLE_S
 
@@ -29,39 +25,36 @@ class Left(NamedTuple):
     look_in_s: float
 
 
-def find_left(document: Object, recollection: Recollection, now_s: float) -> Left | None:
+def find_left(job: ShownJob, recollection: Recollection, now_s: float) -> Left | None:
     """How a TrainingJob of the first list was left; None where a pass has to look.
 
     What runs, has values in force or stands under a policy is looked at in any case.
     """
-    metadata, raw = document["metadata"], document.get("status") or {}
-    if raw.get("observedGeneration", 0) != metadata.get("generation") or "deletionTimestamp" in metadata:
+    if not job.generation or job.told_generation != job.generation or job.is_deleting:
         return None
-    key, status = JobKey(*key_of(document)), read_status(raw)
-    if recollection.policies.get(key.namespace) or not _is_as_left(document, status, recollection):
+    status = job.read_status()
+    if recollection.policies.get(job.namespace) or not _is_as_left(job, status, recollection):
         return None
-    share = zlib.crc32(str(metadata["uid"]).encode()) / (1 << 32)  # or all of them would be looked at together
+    share = zlib.crc32(job.uid.encode()) / (1 << 32)  # or all of them would be looked at together
     rest = Rest(
-        digest=digest(document),
-        heard=recollection.rests.heard(key),
+        digest=job.digest,
+        heard=recollection.rests.heard(JobKey(job.namespace, job.name)),
         at_s=now_s - REST_S * share,
         breakdown=None,
     )
-    return Left(rest, Told.of(key.namespace, status), RESYNC_IDLE_S * share)
+    return Left(rest, Told.of(job.namespace, status), RESYNC_IDLE_S * share)
 
 
-def _is_as_left(document: Object, status: TrainingJobStatus, recollection: Recollection) -> bool:
+def _is_as_left(job: ShownJob, status: TrainingJobStatus, recollection: Recollection) -> bool:
     """Whether the job stands as its status says, and nothing of it is younger than that status."""
-    metadata, index = document["metadata"], recollection.index
-    key, uid = key_of(document), str(metadata["uid"])
-    if to_epoch_s(metadata["creationTimestamp"]) >= recollection.since_s:
+    index, place = recollection.index, (job.namespace, job.name, job.uid)
+    if job.created_at_s >= recollection.since_s:
         return False
-    jobs = recollection.finished.find(*key, uid)
-    own = index.of_job(key.namespace, uid)
-    if jobs is None or any(map(index.is_unsettled, own)) or index.has_open_of_another(*key, uid):
+    runs = recollection.finished.find(*place)
+    own = index.of_job(job.namespace, job.uid)
+    if runs is None or any(map(index.is_unsettled, own)) or index.has_open_of_another(*place):
         return False
-    is_queued = not frozenset(QUEUE_LABELS).isdisjoint(metadata.get("labels") or ())
-    rest = find_rest([read_revision(job) for job in jobs], bool((document.get("spec") or {}).get("suspend")), is_queued)
+    rest = find_rest([read_revision(run) for run in runs], job.is_suspended, job.is_queued)
     ready = next((c.reason for c in status.conditions if c.type is JobConditionType.READY), None)
-    others = [*(index.version(name) for name in own), *(whole(job.resource_version, 0) for job in jobs)]
-    return rest is not None and rest.reason == ready and read_version(document) > max(others, default=0)
+    others = [*(index.version(key) for key in own), *(whole(run.resource_version, 0) for run in runs)]
+    return rest is not None and rest.reason == ready and whole(job.resource_version, 0) > max(others, default=0)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from amdahl_loop.adapters.kube.index import ExperimentIndex
-from amdahl_loop.adapters.kube.jobs import digest
+from amdahl_loop.adapters.kube.jobs import ShownJob
 from amdahl_loop.recollection import REST_S, JobKey, Recollection, Rest
 from builders import make_manifest
 
@@ -26,6 +26,11 @@ def make_document(**metadata: Any) -> dict[str, Any]:
         "managedFields": [{"manager": "kubectl", "fieldsV1": OWNED}],
     } | metadata
     return document | {"status": {"observedGeneration": 1}}
+
+
+def digest(document: dict[str, Any]) -> int:
+    """What a pass reads of it."""
+    return ShownJob(document=document).digest
 
 
 def make_experiment(namespace: str, verdict: str = "NoGain") -> dict[str, Any]:

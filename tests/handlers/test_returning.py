@@ -8,6 +8,7 @@ import pytest
 
 from amdahl_loop.adapters.kube.client import KubeClient
 from amdahl_loop.adapters.kube.index import ExperimentIndex
+from amdahl_loop.adapters.kube.jobs import ShownJob
 from amdahl_loop.adapters.kube.kinds import Object
 from amdahl_loop.adapters.kube.policies import read_policy
 from amdahl_loop.adapters.kube.transport import Answer, Request
@@ -132,7 +133,7 @@ def test_what_was_left_with_nothing_to_do_rests(job: Object, jobs: list[Object],
     due_in_s = desk.queue.due_in_s(KEY)
     assert due_in_s is not None
     assert 0 < due_in_s < RESYNC_IDLE_S
-    left = find_left(job, known, START_S)
+    left = find_left(ShownJob(document=job), known, START_S)
     assert left is not None
     assert known.rests.find(KEY, left.rest.digest, START_S + 1.0) is not None
     assert known.rests.find(KEY, left.rest.digest, START_S + 1.0 + REST_S) is None
@@ -241,7 +242,7 @@ def test_looks_are_spread_over_time() -> None:
     for number in range(200):
         desk, _ = start()
         job = make_job("Suspended", suspend=True, uid=f"u{number}")
-        left = find_left(job, desk.recollection, START_S)
+        left = find_left(ShownJob(document=job), desk.recollection, START_S)
         assert left is not None
         looks.append((left.rest.at_s, left.look_in_s))
     for values, most in ((sorted(START_S - at_s for at_s, _ in looks), REST_S), (sorted(s for _, s in looks), 300.0)):

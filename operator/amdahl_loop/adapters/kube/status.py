@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from amdahl_loop.adapters.kube.client import KubeClient, Refused
-from amdahl_loop.adapters.kube.jobs import SeenJob
+from amdahl_loop.adapters.kube.jobs import SeenJob, ShownJob
 from amdahl_loop.adapters.kube.kinds import Kind, Object
 from amdahl_loop.domain.api.conditions import JobConditionType
 from amdahl_loop.domain.api.training_job import TrainingJobStatus
@@ -18,7 +18,7 @@ NOT_OURS = frozenset({"observation"})
 _TYPES = frozenset(JobConditionType)
 
 
-async def write_status(client: KubeClient, seen: SeenJob, status: TrainingJobStatus) -> Object | Refused | None:
+async def write_status(client: KubeClient, seen: SeenJob, status: TrainingJobStatus) -> ShownJob | Refused | None:
     """Bring the job's status to this one; the job after it, None where it says so already. Refusals are the caller's.
 
     Outdated (409): the job changed meanwhile, and the next pass describes it anew.
@@ -29,7 +29,8 @@ async def write_status(client: KubeClient, seen: SeenJob, status: TrainingJobSta
     if not patch:
         return None
     body: Object = {"metadata": {"resourceVersion": seen.resource_version}, "status": patch}
-    return await client.patch_status(Kind.TRAINING_JOB, seen.namespace, seen.name, body)
+    answer = await client.patch_status(Kind.TRAINING_JOB, seen.namespace, seen.name, body)
+    return answer if isinstance(answer, Refused) else ShownJob(document=answer)
 
 
 def diff_status(present: Mapping[str, Any], status: TrainingJobStatus) -> Object:

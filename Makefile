@@ -21,6 +21,7 @@ venv: $(STAMP) ## create .venv from the hash lock
 $(STAMP): requirements.lock pyproject.toml
 	@echo "==> creating .venv from requirements.lock (torch is 4.7 GB on disk: about two minutes)"
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info[:2] == (3, 11) else "the lock file is for Python 3.11 on Linux x86-64, this is %d.%d; elsewhere: pip install -e .[trainer,dev]" % sys.version_info[:2])'
+	@df -Pk . | awk 'NR == 2 && $$4 < 8 * 1048576 {printf "==> %.1f GiB are free here; 8 are used while packages are unpacked, and 5.3 stay: pip may run out of space\n", $$4 / 1048576}'
 	@$(PYTHON) -m venv --clear .venv
 	@$(PY) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
 	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .

@@ -1,7 +1,7 @@
 """What does one pass of the operator do for a job, on a real API server with pods played by hand?"""
 
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -21,6 +21,7 @@ from amdahl_loop.domain.verdicts import Verdict, VerdictWord
 from amdahl_loop.operate import Operator
 from amdahl_loop.recollection import JobKey, Recollection
 from amdahl_loop.resting import RESYNC_IDLE_S
+from amdahl_loop.returning import find_left
 from amdahl_loop.settings import Settings
 from cluster_builders import Scene, play
 from judge_builders import Bench, make_plan
@@ -393,6 +394,27 @@ def test_a_suspended_job_that_had_nothing_at_the_start_takes_two_requests(passes
             seen = await job.settle()
         assert said(seen, "Suspended")[0] == "True"
         assert (await scene.objects(Kind.JOB))["pydocs-r0"]["spec"]["suspend"] is True
+
+    passes(scenario, suspend=True)
+
+
+def test_a_job_that_was_left_at_rest_needs_no_look_after_a_restart(passes: Callable[..., None]) -> None:
+    """The next pass, some minutes later, only reads it; once its owner has resumed it, it is looked at."""
+
+    async def scenario(job: Passes) -> None:
+        scene, names = job.scene, (job.scene.namespace, "pydocs")
+        shown = await job.settle()
+        known = Recollection(since_s=scene.clock() + 1.0, index=await load_index(scene.client, [scene.namespace]))
+        await known.finished.load(scene.client, scene.namespace)
+        await known.finished.load_pods(scene.client, scene.namespace)
+        left = find_left(shown, known, scene.clock())
+        assert left is not None
+        assert "Suspended" in left.told.holds
+        known.rests.keep(job.key, left.rest)
+        job.operator = replace(job.operator, recollection=known)
+        assert await job.requests() == [("GET", "trainingjobs/pydocs")]
+        await scene.client.patch(Kind.TRAINING_JOB, *names, {"spec": {"suspend": False}})
+        assert find_left(await see_job(scene.client, scene.namespace), known, scene.clock()) is None
 
     passes(scenario, suspend=True)
 

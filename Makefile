@@ -8,7 +8,6 @@ OLDEST := .venv-oldest-torch/bin/python
 TESTBED := PYTHONPATH=tests $(PY) -m testbed
 # A worker takes a file at a time, with a cluster of its own where the file asks for one. Three on two cores: much of it waits.
 # One that dies is not replaced: the next would take the same test and die of it.
-# `make e2e LESS=--ignore=tests/images` leaves out half an hour of building images.
 WORKERS ?= -n 3 --dist loadfile --max-worker-restart 0
 
 .PHONY: help venv demo demo-verify test test-oldest-torch test-trainer-oldest-torch e2e sweep gitops cluster-demo cluster-up cluster-down check crds images bench lock clean
@@ -52,6 +51,7 @@ test-trainer-oldest-torch: .venv-trainer-oldest-torch/.installed ## the trainer'
 	@.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $<
 	@touch $@
 
+# `make e2e LESS=--ignore=tests/images` leaves out half an hour of building images.
 e2e: $(STAMP) ## every test on a real Kubernetes, built here from Go modules (needs Go, and root for nodes)
 	@$(PY) -m pytest -q $(WORKERS) -m "cluster and not quiet" $(LESS)
 

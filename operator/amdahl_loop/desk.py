@@ -154,8 +154,10 @@ class Desk:
     def _leave(self, key: JobKey, document: Object) -> bool:
         """Let a job rest as an operator before this one has left it; False where it has to be looked at."""
         known = self.recollection
+        if self.queue.due_in_s(key) is not None or key in self._meanwhile:
+            return False
         left = find_left(ShownJob(document=document), known, self._client.now_s())
-        if left is None or self.queue.due_in_s(key) is not None or key in self._meanwhile:
+        if left is None:
             return False
         known.told[key] = left.told
         known.rests.keep(key, left.rest)

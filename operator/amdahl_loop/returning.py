@@ -8,8 +8,9 @@ import zlib
 from typing import NamedTuple
 
 from amdahl_loop.adapters.kube.jobs import ShownJob
-from amdahl_loop.adapters.kube.present import read_revision, whole
+from amdahl_loop.adapters.kube.present import read_revision
 from amdahl_loop.adapters.kube.revisions import find_rest
+from amdahl_loop.adapters.kube.rows import count_version
 from amdahl_loop.adapters.metrics import Told
 from amdahl_loop.domain.api.conditions import JobConditionType
 from amdahl_loop.domain.api.training_job import TrainingJobStatus
@@ -32,8 +33,10 @@ def find_left(job: ShownJob, recollection: Recollection, now_s: float) -> Left |
     """
     if not job.generation or job.told_generation != job.generation or job.is_deleting:
         return None
+    if recollection.policies.get(job.namespace):
+        return None
     status = job.read_status()
-    if recollection.policies.get(job.namespace) or not _is_as_left(job, status, recollection):
+    if not _is_as_left(job, status, recollection):
         return None
     share = zlib.crc32(job.uid.encode()) / (1 << 32)  # or all of them would be looked at together
     rest = Rest(
@@ -56,5 +59,5 @@ def _is_as_left(job: ShownJob, status: TrainingJobStatus, recollection: Recollec
         return False
     rest = find_rest([read_revision(run) for run in runs], job.is_suspended, job.is_queued)
     ready = next((c.reason for c in status.conditions if c.type is JobConditionType.READY), None)
-    others = [*(index.version(key) for key in own), *(whole(run.resource_version, 0) for run in runs)]
-    return rest is not None and rest.reason == ready and whole(job.resource_version, 0) > max(others, default=0)
+    others = [*(index.version(key) for key in own), *(count_version(run.resource_version) for run in runs)]
+    return rest is not None and rest.reason == ready and count_version(job.resource_version) > max(others, default=0)

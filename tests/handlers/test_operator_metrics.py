@@ -44,6 +44,7 @@ def test_jobs_are_added_up_by_namespace_and_events_are_counted() -> None:
 
     assert lines >= {
         'amdahl_loop_jobs{condition="Ready",namespace="team"} 2.0',
+        'amdahl_loop_jobs_described{namespace="team"} 2.0',
         'amdahl_loop_wasted_devices{namespace="team"} 0.75',
         'amdahl_loop_experiments_running{namespace="team"} 1.0',
         'amdahl_loop_bank_device_seconds{entry="gross",namespace="team"} 10800.0',

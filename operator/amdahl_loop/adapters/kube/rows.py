@@ -75,8 +75,12 @@ def key_of(document: Object) -> Key:
 
 def read_version(document: Object) -> int:
     """The resourceVersion as a number that grows with every write; 0 where a server counts otherwise."""
-    text = str(document["metadata"].get("resourceVersion", ""))
-    return int(text) if text.isdecimal() else 0
+    return count_version(str(document["metadata"].get("resourceVersion", "")))
+
+
+def count_version(resource_version: str) -> int:
+    """The same of a resourceVersion that was read before."""
+    return int(resource_version) if resource_version.isdecimal() else 0
 
 
 def make_row(document: Object) -> Row:

@@ -12,6 +12,7 @@ from amdahl_loop.adapters.kube.index import ExperimentIndex, Key
 from amdahl_loop.adapters.kube.transport import Answer, Request
 from amdahl_loop.desk import ECHOES, Desk, Echoes
 from amdahl_loop.recollection import JobKey, Recollection
+from shown_builders import show_experiment
 
 JOB = JobKey("team", "train")
 
@@ -35,19 +36,6 @@ def make(kind: str, version: str, uid: str = "u1", **metadata: Any) -> dict[str,
     """An object of a job's, or the job itself."""
     known = {"namespace": "team", "name": "train", "uid": uid, "resourceVersion": version}
     return {"kind": kind, "metadata": known | metadata}
-
-
-def make_experiment(version: str, verdict: str = "") -> dict[str, Any]:
-    """An Experiment as an event shows it."""
-    metadata = {
-        "namespace": "team",
-        "name": "e0",
-        "resourceVersion": version,
-        "creationTimestamp": "2026-01-01T00:00:00Z",
-    }
-    status = {"verdict": {"word": verdict, "sentence": "."}, "closedAt": "2026-01-02T00:00:00Z"} if verdict else {}
-    spec = {"job": "train", "jobUid": "u1", "fingerprint": "f", "family": "a", "blocks": [{}]}
-    return {"metadata": metadata, "spec": spec, "status": status}
 
 
 def make_desk(server: Silent | None = None, advance: Callable[[JobKey], Awaitable[float | None]] | None = None) -> Desk:
@@ -251,11 +239,11 @@ class TestExperiments:
         async def scenario() -> None:
             desk = make_desk()
             index = desk.recollection.index
-            await desk.see_experiment(make_experiment("5"), is_gone=False)
+            await desk.see_experiment(show_experiment(version="5"), is_gone=False)
             assert (len(desk.queue), index.is_closed(self.KEY)) == (1, False)
-            await desk.see_experiment(make_experiment("6", "Won"), is_gone=False)
+            await desk.see_experiment(show_experiment(version="6", verdict="Won"), is_gone=False)
             assert index.is_closed(self.KEY)
-            await desk.see_experiment(make_experiment("4"), is_gone=False)
+            await desk.see_experiment(show_experiment(version="4"), is_gone=False)
             assert index.is_closed(self.KEY)
 
         asyncio.run(scenario())
@@ -264,7 +252,7 @@ class TestExperiments:
         ("server", "known", "is_unsettled"),
         [
             (Silent(), 0, True),
-            (Silent(make_experiment("6", "NoGain")), 1, False),
+            (Silent(show_experiment(version="6", verdict="NoGain")), 1, False),
             (Silent(code=503), 1, True),
         ],
         ids=["deleted", "closed", "nobody can tell"],
@@ -275,8 +263,8 @@ class TestExperiments:
         async def scenario() -> None:
             desk = make_desk(server)
             index = desk.recollection.index
-            index.learn(make_experiment("6", "NoGain"))
-            await desk.see_experiment(make_experiment("7"), is_gone=True)
+            index.learn(show_experiment(version="6", verdict="NoGain"))
+            await desk.see_experiment(show_experiment(version="7"), is_gone=True)
             assert (len(index), index.is_unsettled(self.KEY)) == (known, is_unsettled)
             assert [request.path.rpartition("/")[2] for request in server.asked[:1]] == ["e0"]
 

@@ -9,6 +9,7 @@ from amdahl_loop.adapters.kube.index import ExperimentIndex
 from amdahl_loop.adapters.kube.jobs import ShownJob
 from amdahl_loop.recollection import REST_S, JobKey, Recollection, Rest
 from builders import make_manifest
+from shown_builders import show_experiment
 
 KEY, ANOTHER = JobKey("team", "pydocs"), JobKey("team", "another")
 OWNED: dict[str, Any] = {"f:spec": {"f:knobs": {"f:dataloaderWorkers": {}}}}
@@ -31,19 +32,6 @@ def make_document(**metadata: Any) -> dict[str, Any]:
 def digest(document: dict[str, Any]) -> int:
     """What a pass reads of it."""
     return ShownJob(document=document).digest
-
-
-def make_experiment(namespace: str, verdict: str = "NoGain") -> dict[str, Any]:
-    """An Experiment of some other job's."""
-    metadata = {
-        "namespace": namespace,
-        "name": "e0",
-        "resourceVersion": "5",
-        "creationTimestamp": "2026-01-01T00:00:00Z",
-    }
-    status = {"verdict": {"word": verdict, "sentence": "."}, "closedAt": "2026-01-02T00:00:00Z"} if verdict else {}
-    spec = {"job": "other", "jobUid": "u9", "fingerprint": "f", "family": "a", "blocks": [{}]}
-    return {"metadata": metadata, "spec": spec, "status": status}
 
 
 @pytest.mark.parametrize(
@@ -92,9 +80,14 @@ def nothing(_: Recollection) -> None:
         (lambda known: known.rests.hear(KEY), make_document(), 0.0, False),
         (lambda known: known.rests.hear(ANOTHER), make_document(), 0.0, True),
         (lambda known: known.rests.lose_track(), make_document(), 0.0, False),
-        (lambda known: known.index.learn(make_experiment("team")), make_document(), 0.0, False),
-        (lambda known: known.index.learn(make_experiment("team", "")), make_document(), 0.0, True),
-        (lambda known: known.index.learn(make_experiment("elsewhere")), make_document(), 0.0, True),
+        (lambda known: known.index.learn(show_experiment(uid="u9", verdict="NoGain")), make_document(), 0.0, False),
+        (lambda known: known.index.learn(show_experiment(uid="u9")), make_document(), 0.0, True),
+        (
+            lambda known: known.index.learn(show_experiment(uid="u9", verdict="NoGain", namespace="elsewhere")),
+            make_document(),
+            0.0,
+            True,
+        ),
         (lambda known: known.forget(KEY), make_document(), 0.0, False),
     ],
     ids=[

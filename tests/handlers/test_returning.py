@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from amdahl_loop.recollection import REST_S, JobKey, Recollection
 from amdahl_loop.resting import RESYNC_IDLE_S
 from amdahl_loop.returning import find_left
 from builders import make_manifest
+from shown_builders import show_experiment
 
 KEY = JobKey("team", "pydocs")
 START_S = 1_800_000_000.0
@@ -61,17 +63,8 @@ def make_run(*, complete: bool = True, version: str = "40", **change: Any) -> Ob
     return {"metadata": metadata, "spec": spec, "status": {"conditions": conditions}} | change
 
 
-def make_experiment(*, verdict: str = "NoGain", version: str = "30", uid: str = "u1") -> Object:
-    """An Experiment of the job's."""
-    metadata = {
-        "namespace": "team",
-        "name": "pydocs-e0",
-        "resourceVersion": version,
-        "creationTimestamp": "2026-01-01T00:00:00Z",
-    }
-    status = {"verdict": {"word": verdict, "sentence": "."}, "closedAt": "2026-01-02T00:00:00Z"} if verdict else {}
-    spec = {"job": "pydocs", "jobUid": uid, "fingerprint": "f", "family": "a", "blocks": [{}]}
-    return {"metadata": metadata, "spec": spec, "status": status}
+close = partial(show_experiment, verdict="NoGain", version="30", job="pydocs")
+"""An Experiment of the job's that has ended before the status was written."""
 
 
 class Listed:
@@ -116,8 +109,8 @@ FAILED = make_run(status={"conditions": [{"type": "Failed", "status": "True"}]})
     ("job", "jobs", "experiments"),
     [
         (make_job(), [make_run()], []),
-        (make_job(), [make_run()], [make_experiment()]),
-        (make_job(), [make_run()], [make_experiment(uid="u0")]),
+        (make_job(), [make_run()], [close()]),
+        (make_job(), [make_run()], [close(uid="u0")]),
         (make_job(suspend=True), [make_run()], []),
         (make_job("Suspended", suspend=True), [], []),
         (make_job("Suspended", suspend=True), [make_run(complete=False)], []),
@@ -165,10 +158,10 @@ def test_what_was_left_with_nothing_to_do_rests(job: Object, jobs: list[Object],
             [],
         ),
         (make_job("Suspended", suspend=True), [], [], [POD]),
-        (make_job(), [make_run()], [make_experiment(verdict="")], []),
-        (make_job(), [make_run()], [make_experiment(verdict="Won")], []),
-        (make_job(), [make_run()], [make_experiment(version="51")], []),
-        (make_job(), [make_run()], [make_experiment(verdict="", uid="u0")], []),
+        (make_job(), [make_run()], [close(verdict="")], []),
+        (make_job(), [make_run()], [close(verdict="Won")], []),
+        (make_job(), [make_run()], [close(version="51")], []),
+        (make_job(), [make_run()], [close(verdict="", uid="u0")], []),
         (make_job(resourceVersion="not-a-number"), [make_run()], [], []),
     ],
     ids=[

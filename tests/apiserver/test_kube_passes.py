@@ -1,170 +1,22 @@
 """What does one pass of the operator do for a job, on a real API server with pods played by hand?"""
 
-from collections.abc import Callable, Coroutine
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Callable
 
 import pytest
 
-from amdahl_loop.adapters.kube.experiments import load_index
-from amdahl_loop.adapters.kube.jobs import SeenJob
 from amdahl_loop.adapters.kube.kinds import Kind
-from amdahl_loop.adapters.kube.ledger import KubeLedger
-from amdahl_loop.adapters.metrics import Metrics
-from amdahl_loop.domain.api.timestamps import to_timestamp
-from amdahl_loop.domain.experiments import Experiment, Plan
 from amdahl_loop.domain.knob_values import KnobName, Knobs
-from amdahl_loop.domain.ledger import Application, ApplicationKind
 from amdahl_loop.domain.policy import TuningPolicySpec
 from amdahl_loop.domain.tuning import Mode
 from amdahl_loop.domain.verdicts import Verdict, VerdictWord
-from amdahl_loop.operate import Operator
-from amdahl_loop.recollection import JobKey, Recollection
 from amdahl_loop.resting import RESYNC_IDLE_S
-from amdahl_loop.returning import find_left
-from amdahl_loop.settings import Settings
-from cluster_builders import Scene, play
 from judge_builders import Bench, make_plan
-from kube_builders import install_crds, see_job
+from kube_builders import see_job
+from pass_builders import Passes, said
 from pod_builders import make_template
-from testbed.cluster import Cluster
 
 NO_GAIN = Verdict(word=VerdictWord.NO_GAIN, sentence="Saves nothing.", effect=0.0, effect_se=0.01)
 WON = Verdict(word=VerdictWord.WON, sentence="Saves 30 %.", effect=0.36, effect_se=0.01)
-
-
-@dataclass
-class Passes:
-    """One job in a namespace, and an operator that passes over it."""
-
-    scene: Scene
-    operator: Operator
-    key: JobKey
-
-    async def settle(self, most: int = 20) -> SeenJob:
-        """Passes until one of them wants to rest; the job as it stands then."""
-        for _ in range(most):
-            rest_s = await self.operator.advance(self.key)
-            if rest_s:
-                return await see_job(self.scene.client, self.scene.namespace)
-        raise AssertionError("the job does not settle")
-
-    async def ledger(self) -> KubeLedger:
-        """The ledger, as a pass sees it."""
-        seen = await see_job(self.scene.client, self.scene.namespace)
-        return KubeLedger(self.scene.client, self.operator.recollection.index, seen, self.scene.clock)
-
-    async def record(self, experiment: Experiment) -> KubeLedger:
-        """An experiment of the job is on record with its blocks, and its verdict where it has one."""
-        ledger, name = await self.ledger(), experiment.name
-        await ledger.add_plan(experiment.plan)
-        for block in experiment.blocks:
-            await ledger.add_block(name, block)
-        if experiment.verdict is not None:
-            await ledger.add_verdict(name, experiment.verdict, self.scene.clock())
-        return ledger
-
-    async def plan(self, name: str, knob: KnobName, before: Knobs, after: Knobs) -> Plan:
-        """One that changes a knob of this job."""
-        uid = (await self.ledger()).seen.uid
-        plan = make_plan(
-            knob=knob, before=before.get(knob), after=after.get(knob), name=name, job="pydocs", job_uid=uid
-        )
-        return plan.model_copy(update={"baseline": before, "variant": after})
-
-    async def win(self, name: str, before: Knobs, after: Knobs, knob: KnobName = KnobName.DATALOADER_WORKERS) -> None:
-        """An experiment is on record as won, with all its evidence, and applied."""
-        plan = await self.plan(name, knob, before, after)
-        ledger = await self.record(Bench(plan, gain=0.3).close())
-        await ledger.add_application(self.application(plan, after))
-
-    def application(self, plan: Plan, knobs: Knobs) -> Application:
-        """These values were put in force because of an experiment."""
-        return Application(
-            job="pydocs",
-            job_uid=plan.job_uid,
-            fingerprint=plan.fingerprint,
-            at_s=self.scene.clock(),
-            kind=ApplicationKind.APPLIED,
-            experiment=plan.name,
-            declared=plan.baseline,
-            knobs=knobs,
-        )
-
-    async def forge(self, plan: Plan, **entry: Any) -> None:
-        """Somebody writes an entry of `status.applications` by hand."""
-        known = {"atTime": to_timestamp(self.scene.clock()), "kind": "applied", "fingerprint": plan.fingerprint}
-        entry = known | {"declared": {"dataloaderWorkers": 0}} | entry
-        status = {"status": {"applications": [entry]}}
-        answer = await self.scene.client.patch_status(Kind.EXPERIMENT, self.scene.namespace, plan.name, status)
-        assert isinstance(answer, dict), answer
-        self.operator.recollection.index.learn(answer)
-
-    async def requests(self) -> list[tuple[str, str]]:
-        """What one pass asks of the server; the job must want to rest after it."""
-        self.scene.transport.requests.clear()
-        assert await self.operator.advance(self.key)
-        return [(r.method, r.path.split(f"/{self.scene.namespace}/")[1]) for r in self.scene.transport.requests]
-
-    async def values(self) -> dict[str, str]:
-        """The values that pods are started with."""
-        return dict((await self.scene.objects(Kind.CONFIG_MAP))["pydocs-knobs"]["data"])
-
-
-@pytest.fixture
-def passes(api_server: Cluster, api_namespace: str) -> Callable[..., None]:
-    """Plays a scenario with one job."""
-    install_crds(api_server)
-
-    def run(scenario: Callable[[Passes], Coroutine[Any, Any, None]], **spec: Any) -> None:
-        async def go(scene: Scene) -> None:
-            template = spec.pop("template", make_template())
-            await scene.create_job(spec={"template": template, "knobs": {"dataloaderWorkers": 0}} | spec)
-            index = await load_index(scene.client, [scene.namespace])
-            operator = Operator(
-                client=scene.client,
-                settings=Settings(),
-                probe=scene.probe,
-                recollection=Recollection(since_s=0.0, index=index),
-                clock=scene.clock,
-                metrics=Metrics(list, lambda: (0, 0.0)),
-                fetch=scene.fetch,
-            )
-            await scenario(Passes(scene, operator, JobKey(scene.namespace, "pydocs")))
-
-        play(api_server, api_namespace, go)
-
-    return run
-
-
-def said(seen: SeenJob, type_name: str) -> tuple[str, str, str]:
-    """Status, reason and message of one condition."""
-    (found,) = (c for c in seen.document["status"]["conditions"] if c["type"] == type_name)
-    return found["status"], found["reason"], found.get("message", "")
-
-
-def test_a_new_job_takes_six_requests(passes: Callable[..., None]) -> None:
-    """Read it, ask for pods of a namesake, make values, Service and Job, and say so; the probe is there already."""
-
-    async def scenario(job: Passes) -> None:
-        scene, another = job.scene, JobKey(job.scene.namespace, "another")
-        await job.settle()
-        await scene.create_job("another", spec={"template": make_template(), "knobs": {"dataloaderWorkers": 0}})
-        scene.transport.requests.clear()
-        assert await job.operator.advance(another)
-        asked = [
-            (request.method, request.path.split(f"/{scene.namespace}/")[1]) for request in scene.transport.requests
-        ]
-        assert asked == [
-            ("GET", "trainingjobs/another"),
-            ("GET", "pods"),
-            ("POST", "configmaps"),
-            ("POST", "services"),
-            ("POST", "jobs"),
-            ("PATCH", "trainingjobs/another/status"),
-        ]
-
-    passes(scenario)
 
 
 def test_a_job_that_has_lost_its_status_and_its_values_goes_on(passes: Callable[..., None]) -> None:
@@ -354,86 +206,6 @@ def test_an_application_that_was_written_by_hand_is_not_in_force(
             assert (status, reason) == ("False", "Unproven")
         assert "status.applications of Experiment pydocs-e0 holds an entry that is ignored" in message
         assert why in message
-
-    passes(scenario)
-
-
-def test_a_job_at_rest_takes_one_request(passes: Callable[..., None]) -> None:
-    """It is read, and it is as it was left; somebody else's annotation makes no difference, and its owner's word does."""
-
-    async def scenario(job: Passes) -> None:
-        scene, names = job.scene, (job.scene.namespace, "pydocs")
-        seen = await job.settle()
-        assert said(seen, "Suspended")[0] == "True"
-        only = [("GET", "trainingjobs/pydocs")]
-        assert await job.requests() == only
-        await scene.client.patch(Kind.TRAINING_JOB, *names, {"metadata": {"annotations": {"example.com/woken": "now"}}})
-        assert await job.requests() == only
-        job.operator.recollection.rests.hear(job.key)
-        assert await job.requests() == [*only, ("GET", "jobs"), ("GET", "pods")]
-        assert await job.requests() == only
-        await scene.client.patch(Kind.TRAINING_JOB, *names, {"spec": {"suspend": False}})
-        await job.settle()
-        assert "pydocs-r0" in await scene.objects(Kind.JOB)
-
-    passes(scenario, suspend=True)
-
-
-def test_a_suspended_job_that_had_nothing_at_the_start_takes_two_requests(passes: Callable[..., None]) -> None:
-    """The lists of the start answer for it; once it is resumed, and has a Job, they do not any more."""
-
-    async def scenario(job: Passes) -> None:
-        scene, known = job.scene, job.operator.recollection
-        known.since_s = scene.clock() + 1.0
-        await known.finished.load(scene.client, scene.namespace)
-        await known.finished.load_pods(scene.client, scene.namespace)
-        assert await job.requests() == [("GET", "trainingjobs/pydocs"), ("PATCH", "trainingjobs/pydocs/status")]
-        for suspend in (False, True):
-            change = {"spec": {"suspend": suspend}}
-            await scene.client.patch(Kind.TRAINING_JOB, scene.namespace, "pydocs", change)
-            seen = await job.settle()
-        assert said(seen, "Suspended")[0] == "True"
-        assert (await scene.objects(Kind.JOB))["pydocs-r0"]["spec"]["suspend"] is True
-
-    passes(scenario, suspend=True)
-
-
-def test_a_job_that_was_left_at_rest_needs_no_look_after_a_restart(passes: Callable[..., None]) -> None:
-    """The next pass, some minutes later, only reads it; once its owner has resumed it, it is looked at."""
-
-    async def scenario(job: Passes) -> None:
-        scene, names = job.scene, (job.scene.namespace, "pydocs")
-        shown = await job.settle()
-        known = Recollection(since_s=scene.clock() + 1.0, index=await load_index(scene.client, [scene.namespace]))
-        await known.finished.load(scene.client, scene.namespace)
-        await known.finished.load_pods(scene.client, scene.namespace)
-        left = find_left(shown, known, scene.clock())
-        assert left is not None
-        assert "Suspended" in left.told.holds
-        known.rests.keep(job.key, left.rest)
-        job.operator = replace(job.operator, recollection=known)
-        assert await job.requests() == [("GET", "trainingjobs/pydocs")]
-        await scene.client.patch(Kind.TRAINING_JOB, *names, {"spec": {"suspend": False}})
-        assert find_left(await see_job(scene.client, scene.namespace), known, scene.clock()) is None
-
-    passes(scenario, suspend=True)
-
-
-def test_a_new_job_that_was_there_before_the_operator_takes_five_requests(passes: Callable[..., None]) -> None:
-    """The lists of the start say that there is no pod of a namesake."""
-
-    async def scenario(job: Passes) -> None:
-        scene, known = job.scene, job.operator.recollection
-        known.since_s = scene.clock() + 1.0
-        await known.finished.load(scene.client, scene.namespace)
-        await known.finished.load_pods(scene.client, scene.namespace)
-        asked = await job.requests()
-        assert [(method, what) for method, what in asked if not what.startswith("configmaps")] == [
-            ("GET", "trainingjobs/pydocs"),
-            ("POST", "services"),
-            ("POST", "jobs"),
-            ("PATCH", "trainingjobs/pydocs/status"),
-        ]
 
     passes(scenario)
 

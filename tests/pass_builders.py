@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from amdahl_loop.adapters.kube.experiments import load_index
 from amdahl_loop.adapters.kube.jobs import SeenJob
 from amdahl_loop.adapters.kube.kinds import Kind
 from amdahl_loop.adapters.kube.ledger import KubeLedger
+from amdahl_loop.adapters.kube.loading import load_index
 from amdahl_loop.adapters.metrics import Metrics
 from amdahl_loop.domain.api.timestamps import to_timestamp
 from amdahl_loop.domain.experiments import Experiment, Plan

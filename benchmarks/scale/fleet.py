@@ -22,7 +22,6 @@ from amdahl_loop.domain.api import records
 from amdahl_loop.domain.api.experiment import ExperimentStatus
 from amdahl_loop.domain.api.timestamps import to_timestamp
 from amdahl_loop.domain.api.wire import to_wire
-from amdahl_loop.domain.children import CLOSED_LABEL
 from amdahl_loop.domain.experiments import Experiment
 from amdahl_loop.domain.knob_values import KnobName
 from amdahl_loop.domain.parsing import parse_training_job
@@ -107,7 +106,6 @@ def make_job(member: Member) -> Object:
 def make_experiment() -> tuple[Object, Object]:
     """The experiment that all others are copies of: what is created in the first namespace, and then its status."""
     body, status = json.loads(_experiment())
-    body["metadata"]["labels"][CLOSED_LABEL] = "true"
     status["closedAt"] = to_timestamp(CLOSED_AT_S)
     return body, {"status": status}
 
@@ -125,6 +123,7 @@ def copy_experiments(stored: str, job: Object, count: int) -> Iterator[tuple[str
             (PRINT, identity.fingerprint),
             (FAMILY, identity.family),
             ('"after":"2"', f'"after":"{5 + number}"'),
+            (r"\"after\":\"2\"", rf"\"after\":\"{5 + number}\""),
             (f'"{FIRST}"', f'"{metadata["namespace"]}"'),
             (to_timestamp(CLOSED_AT_S), to_timestamp(CLOSED_AT_S + number)),
         ):

@@ -61,6 +61,7 @@ from server import MERGE, Server, ServerError, for_all
 from store import Store
 from subject import Reading, Span, Subject
 
+from amdahl_loop.adapters.kube.closing import write_mark
 from amdahl_loop.domain.api.timestamps import to_timestamp
 from amdahl_loop.domain.children import JOB_LABEL
 from cluster_operator import define, operator
@@ -247,7 +248,8 @@ class Scene:
         body, status = make_experiment()
         path = f"/apis/amdahl-loop.io/v1alpha1/namespaces/{FIRST}/experiments"
         await self.server.send("POST", path, body)
-        await self.server.send("PATCH", f"{path}/{NAME}/status", status, MERGE)
+        closed = await self.server.send("PATCH", f"{path}/{NAME}/status", status, MERGE)
+        await self.server.send("PATCH", f"{path}/{NAME}", write_mark(closed), MERGE)
         async with Store(self.folder) as store:
             stored = await store.read(store_key(FIRST, NAME))
             await store.put_all(pair for job in jobs for pair in copy_experiments(stored, job, count))

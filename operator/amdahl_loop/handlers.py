@@ -20,9 +20,10 @@ import aiohttp
 import kopf
 
 from amdahl_loop.adapters.kube.client import ApiUnavailable, KubeClient
-from amdahl_loop.adapters.kube.closed import OPEN, follow_closed
-from amdahl_loop.adapters.kube.experiments import load_index
+from amdahl_loop.adapters.kube.closed import follow_closed
+from amdahl_loop.adapters.kube.closing import OPEN
 from amdahl_loop.adapters.kube.kinds import Kind, Object
+from amdahl_loop.adapters.kube.loading import load_index
 from amdahl_loop.adapters.kube.probe import pack_probe
 from amdahl_loop.adapters.kube.scrape import open_scrapes
 from amdahl_loop.adapters.kube.transport import USER_AGENT, Answer, Request, Transport, open_transport

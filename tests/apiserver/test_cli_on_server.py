@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from amdahl_loop.adapters.kube.experiments import load_index
 from amdahl_loop.adapters.kube.ledger import KubeLedger
+from amdahl_loop.adapters.kube.loading import load_index
 from amdahl_loop.adapters.kube.transport import Answer, Request, UnreachableError, open_transport
 from amdahl_loop.adapters.sqlite.entries import Body, Closed, Observed, render_export
 from amdahl_loop.domain.knob_values import Knobs

@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 
 from amdahl_loop.adapters.kube.closed import follow_closed
-from amdahl_loop.adapters.kube.experiments import diff, label_closed, load_index
+from amdahl_loop.adapters.kube.closing import mark_closed
+from amdahl_loop.adapters.kube.experiments import diff
 from amdahl_loop.adapters.kube.index import ExperimentIndex, Key
 from amdahl_loop.adapters.kube.kinds import Kind, Object
+from amdahl_loop.adapters.kube.loading import load_index
 from amdahl_loop.adapters.kube.restore import build_piece, plan_restore, restore
 from amdahl_loop.adapters.kube.transport import open_transport
 from amdahl_loop.domain.api.experiment import ExperimentStatus
@@ -138,7 +140,7 @@ def test_one_that_loses_its_label_is_not_forgotten(api_server: Cluster, api_name
 
 
 def test_what_the_operator_closes_itself_is_not_read_again(api_server: Cluster, api_namespace: str) -> None:
-    """It knows the verdict before the label is there."""
+    """It knows the verdict before the mark is there."""
 
     async def scenario(ear: Ear) -> None:
         client, namespace = ear.scene.client, ear.scene.namespace
@@ -150,7 +152,7 @@ def test_what_the_operator_closes_itself_is_not_read_again(api_server: Cluster, 
         assert isinstance(closed, dict)
         ear.index.learn(closed)
         asked = len(ear.scene.transport.requests)
-        await label_closed(client, ear.key("own"))
+        await mark_closed(client, closed)
         await ear.bring("new-0")
         await ear.hear()
         assert ear.told == [(ear.key("new-0"), "train")]

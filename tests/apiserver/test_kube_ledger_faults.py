@@ -3,17 +3,14 @@
 The real API server throughout; faults stand between it and the client.
 """
 
-import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
 
 from amdahl_loop.adapters.kube.client import ApiUnavailable
-from amdahl_loop.adapters.kube.experiments import load_index
-from amdahl_loop.adapters.kube.index import ExperimentIndex
 from amdahl_loop.adapters.kube.kinds import Kind
 from amdahl_loop.adapters.kube.ledger import KubeLedger, LedgerConflictError, LedgerRefusedError
 from amdahl_loop.adapters.kube.recall import STALE_S, LedgerUnreadableError
@@ -36,6 +33,7 @@ from kube_builders import (
     see_job,
     show_the_past,
 )
+from operator_builders import STARTED, Operator, play
 from testbed.cluster import Cluster
 
 pytestmark = pytest.mark.slow
@@ -49,50 +47,6 @@ WON = Verdict(word=VerdictWord.WON, sentence="Saves 30 %.", effect=0.36, effect_
 def definitions(api_server: Cluster) -> None:
     """Our kinds are served."""
     install_crds(api_server)
-
-
-STARTED: list["Operator"] = []
-
-
-def play(scenario: Coroutine[Any, Any, Result]) -> Result:
-    """Run a scenario to its end; whatever becomes of it, no connection stays open."""
-
-    async def run() -> Result:
-        try:
-            return await scenario
-        finally:
-            for operator in STARTED:
-                await operator.transport.close()
-            STARTED.clear()
-
-    return asyncio.run(run())
-
-
-class Operator:
-    """One operator process: its connection, its index, and a clock that the test sets."""
-
-    def __init__(self, transport: FaultyTransport, namespace: str) -> None:
-        self.transport, self.namespace = transport, namespace
-        self.client = impatient(transport)
-        self.index = ExperimentIndex()
-        self.now_s = 1000.0
-
-    @classmethod
-    async def start(cls, cluster: Cluster, namespace: str) -> "Operator":
-        """Begin anew: nothing is known but what the server holds."""
-        started = cls(FaultyTransport(await open_transport(cluster.admin.kubeconfig)), namespace)
-        STARTED.append(started)
-        started.index = await load_index(started.client, [namespace])
-        return started
-
-    async def ledger(self) -> KubeLedger:
-        """The ledger of one pass."""
-        return KubeLedger(self.client, self.index, await see_job(self.client, self.namespace), lambda: self.now_s)
-
-    async def recall(self) -> JobMemory:
-        """What a pass is told."""
-        ledger = await self.ledger()
-        return await ledger.recall(ledger.seen.uid, FINGERPRINT, FAMILY)
 
 
 class Story:

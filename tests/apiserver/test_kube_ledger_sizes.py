@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from amdahl_loop.adapters.kube.experiments import load_index
 from amdahl_loop.adapters.kube.kinds import Kind
 from amdahl_loop.adapters.kube.ledger import KubeLedger
+from amdahl_loop.adapters.kube.loading import load_index
 from amdahl_loop.adapters.kube.status import write_status
 from amdahl_loop.adapters.kube.transport import open_transport
 from amdahl_loop.domain.api.conditions import ConditionStatus, JobCondition, JobConditionType

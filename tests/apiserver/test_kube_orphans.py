@@ -3,8 +3,9 @@
 import pytest
 
 from amdahl_loop.adapters.kube.client import ApiUnavailable
-from amdahl_loop.adapters.kube.experiments import load_index, render
+from amdahl_loop.adapters.kube.experiments import render
 from amdahl_loop.adapters.kube.kinds import Kind
+from amdahl_loop.adapters.kube.loading import load_index
 from amdahl_loop.adapters.kube.orphans import let_go
 from amdahl_loop.domain.children import CLOSED_LABEL
 from cluster_builders import Scene, play

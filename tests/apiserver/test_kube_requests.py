@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from dataclasses import replace
 
-from amdahl_loop.adapters.kube.experiments import load_index
 from amdahl_loop.adapters.kube.kinds import Kind
+from amdahl_loop.adapters.kube.loading import load_index
 from amdahl_loop.recollection import JobKey, Recollection
 from amdahl_loop.returning import find_left
 from kube_builders import see_job

@@ -13,9 +13,9 @@ from typing import Any, Protocol
 import pytest
 
 from amdahl_loop.adapters.kube.client import KubeClient
-from amdahl_loop.adapters.kube.experiments import load_index
 from amdahl_loop.adapters.kube.index import ExperimentIndex
 from amdahl_loop.adapters.kube.ledger import KubeLedger
+from amdahl_loop.adapters.kube.loading import load_index
 from amdahl_loop.adapters.memory import Facts, MemoryLedger
 from amdahl_loop.adapters.sqlite import SqliteLedger
 from amdahl_loop.domain.blocks import Stage, enumerate_blocks, holdout_block

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from amdahl_loop.adapters.kube.experiments import load_index
+from amdahl_loop.adapters.kube.loading import load_index
 from amdahl_loop.adapters.kube.probe import pack_probe
 from amdahl_loop.adapters.kube.scrape import fetch_metrics
 from amdahl_loop.adapters.metrics import Metrics

@@ -120,7 +120,7 @@ async def import_all(cluster: Cluster, arguments: argparse.Namespace, world: Wor
         ledger=cluster.place,
         file=str(arguments.file),
         created=needs.count(Need.OBJECT),
-        completed=needs.count(Need.STATUS) + needs.count(Need.LABEL),
+        completed=needs.count(Need.STATUS) + needs.count(Need.MARK),
         present=needs.count(Need.NOTHING),
         open=len(experiments) - len(closed),
     )
@@ -133,7 +133,7 @@ def _tell_restored(shape: RestoreShape) -> str:
     told += f", {shape.completed} completed" if shape.completed else ""
     told += f", {shape.present} there already" if shape.present else ""
     told += f"; {shape.open} open left out: only the loop that runs one can end it" if shape.open else ""
-    return f"{told}. A running operator reads them when it starts again."
+    return f"{told}. A running operator reads them within seconds."
 
 
 async def _find_job(cluster: Cluster, named: Path) -> SeenJob:

@@ -9,14 +9,10 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from amdahl_loop.adapters.kube.client import KubeClient
+from amdahl_loop.adapters.kube.closing import CLOSED
 from amdahl_loop.adapters.kube.index import ExperimentIndex, Key, key_of
 from amdahl_loop.adapters.kube.kinds import Kind, Object
 from amdahl_loop.adapters.kube.watches import Streams, Watch
-from amdahl_loop.domain.children import CLOSED_LABEL
-
-CLOSED = f"{CLOSED_LABEL}=true"
-OPEN = f"{CLOSED_LABEL}!=true"
-"""Selectors. What is closed and not labelled yet, because a crash came between, counts as open."""
 
 PAUSE_S = 5.0
 """Between two watches: nobody waits for this news."""

@@ -1,12 +1,8 @@
-"""How is an Experiment object made, changed and closed, and how are all of them found at the start?"""
+"""How is an Experiment object made, changed and closed?"""
 
 import json
-import logging
-from collections.abc import Iterable
 
-from amdahl_loop.adapters.kube.client import KubeClient, Refused
-from amdahl_loop.adapters.kube.index import ExperimentIndex, Key, key_of
-from amdahl_loop.adapters.kube.kinds import Kind, Object
+from amdahl_loop.adapters.kube.kinds import Object
 from amdahl_loop.domain.api.conditions import ConditionStatus, ExperimentCondition, ExperimentConditionType, report
 from amdahl_loop.domain.api.experiment import MAX_EXPERIMENT_BYTES, Block, ExperimentStatus
 from amdahl_loop.domain.api.plans import write_plan
@@ -27,7 +23,6 @@ CLOSED_BYTES = OTHER_BYTES + 10 * 1024
 """The same, and a verdict with all its votes and vetoes at their longest."""
 
 _TYPES = frozenset(ExperimentConditionType)
-_log = logging.getLogger(__name__)
 
 
 def render(plan: Plan, namespace: str, observation: ObservationReport | None = None) -> Object:
@@ -121,29 +116,3 @@ def say_closed(status: ExperimentStatus) -> ExperimentStatus:
             "reserved": None,
         }
     )
-
-
-async def label_closed(client: KubeClient, key: Key) -> None:
-    """Mark an Experiment as closed for those who select by label. Where it is gone, there is nothing to mark."""
-    body: Object = {"metadata": {"labels": {CLOSED_LABEL: "true"}}}
-    answer = await client.patch(Kind.EXPERIMENT, *key, body)
-    if isinstance(answer, Refused) and not answer.is_gone:
-        _log.warning("Experiment %s/%s could not be labelled closed: %s", *key, answer.message)
-
-
-async def load_index(client: KubeClient, namespaces: Iterable[str | None]) -> ExperimentIndex:
-    """Every Experiment of these namespaces (None: of all), by one list each; labels that a crash left are mended.
-
-    No object is kept, only its row. One that nobody could have written is passed over, with a warning.
-    """
-    index, unlabelled = ExperimentIndex(), list[Key]()
-    for namespace in namespaces:
-        async for page in client.pages(Kind.EXPERIMENT, namespace, limit=PAGE):
-            index.listed.setdefault(namespace, page.resource_version)
-            for document in page.items:
-                is_closed = index.hear(document) and "verdict" in (document.get("status") or {})
-                if is_closed and (document["metadata"].get("labels") or {}).get(CLOSED_LABEL) != "true":
-                    unlabelled.append(key_of(document))
-    for key in unlabelled:
-        await label_closed(client, key)
-    return index

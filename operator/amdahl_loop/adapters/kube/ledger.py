@@ -8,17 +8,17 @@ again: what is there already with the same content is no error, other content is
 from collections.abc import Callable
 
 from amdahl_loop.adapters.kube.client import ApiUnavailable, Refused
+from amdahl_loop.adapters.kube.closing import mark_closed, unmark
 from amdahl_loop.adapters.kube.experiments import (
     NO_ROOM,
     diff,
     fit,
     is_one,
     is_try,
-    label_closed,
     render,
     say_closed,
 )
-from amdahl_loop.adapters.kube.index import Key
+from amdahl_loop.adapters.kube.index import Key, key_of
 from amdahl_loop.adapters.kube.jobs import see
 from amdahl_loop.adapters.kube.kinds import Kind, Object
 from amdahl_loop.adapters.kube.recall import LedgerReader, believe
@@ -123,7 +123,6 @@ class KubeLedger(LedgerReader):
             return say_closed(records.close(stored.status, verdict, now_s))
 
         await self._change(experiment, close)
-        await label_closed(self._client, Key(self.seen.namespace, experiment))
 
     async def add_application(self, application: Application) -> None:
         """Record that values were applied, rolled back or put back; the same decision twice is kept once.
@@ -198,16 +197,28 @@ class KubeLedger(LedgerReader):
                 raise LedgerConflictError(f"experiment {experiment} has no plan; record the plan first")
             stored = believe(self._index.parse(document))
             status = fit(document, stored, change(stored))
-            if status == stored.status:
-                return
-            self._index.doubt(key)
-            answer = await self._client.patch_status(Kind.EXPERIMENT, *key, diff(document, stored.status, status))
+            answer = await self._write(document, stored.status, status)
             if not isinstance(answer, Refused):
-                self._index.learn(answer)
+                if status.verdict is not None:
+                    self._index.learn(await mark_closed(self._client, answer))
                 return
             if not (answer.is_outdated or answer.is_gone):
                 raise LedgerRefusedError(f"Experiment {experiment}: {answer.message}")
         raise ApiUnavailable(f"others keep writing Experiment {key.namespace}/{key.name}")
+
+    async def _write(self, document: Object, before: ExperimentStatus, after: ExperimentStatus) -> Object | Refused:
+        """Write a status where it changes; the Experiment as it is then."""
+        if before == after:
+            return document
+        key = key_of(document)
+        self._index.doubt(key)
+        unmarked = await unmark(self._client, document)
+        if isinstance(unmarked, Refused):
+            return unmarked
+        answer = await self._client.patch_status(Kind.EXPERIMENT, *key, diff(unmarked, before, after))
+        if not isinstance(answer, Refused):
+            self._index.learn(answer)
+        return answer
 
 
 def _settle(stored: StoredExperiment, is_same: bool, what: str) -> ExperimentStatus:

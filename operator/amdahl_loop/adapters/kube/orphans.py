@@ -5,12 +5,13 @@ stopped without waiting for the collector, which a cluster may run late.
 """
 
 from amdahl_loop.adapters.kube.client import ApiUnavailable, KubeClient, Refused
-from amdahl_loop.adapters.kube.experiments import diff, label_closed, say_closed
+from amdahl_loop.adapters.kube.closing import OPEN, mark_closed
+from amdahl_loop.adapters.kube.experiments import diff, say_closed
 from amdahl_loop.adapters.kube.index import ExperimentIndex, key_of
 from amdahl_loop.adapters.kube.kinds import Kind
 from amdahl_loop.adapters.kube.objects import controller_uid
 from amdahl_loop.domain.api.records import StoredExperiment, close, read_experiment
-from amdahl_loop.domain.children import CLOSED_LABEL, EXPERIMENT_LABEL, JOB_LABEL
+from amdahl_loop.domain.children import EXPERIMENT_LABEL, JOB_LABEL
 from amdahl_loop.domain.verdicts import CANCELLED, Verdict, VerdictWord
 from amdahl_loop.ports import Clock
 
@@ -32,8 +33,8 @@ async def let_go(
         gone = await client.delete(Kind.JOB, namespace, metadata["name"], metadata["uid"])
         if isinstance(gone, Refused) and not gone.is_outdated:
             raise ApiUnavailable(f"cannot delete Job {metadata['name']}: {gone.status} {gone.message}", gone)
-    async for document in client.list(Kind.EXPERIMENT, namespace, f"{CLOSED_LABEL}!=true"):
-        stored, key = read_experiment(document), key_of(document)
+    async for listed in client.list(Kind.EXPERIMENT, namespace, OPEN):
+        document, stored, key = listed, read_experiment(listed), key_of(listed)
         if not isinstance(stored, StoredExperiment) or stored.experiment.plan.job != name:
             continue
         if stored.experiment.plan.job_uid == keep_uid:
@@ -46,5 +47,5 @@ async def let_go(
             if isinstance(answer, Refused):  # labelled closed without a verdict, nobody would look for it again
                 where = f"{key.namespace}/{key.name}"
                 raise ApiUnavailable(f"cannot close Experiment {where}: {answer.status} {answer.message}", answer)
-            index.learn(answer)
-        await label_closed(client, key)
+            document = answer
+        index.learn(await mark_closed(client, document))

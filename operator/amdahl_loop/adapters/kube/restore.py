@@ -12,14 +12,14 @@ from enum import Enum
 from pydantic import ValidationError
 
 from amdahl_loop.adapters.kube.client import KubeClient, Refused
-from amdahl_loop.adapters.kube.experiments import PAGE, diff, fit, label_closed, render, say_closed
-from amdahl_loop.adapters.kube.index import Key, key_of
+from amdahl_loop.adapters.kube.closing import is_marked, mark_closed
+from amdahl_loop.adapters.kube.experiments import PAGE, diff, fit, render, say_closed
+from amdahl_loop.adapters.kube.index import key_of
 from amdahl_loop.adapters.kube.kinds import Kind, Object
 from amdahl_loop.domain.api import records
 from amdahl_loop.domain.api.experiment import ExperimentStatus
 from amdahl_loop.domain.api.records import StoredExperiment, Unreadable, read_experiment
 from amdahl_loop.domain.api.wire import to_wire
-from amdahl_loop.domain.children import CLOSED_LABEL
 from amdahl_loop.domain.experiments import Experiment
 
 
@@ -36,7 +36,7 @@ class Need(Enum):
 
     OBJECT = "it is not here"
     STATUS = "it was created by an import that was cut"
-    LABEL = "only its label is missing"
+    MARK = "only its mark as closed is missing"
     NOTHING = "it is here"
 
 
@@ -69,17 +69,17 @@ async def plan_restore(
 
 
 async def restore(client: KubeClient, pieces: Sequence[Piece]) -> None:
-    """Write what is lacking, one experiment after the other: the plan, the status, the label."""
+    """Write what is lacking, one experiment after the other: the plan, the status, the mark."""
     for piece in pieces:
         key, document = key_of(piece.body), piece.present
         if piece.need is Need.OBJECT:
             document = _must(await client.create(Kind.EXPERIMENT, key.namespace, piece.body), piece)
+        assert document is not None, "what lacks no object is here"
         if piece.need in (Need.OBJECT, Need.STATUS):
-            assert document is not None, "what lacks a status is here"
             patch = diff(document, ExperimentStatus(), piece.status)
-            _must(await client.patch_status(Kind.EXPERIMENT, *key, patch), piece)
+            document = _must(await client.patch_status(Kind.EXPERIMENT, *key, patch), piece)
         if piece.need is not Need.NOTHING:
-            await label_closed(client, Key(*key))
+            await mark_closed(client, document)
 
 
 def build_piece(stored: StoredExperiment, namespace: str) -> Piece:
@@ -137,8 +137,7 @@ def _compare(piece: Piece, stored: StoredExperiment, document: Object | None) ->
             f"Experiment {name} is here with another {what}; nothing was written: delete it, or take another namespace"
         )
     if verdict is not None:
-        is_labelled = (document["metadata"].get("labels") or {}).get(CLOSED_LABEL) == "true"
-        need = Need.NOTHING if is_labelled else Need.LABEL
+        need = Need.NOTHING if is_marked(document) else Need.MARK
     else:
         need = Need.STATUS if here.status == ExperimentStatus() else Need.NOTHING
     return Piece(body=piece.body, status=piece.status, need=need, present=document)

@@ -15,6 +15,7 @@ from amdahl_loop.adapters.kube.index import ExperimentIndex, key_of
 from amdahl_loop.adapters.kube.jobs import SeenJob, look_up, see
 from amdahl_loop.adapters.kube.kinds import Kind, Object
 from amdahl_loop.adapters.kube.ledger import KubeLedger
+from amdahl_loop.adapters.kube.loading import fill_index
 from amdahl_loop.domain.api.records import StoredExperiment, Unreadable, read_experiment
 from amdahl_loop.domain.believing import sift_applications
 from amdahl_loop.domain.ledger import JobMemory
@@ -85,8 +86,7 @@ class Records:
     async def read(cls, client: KubeClient, namespace: str | None, clock: Clock) -> "Records":
         """List them; what nobody could have written is passed over, as the operator does."""
         index = ExperimentIndex()
-        async for document in client.list(Kind.EXPERIMENT, namespace, limit=PAGE):
-            index.hear(document)
+        await fill_index(client, index, namespace, is_writer=False)
         return cls(client, index, clock)
 
     async def recall(self, seen: SeenJob, fingerprint: str, family: str) -> JobMemory:

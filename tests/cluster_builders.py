@@ -18,9 +18,12 @@ from amdahl_loop.domain.resources import TrainingJob
 from amdahl_loop.domain.telemetry import Malformed
 from amdahl_probe.metrics import Metrics
 from kube_builders import FaultyTransport, impatient
+from pod_builders import make_template
 from testbed.cluster import Cluster
 
 Result = TypeVar("Result")
+KINDS = (Kind.CONFIG_MAP, Kind.SERVICE, Kind.JOB)
+"""What a running job is made of."""
 PRIORITY_CLASS = {
     "apiVersion": "scheduling.k8s.io/v1",
     "kind": "PriorityClass",
@@ -181,3 +184,13 @@ def play(cluster: Cluster, namespace: str, scenario: Callable[[Scene], Coroutine
             await transport.close()
 
     return asyncio.run(go())
+
+
+def spec(**fields: Any) -> dict[str, Any]:
+    """A job's spec."""
+    return {"template": make_template(), "knobs": {"dataloaderWorkers": 0}, **fields}
+
+
+async def inventory(scene: Scene) -> dict[str, list[str]]:
+    """Names of the objects by kind."""
+    return {kind.value.kind: sorted(await scene.objects(kind)) for kind in KINDS}

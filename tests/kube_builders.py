@@ -130,6 +130,27 @@ def show_the_past() -> Fault:
     return fault
 
 
+class Died(Exception):  # noqa: N818 (an end, not an error)
+    """The operator was killed here."""
+
+
+def cut_at(number: int, before: bool) -> Fault:
+    """The operator dies at its nth write: the server has not seen it, or has and the answer is lost."""
+    seen = [0]
+
+    async def fault(request: Request, send: Callable[[Request], Awaitable[Answer]]) -> Answer:
+        if request.method == "GET":
+            return await send(request)
+        seen[0] += 1
+        if seen[0] != number:
+            return await send(request)
+        if not before:
+            await send(request)
+        raise Died
+
+    return fault
+
+
 @contextmanager
 def failing(transport: FaultyTransport, fault: Fault) -> Iterator[None]:
     """The fault stands in the way for a while."""

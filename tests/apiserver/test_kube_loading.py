@@ -18,7 +18,7 @@ from amdahl_loop.domain.ledger import Application, ApplicationKind, JobMemory
 from amdahl_loop.domain.verdicts import Verdict, VerdictWord
 from builders import FAMILY, FINGERPRINT
 from judge_builders import make_plan, make_record
-from kube_builders import create_job, install_crds
+from kube_builders import Died, create_job, cut_at, install_crds
 from operator_builders import Operator, play
 from testbed.cluster import Cluster
 
@@ -154,26 +154,6 @@ def test_people_s_reading_marks_nothing(api_server: Cluster, api_namespace: str,
     play(run())
 
 
-class DeadError(Exception):
-    """The operator was killed."""
-
-
-def die_at(write: int, is_done: bool) -> Callable[[Request, Callable[[Request], Awaitable[Answer]]], Awaitable[Answer]]:
-    """Nothing is sent from the `write`-th write on, which itself arrives (`is_done`), or does not."""
-    seen = 0
-
-    async def fault(request: Request, send: Callable[[Request], Awaitable[Answer]]) -> Answer:
-        nonlocal seen
-        seen += request.method != "GET"
-        if seen == write and is_done and request.method != "GET":
-            await send(request)
-        if seen >= write:
-            raise DeadError
-        return await send(request)
-
-    return fault
-
-
 @pytest.mark.parametrize(
     ("write", "is_done", "held_s"),
     [
@@ -195,8 +175,8 @@ def test_a_late_loss_is_never_forgotten(
         await conclude(operator, plan, NO_GAIN)
         (known,) = (await operator.recall()).experiments
         ledger = await operator.ledger()
-        operator.transport.fault = die_at(write, is_done)
-        with pytest.raises(DeadError):
+        operator.transport.fault = cut_at(write, before=not is_done)
+        with pytest.raises(Died):
             await ledger.add_loss(plan.name, LATE)
         reborn = await Operator.start(api_server, api_namespace)
         (found,) = (await reborn.recall()).experiments

@@ -14,14 +14,13 @@ from amdahl_loop.domain.knob_values import Knobs
 from amdahl_loop.domain.reasons import Reason
 from amdahl_loop.domain.resources import TrainingJob
 from amdahl_probe.metrics import Metrics
-from cluster_builders import Scene, play, stamp
-from kube_builders import Fault, install_crds
+from cluster_builders import KINDS, Scene, inventory, play, spec, stamp
+from kube_builders import Died, cut_at, install_crds
 from pod_builders import make_template
 from testbed.cluster import Cluster
 
 pytestmark = pytest.mark.slow
 
-KINDS = (Kind.CONFIG_MAP, Kind.SERVICE, Kind.JOB)
 GPU = make_template(resources={"limits": {"nvidia.com/gpu": "4"}})
 
 
@@ -29,16 +28,6 @@ GPU = make_template(resources={"limits": {"nvidia.com/gpu": "4"}})
 def definitions(api_server: Cluster) -> None:
     """Our kinds are served."""
     install_crds(api_server)
-
-
-def spec(**fields: Any) -> dict[str, Any]:
-    """A job's spec."""
-    return {"template": make_template(), "knobs": {"dataloaderWorkers": 0}, **fields}
-
-
-async def inventory(scene: Scene) -> dict[str, list[str]]:
-    """Names of the objects by kind."""
-    return {kind.value.kind: sorted(await scene.objects(kind)) for kind in KINDS}
 
 
 def with_knobs(job: TrainingJob, **values: Any) -> TrainingJob:
@@ -83,32 +72,6 @@ def test_managed_fields_and_audit_show_our_name(api_server: Cluster, api_namespa
                 assert {entry["manager"] for entry in item["metadata"]["managedFields"]} == {"amdahl-loop"}
 
     play(api_server, api_namespace, scenario)
-
-
-def cut_at(number: int, before: bool) -> Fault:
-    """The operator dies at its nth write: the server has not seen it, or has and the answer is lost."""
-    seen = [0]
-
-    async def fault(request: Request, send: Any) -> Answer:
-        if request.method == "GET":
-            return await _send(send, request)
-        seen[0] += 1
-        if seen[0] != number:
-            return await _send(send, request)
-        if not before:
-            await send(request)
-        raise Died
-
-    return fault
-
-
-async def _send(send: Any, request: Request) -> Answer:
-    answer: Answer = await send(request)
-    return answer
-
-
-class Died(Exception):  # noqa: N818 (an end, not an error)
-    """The operator was killed here."""
 
 
 @pytest.mark.parametrize("before", [True, False], ids=["before the write", "after the write"])
@@ -437,112 +400,6 @@ def test_a_job_that_failed_for_good_says_why_and_starts_anew_with_other_values(
         scene.now_s += 100
         await scene.settle(with_knobs(job, dataloader_workers=2))
         assert (await inventory(scene))["Job"] == ["pydocs-r1"]
-
-    play(api_server, api_namespace, scenario)
-
-
-async def die_early(scene: Scene, job_name: str, times: int) -> list[str]:
-    """A Job whose program ends two seconds after each start, in a pod that is restarted in place."""
-    pods = await scene.play_pods(job_name)
-    for name in pods:
-        await scene.restart_trainer(name, lasted_s=2, times=times)
-    await scene.set_job(job_name, active=len(pods), ready=0)
-    return pods
-
-
-def with_template(job: TrainingJob, template: dict[str, Any]) -> TrainingJob:
-    """The job after its owner has written another template."""
-    from amdahl_loop.domain.template import PodTemplate
-
-    changed = {"template": PodTemplate.model_validate(template)}
-    return job.model_copy(update={"spec": job.spec.model_copy(update=changed)})
-
-
-async def env_in(scene: Scene, job_name: str) -> dict[str, Any]:
-    """Variables of a Job's trainer."""
-    job = (await scene.objects(Kind.JOB))[job_name]
-    return {item["name"]: item.get("value") for item in job["spec"]["template"]["spec"]["containers"][0]["env"]}
-
-
-def test_a_program_that_ends_at_its_start_runs_without_the_probe(api_server: Cluster, api_namespace: str) -> None:
-    """[P] Twice is enough: the next revision is the template's own pod, and stays so; a template that names the path gets the probe back."""
-
-    async def scenario(scene: Scene) -> None:
-        job = await scene.create_job(spec=spec(template=make_template({"restartPolicy": "OnFailure"})))
-        await scene.settle(job)
-        pods = await die_early(scene, "pydocs-r0", times=1)
-        assert (await scene.settle(job)).note.reason is Reason.STARTING
-        await scene.restart_trainer(pods[0], lasted_s=2, times=2)
-        assert "Waiting for 1 pods" in (await scene.settle(job)).note.sentence
-        await scene.delete_pods(*pods)
-        state = await scene.settle(job)
-        assert state.is_unprobed
-        assert (await inventory(scene))["Job"] == ["pydocs-r1"]
-        assert "PYTHONPATH" not in await env_in(scene, "pydocs-r1")
-        pod = (await scene.objects(Kind.JOB))["pydocs-r1"]["spec"]["template"]["spec"]
-        assert [volume["name"] for volume in pod["volumes"]] == ["amdahl-knobs"]
-        pods = await scene.play_pods("pydocs-r1")
-        scene.transport.requests.clear()
-        state = await scene.settle(job)
-        assert (state.note.reason, state.is_unprobed) == (Reason.AS_DECLARED, True)
-        assert scene.transport.writes == []
-        named = with_template(job, make_template(env=[{"name": "PYTHONPATH", "value": "/image/lib"}]))
-        await scene.settle(named)
-        await scene.delete_pods(*pods)
-        state = await scene.settle(named)
-        assert not state.is_unprobed
-        assert (await env_in(scene, "pydocs-r2"))["PYTHONPATH"] == "/amdahl/probe/probe.zip:/image/lib"
-
-    play(api_server, api_namespace, scenario)
-
-
-@pytest.mark.parametrize("number", [1, 2, 3])
-@pytest.mark.parametrize("before", [True, False], ids=["before the write", "after the write"])
-def test_a_death_while_the_probe_is_taken_out_changes_nothing(
-    api_server: Cluster, api_namespace: str, number: int, before: bool
-) -> None:
-    """It is on record in the write that names the next revision: no operator starts that one with the probe again."""
-
-    async def scenario(scene: Scene) -> None:
-        job = await scene.create_job(spec=spec(template=make_template({"restartPolicy": "OnFailure"})))
-        await scene.settle(job)
-        pods = await die_early(scene, "pydocs-r0", times=2)
-        scene.transport.fault = cut_at(number, before)
-        for _ in range(2):
-            try:
-                await scene.settle(job)
-                await scene.delete_pods(*pods)
-            except Died:
-                scene.transport.fault = None
-        await scene.settle(job)
-        await scene.delete_pods(*pods)
-        assert (await scene.settle(job)).is_unprobed
-        assert (await inventory(scene))["Job"] == ["pydocs-r1"]
-        assert "PYTHONPATH" not in await env_in(scene, "pydocs-r1")
-
-    play(api_server, api_namespace, scenario)
-
-
-@pytest.mark.parametrize(
-    ("template", "measured"),
-    [
-        pytest.param(make_template(env=[{"name": "PYTHONPATH", "value": "/app"}]), False, id="the path is named"),
-        pytest.param(make_template(), True, id="it was measured"),
-    ],
-)
-def test_a_program_that_cannot_have_lost_its_path_keeps_the_probe(
-    api_server: Cluster, api_namespace: str, template: dict[str, Any], measured: bool
-) -> None:
-    """It ends for reasons of its own, which its owner is told as ever."""
-
-    async def scenario(scene: Scene) -> None:
-        job = await scene.create_job(spec=spec(template=template))
-        await scene.settle(job)
-        await die_early(scene, "pydocs-r0", times=4)
-        scene.transport.requests.clear()
-        state = await scene.running(job, measured=measured).ensure()
-        assert scene.transport.writes == []
-        assert "ended 4 times" in state.failing
 
     play(api_server, api_namespace, scenario)
 

@@ -9,6 +9,8 @@ import re
 from collections import Counter
 from typing import Any
 
+from amdahl_loop.adapters.kube.closing import unfold
+from amdahl_loop.adapters.kube.rows import compact
 from amdahl_loop.domain import judge
 from amdahl_loop.domain.api.records import StoredExperiment, read_experiment
 from amdahl_loop.domain.api.training_job import read_observation, read_training_job
@@ -102,6 +104,20 @@ def _read_experiment(stored: StoredExperiment) -> State:
         ],
         "reserved": stored.status.reserved,
     }
+
+
+async def check_marks(scene: Scene, job: str = JOB) -> None:
+    """The metadata of every closed Experiment tell what it says itself."""
+    for found in await _own(scene, job):
+        if "verdict" not in found["status"]:
+            continue
+        form, name = unfold({"metadata": found["metadata"]}), found["metadata"]["name"]
+        assert form is not None, f"{name} is not marked as closed"
+        told, whole = _read(compact(form)), _read(compact(found))
+        assert told.experiment.model_copy(update={"losses": ()}) == whole.experiment.model_copy(update={"losses": ()})
+        assert told.closed_at_s == whole.closed_at_s
+        held_s = told.experiment.held_device_s, whole.experiment.held_device_s
+        assert whole.experiment.is_won or held_s[0] == held_s[1], f"{name} has held {held_s[1]} s and tells {held_s[0]}"
 
 
 async def check_names(scene: Scene, job: str = JOB) -> None:

@@ -30,7 +30,7 @@ from reliability.operators import Nursery
 from reliability.programs import measure
 from reliability.relay import name_write
 from reliability.scenes import JOB, QUIET_S, TIMEOUT_S, Scene, Theatre, conditions_of, setting, training_job
-from reliability.states import State, check_names, read_state
+from reliability.states import State, check_marks, check_names, read_state
 from reliability.wire import Object
 from testbed.cluster import Cluster
 
@@ -179,6 +179,7 @@ async def run(
             await _end(scene, scenario, killer)
             done.state = await read_state(scene)
             await check_names(scene)
+            await check_marks(scene)
         except AssertionError as error:
             done.fault = f"{error}"
         done.victims, done.writes = killer.victims, [name_write(call) for call in scene.relay.writes]

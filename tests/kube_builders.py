@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import Any
 
 from amdahl_loop.adapters.kube.client import KubeClient
 from amdahl_loop.adapters.kube.jobs import SeenJob, look_up
+from amdahl_loop.adapters.kube.kinds import Object
 from amdahl_loop.adapters.kube.transport import Answer, Request, Transport, UnreachableError, open_transport
 from builders import make_manifest
 from testbed.cluster import Cluster, wait_for
@@ -78,6 +79,11 @@ class FaultyTransport:
         if self.fault is None:
             return await self.inner.send(request)
         return await self.fault(request, self.inner.send)
+
+    def stream(self, request: Request) -> AsyncGenerator[Object, None]:
+        """A watch, which no fault meets."""
+        self.requests.append(request)
+        return self.inner.stream(request)
 
     async def close(self) -> None:
         """Close every connection."""

@@ -11,7 +11,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
 from functools import partial
 from http import HTTPStatus
 from typing import Any, cast
@@ -162,6 +162,10 @@ class Counted:
         if request.body is not None and code < HTTPStatus.MULTIPLE_CHOICES:
             self._echoes.note(request, answer.body)
         return answer
+
+    def stream(self, request: Request) -> AsyncGenerator[Object, None]:
+        """The events of a watch; what writes have done is not told again."""
+        return self._transport.stream(request)
 
     async def close(self) -> None:
         """Close the connection."""

@@ -9,7 +9,7 @@ from amdahl_loop.adapters.kube.client import ApiUnavailable
 from amdahl_loop.adapters.kube.index import ExperimentIndex, Key
 from amdahl_loop.adapters.kube.kinds import Kind
 from amdahl_loop.adapters.kube.survey import Records
-from amdahl_loop.adapters.kube.transport import BARE_LIST, Answer, Request, UnreachableError
+from amdahl_loop.adapters.kube.transport import BARE, Answer, Request, UnreachableError
 from amdahl_loop.domain.blocks import holdout_block
 from amdahl_loop.domain.children import CLOSED_LABEL, COMPACT_ANNOTATION
 from amdahl_loop.domain.experiments import Loss, Plan
@@ -84,7 +84,7 @@ def is_told(document: dict[str, Any]) -> bool:
 
 def asked(operator: Operator) -> list[tuple[str, bool]]:
     """What a start has asked for: method, and whether metadata would do."""
-    return [(request.method, request.accept == BARE_LIST) for request in operator.transport.requests]
+    return [(request.method, request.accept == BARE) for request in operator.transport.requests]
 
 
 LISTS = [("GET", False), ("GET", True)]

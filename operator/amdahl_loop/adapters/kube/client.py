@@ -9,7 +9,7 @@ import asyncio
 import hashlib
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime
 from http import HTTPStatus
 from pathlib import Path
@@ -172,6 +172,10 @@ class KubeClient:
                 token, answer = following, await asked
             finally:
                 asked.cancel()
+
+    def stream(self, request: Request) -> AsyncGenerator[Object, None]:
+        """The events of one watch, as they come, and of no second one. UnreachableError where it breaks off."""
+        return self._transport.stream(request)
 
     # --- writing ------------------------------------------------------------------------------------------------------
 

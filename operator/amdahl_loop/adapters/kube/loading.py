@@ -11,11 +11,11 @@ from amdahl_loop.adapters.kube.client import KubeClient
 from amdahl_loop.adapters.kube.closing import CLOSED, OPEN, mark_closed, unfold
 from amdahl_loop.adapters.kube.experiments import PAGE
 from amdahl_loop.adapters.kube.index import ExperimentIndex, Key, key_of
-from amdahl_loop.adapters.kube.kinds import Kind
-from amdahl_loop.adapters.kube.transport import BARE_LIST
+from amdahl_loop.adapters.kube.kinds import Kind, Object
+from amdahl_loop.adapters.kube.streaming import tell_all
 
 BARE_PAGE = 500
-"""Experiments by metadata a page of a list: about 2 MiB."""
+"""Experiments by metadata a page, where the server does not stream: about 2 MiB."""
 PARALLEL_READS = 8
 
 
@@ -41,24 +41,30 @@ async def fill_index(client: KubeClient, index: ExperimentIndex, namespace: str 
 async def _list_open(client: KubeClient, index: ExperimentIndex, namespace: str | None) -> list[Key]:
     """Hear of those that are not labelled as closed; which of them are."""
     closed = list[Key]()
-    async for page in client.pages(Kind.EXPERIMENT, namespace, OPEN, PAGE):
-        index.listed.setdefault(namespace, page.resource_version)
-        for document in page.items:
-            if index.hear(document) and index.is_closed(key_of(document)):
-                closed.append(key_of(document))
+
+    def hear(document: Object, is_gone: bool) -> None:
+        key = key_of(document)
+        if is_gone:
+            index.forget(key)
+        elif index.hear(document) and index.is_closed(key):
+            closed.append(key)
+
+    index.listed[namespace] = await tell_all(client, Kind.EXPERIMENT, namespace, OPEN, hear, page=PAGE)
     return closed
 
 
 async def _list_closed(client: KubeClient, index: ExperimentIndex, namespace: str | None) -> list[Key]:
     """Hear of those that are labelled as closed; which of them do not tell what is recalled of them."""
     untold = list[Key]()
-    async for page in client.pages(Kind.EXPERIMENT, namespace, CLOSED, BARE_PAGE, accept=BARE_LIST):
-        for told in page.items:
-            key, form = key_of(told), unfold(told)
-            if form is not None:
-                index.hear(form)
-            if not index.is_closed(key):
-                untold.append(key)
+
+    def hear(told: Object, is_gone: bool) -> None:
+        key, form = key_of(told), unfold(told)
+        if form is not None and not is_gone:
+            index.hear(form)
+        if is_gone or not index.is_closed(key):
+            untold.append(key)
+
+    await tell_all(client, Kind.EXPERIMENT, namespace, CLOSED, hear, page=BARE_PAGE, is_bare=True)
     return untold
 
 

@@ -5,7 +5,7 @@ plugins; which requests are sent, and how often, is `client.py`'s answer.
 """
 
 import os
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
@@ -78,6 +78,9 @@ class Transport(Protocol):
     async def send(self, request: Request) -> Answer:
         """Send it once. UnreachableError when there is no answer."""
 
+    def stream(self, request: Request) -> AsyncGenerator[Object, None]:
+        """The events of one watch. UnreachableError when there is no answer, or it breaks off."""
+
     async def close(self) -> None:
         """Close every connection."""
 
@@ -107,7 +110,7 @@ class KubeTransport:
             at_s=_parse_date_s(response.headers.get("Date")),
         )
 
-    async def stream(self, request: Request) -> AsyncIterator[Object]:
+    async def stream(self, request: Request) -> AsyncGenerator[Object, None]:
         """The events of a watch until the server ends it; a refusal is one event `ERROR` with the server's `Status`."""
         timeout = aiohttp.ClientTimeout(total=None, connect=CONNECT_S, sock_read=SILENCE_S)
         response: Any = None

@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,21 @@ CONFINED = {
 """A container's security context, as the restricted standard asks for it."""
 
 Object = dict[str, Any]
+
+
+def training_job(name: str, knobs: Mapping[str, Any], tuning: Mapping[str, Any] | None = None) -> Object:
+    """A TrainingJob as a user applies it."""
+    container = {"name": "trainer", "image": "example/train:1", "command": ["python", "train.py"]}
+    return {
+        "apiVersion": "amdahl-loop.io/v1alpha1",
+        "kind": "TrainingJob",
+        "metadata": {"name": name},
+        "spec": {
+            "knobs": dict(knobs),
+            "template": {"spec": {"containers": [container]}},
+            "tuning": {"profile": "quick", "budget": {"deviceHours": "100"}, **(tuning or {})},
+        },
+    }
 
 
 def define(cluster: Cluster) -> Cluster:

@@ -189,8 +189,8 @@ async def timed(passing: Awaitable[float | None], metrics: Metrics) -> float | N
 @contextlib.asynccontextmanager
 async def open_desk(settings: Settings) -> AsyncIterator[Desk]:
     """Connect, read the ledger once, and let the queue work for as long as the context lasts."""
-    connection, echoes = await open_transport(settings.kubeconfig), Echoes()
-    transport = Counted(connection, echoes)
+    echoes = Echoes()
+    transport = Counted(await open_transport(settings.kubeconfig), echoes)
     async with KubeClient(transport) as client, contextlib.AsyncExitStack() as stack:
         namespaces = settings.namespaces or (None,)
         index, probe = await asyncio.gather(load_index(client, namespaces), asyncio.to_thread(pack_probe))
@@ -216,13 +216,13 @@ async def open_desk(settings: Settings) -> AsyncIterator[Desk]:
             stack.callback(server.server_close)
             stack.callback(server.shutdown)
         works = [desk.queue.run()]
-        works += [follow_closed(connection, client, index, namespace, desk.see_ledger) for namespace in namespaces]
+        works += [follow_closed(client, index, namespace, desk.see_ledger) for namespace in namespaces]
         for namespace in namespaces:  # before the first pass: kopf's list of jobs has each looked at
             version = await recollection.finished.load(client, namespace)
-            runs = Watch(connection, client, Kind.JOB, namespace, JOB_LABEL, version=version)
+            runs = Watch(client, Kind.JOB, namespace, JOB_LABEL, version=version)
             works.append(runs.follow(desk.see_run, partial(desk.see_runs, namespace)))
             version = await recollection.finished.load_pods(client, namespace)
-            pods = Watch(connection, client, Kind.POD, namespace, JOB_LABEL, version=version)
+            pods = Watch(client, Kind.POD, namespace, JOB_LABEL, version=version)
             works.append(pods.follow(desk.see_pod, desk.see_pods))
         desk.works = tuple(asyncio.create_task(work) for work in works)
         try:

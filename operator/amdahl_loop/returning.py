@@ -49,7 +49,10 @@ def find_left(job: ShownJob, recollection: Recollection, now_s: float) -> Left |
 
 
 def _is_as_left(job: ShownJob, status: TrainingJobStatus, recollection: Recollection) -> bool:
-    """Whether the job stands as its status says, and nothing of it is younger than that status."""
+    """Whether the job stands as its status says, and none of its experiments is younger than that status.
+
+    Its Job may be: the controller writes to it once more after it has ended, or its last pod is gone.
+    """
     index, place = recollection.index, (job.namespace, job.name, job.uid)
     if job.created_at_s >= recollection.since_s:
         return False
@@ -59,5 +62,5 @@ def _is_as_left(job: ShownJob, status: TrainingJobStatus, recollection: Recollec
         return False
     rest = find_rest([read_revision(run) for run in runs], job.is_suspended, job.is_queued)
     ready = next((c.reason for c in status.conditions if c.type is JobConditionType.READY), None)
-    others = [*(index.version(key) for key in own), *(count_version(run.resource_version) for run in runs)]
-    return rest is not None and rest.reason == ready and count_version(job.resource_version) > max(others, default=0)
+    known = max((index.version(key) for key in own), default=0)
+    return rest is not None and rest.reason == ready and count_version(job.resource_version) > known

@@ -14,7 +14,6 @@ from amdahl_loop.adapters.kube.index import ExperimentIndex, Key
 from amdahl_loop.adapters.kube.kinds import Kind, Object
 from amdahl_loop.adapters.kube.loading import load_index
 from amdahl_loop.adapters.kube.restore import build_piece, plan_restore, restore
-from amdahl_loop.adapters.kube.transport import open_transport
 from amdahl_loop.domain.api.experiment import ExperimentStatus
 from amdahl_loop.domain.api.records import StoredExperiment
 from amdahl_loop.domain.api.wire import to_wire
@@ -87,16 +86,12 @@ def listen(
         await ear.bring("old-0")
         ear.index = await load_index(scene.client, [scene.namespace])
         prepare(ear)
-        connection = await open_transport(cluster.admin.kubeconfig)
-        following = asyncio.create_task(
-            follow_closed(connection, scene.client, ear.index, scene.namespace, ear.tell, pause_s=0.0)
-        )
+        following = asyncio.create_task(follow_closed(scene.client, ear.index, scene.namespace, ear.tell, pause_s=0.0))
         try:
             await scenario(ear)
         finally:
             following.cancel()
             await asyncio.gather(following, return_exceptions=True)
-            await connection.close()
 
     play(cluster, namespace, go)
 

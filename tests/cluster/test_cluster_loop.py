@@ -1,33 +1,16 @@
 """The whole loop on a real control plane: the operator as its own process, from kubectl apply to a patched spec."""
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from cluster_operator import TIMEOUT_S, Object, condition, operator, read, wait_for_condition
+from cluster_operator import TIMEOUT_S, condition, operator, read, training_job, wait_for_condition
 from fakes import Truth, compute_bound, loader_bound
 from hollow import HollowNodes
 from testbed.cluster import Cluster, wait_for
 
 pytestmark = pytest.mark.slow
-
-
-def training_job(name: str, knobs: Mapping[str, Any], tuning: Mapping[str, Any] | None = None) -> Object:
-    """A TrainingJob as a user applies it."""
-    container = {"name": "trainer", "image": "example/train:1", "command": ["python", "train.py"]}
-    return {
-        "apiVersion": "amdahl-loop.io/v1alpha1",
-        "kind": "TrainingJob",
-        "metadata": {"name": name},
-        "spec": {
-            "knobs": dict(knobs),
-            "template": {"spec": {"containers": [container]}},
-            "tuning": {"profile": "quick", "budget": {"deviceHours": "100"}, **(tuning or {})},
-        },
-    }
 
 
 def test_an_input_bound_job_is_tuned_and_its_spec_is_patched_by_our_manager(plane: Cluster, tmp_path: Path) -> None:

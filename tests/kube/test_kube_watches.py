@@ -34,7 +34,10 @@ class Server:
         return Answer(status=200, body={"metadata": {"resourceVersion": version}, "items": []})
 
     async def stream(self, request: Request) -> AsyncIterator[Object]:
-        """The first watch ends after its events, the second never does."""
+        """The first watch ends after its events, the second never does. What there is is not streamed."""
+        if ("sendInitialEvents", "true") in request.query:
+            yield GONE
+            return
         self.watched_from.append(dict(request.query)["resourceVersion"])
         if len(self.watched_from) > 1:
             self.is_watched_again.set()
@@ -56,7 +59,7 @@ async def follow(server: Server) -> list[Sequence[Object]]:
     async def compare(found: Sequence[Object]) -> None:
         compared.append(found)
 
-    watch = Watch(server, KubeClient(server), Kind.JOB, "team", "", version=PLACE)
+    watch = Watch(KubeClient(server), Kind.JOB, "team", "", version=PLACE)
     following = asyncio.create_task(watch.follow(hear, compare, pause_s=0.0))
     again = asyncio.create_task(server.is_watched_again.wait())
     await asyncio.wait((following, again), return_when=asyncio.FIRST_COMPLETED)

@@ -12,7 +12,7 @@ from amdahl_loop.adapters.kube.client import KubeClient
 from amdahl_loop.adapters.kube.closing import CLOSED
 from amdahl_loop.adapters.kube.index import ExperimentIndex, Key, key_of
 from amdahl_loop.adapters.kube.kinds import Kind, Object
-from amdahl_loop.adapters.kube.watches import Streams, Watch
+from amdahl_loop.adapters.kube.watches import Watch
 
 PAUSE_S = 5.0
 """Between two watches: nobody waits for this news."""
@@ -22,7 +22,6 @@ Tell = Callable[[Key, str], None]
 
 
 async def follow_closed(
-    streams: Streams,
     client: KubeClient,
     index: ExperimentIndex,
     namespace: str | None,
@@ -38,7 +37,7 @@ async def follow_closed(
             await check(client, index, key, tell)
 
     version = index.listed.get(namespace, "")
-    watch = Watch(streams, client, Kind.EXPERIMENT, namespace, CLOSED, version=version)
+    watch = Watch(client, Kind.EXPERIMENT, namespace, CLOSED, version=version)
     await watch.follow(hear, partial(_compare, client, index, namespace, tell), pause_s)
 
 

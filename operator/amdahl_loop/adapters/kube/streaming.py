@@ -3,8 +3,8 @@
 A list comes by pages, and the server answers a later page from its store where it keeps no copy of the moment of the
 first one. It keeps none of a collection in which nothing has changed since the store was last compacted, which happens
 every five minutes (kubernetes/kubernetes pull request 132876); then it decodes every object, also those that no
-selector picks: at 50,000 Experiments a minute of CPU. A watch that begins with all there is (`sendInitialEvents`,
-from Kubernetes 1.32 on) comes from the copy, one object after another.
+selector picks: at 50,000 Experiments a minute of CPU. A watch that begins with all there is comes from the copy, one
+object after another (`sendInitialEvents`, where the server's feature WatchList is on).
 """
 
 from collections.abc import Callable

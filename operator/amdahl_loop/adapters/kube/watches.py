@@ -6,17 +6,19 @@ experiments. Nothing of an object but its metadata is sent, parsed or kept.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from typing import Protocol
+from collections.abc import Awaitable, Callable, Sequence
 
 from amdahl_loop.adapters.kube.client import ApiUnavailable, KubeClient
 from amdahl_loop.adapters.kube.kinds import Kind, Object
-from amdahl_loop.adapters.kube.transport import BARE, BARE_LIST, Request, UnreachableError
+from amdahl_loop.adapters.kube.rows import Key, key_of
+from amdahl_loop.adapters.kube.streaming import tell_all
+from amdahl_loop.adapters.kube.transport import BARE, Request, UnreachableError
 
 WATCH_S = 600
 PAUSE_S = 1.0
 """Between two watches; nothing that comes meanwhile is lost."""
 PAGE = 500
+"""Objects by metadata a page, where the server does not stream."""
 LOOKS = 3
 """So often a server is asked that tells of less than before, until it is believed: one answer may be an old one."""
 
@@ -32,21 +34,14 @@ class StorePutBackError(Exception):
     """The server's store was put back to an older state: what is remembered of it may never have been."""
 
 
-class Streams(Protocol):
-    """A way to the API server that watches."""
-
-    def stream(self, request: Request) -> AsyncIterator[Object]:
-        """The events of one watch."""
-
-
 class Watch:
     """Watches the objects of a kind in a namespace, or (None) in all, that a selector of labels picks."""
 
     def __init__(
-        self, streams: Streams, client: KubeClient, kind: Kind, namespace: str | None, labels: str, *, version: str = ""
+        self, client: KubeClient, kind: Kind, namespace: str | None, labels: str, *, version: str = ""
     ) -> None:
         """`version`: from where on; empty: from the first look on, of which is told by `compare`."""
-        self._streams, self._client = streams, client
+        self._client = client
         self._kind, self._namespace, self._labels = kind, namespace, labels
         self._version = version
         self._is_lost = not version
@@ -81,11 +76,17 @@ class Watch:
 
     async def _look(self, compare: Compare) -> str:
         """Tell of everything; the version from which on to watch."""
-        found, version = list[Object](), ""
-        async for page in self._client.pages(self._kind, self._namespace, self._labels, PAGE, accept=BARE_LIST):
-            version = version or page.resource_version
-            found.extend(page.items)
-        await compare(found)
+        found: dict[Key, Object] = {}
+
+        def hear(told: Object, is_gone: bool) -> None:
+            if is_gone:
+                found.pop(key_of(told), None)
+            else:
+                found[key_of(told)] = told
+
+        where = self._kind, self._namespace, self._labels
+        version = await tell_all(self._client, *where, hear, page=PAGE, is_bare=True)
+        await compare(tuple(found.values()))
         return version
 
     async def _watch(self, hear: Hear) -> None:
@@ -98,7 +99,7 @@ class Watch:
             ("timeoutSeconds", str(WATCH_S)),
         )
         request = Request(method="GET", path=self._kind.path(self._namespace), query=query, accept=BARE)
-        async for event in self._streams.stream(request):
+        async for event in self._client.stream(request):
             change, told = event.get("type"), event.get("object") or {}
             if change == "ERROR":
                 self._is_lost = True

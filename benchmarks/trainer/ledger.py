@@ -31,7 +31,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -131,8 +131,16 @@ def delayed_rank(place: str, out: Path, arguments: Sequence[str]) -> None:
     entry.run(arguments, os.environ)
 
 
-def measure_delays(place: str, values: dict[str, Any]) -> list[float]:
-    """[sleep, difference of the right phase, difference of all others together], medians in seconds."""
+class Delay(NamedTuple):
+    """What a sleep took, what it added to the right phase (95 % interval and median) and to all others; seconds."""
+
+    slept: float
+    right: tuple[float, float, float]
+    others: float
+
+
+def measure_delays(place: str, values: dict[str, Any]) -> Delay:
+    """Medians over pairs of neighbouring steps, of which one is delayed."""
     out = Path(tempfile.mkdtemp(prefix="amdahl-ledger-"))
     steps = WARM_UP + 2 * PAIRS + 2
     settings = {**SMALL, **values, "run.max_steps": steps, "run.out_dir": str(out / "run")}
@@ -150,7 +158,8 @@ def measure_delays(place: str, values: dict[str, Any]) -> list[float]:
         late, plain = in_order(laps[at : at + 2], chosen[2 * pair])
         right.append(late.get(phase, 0) - plain.get(phase, 0))
         others.append(sum(late.values()) - sum(plain.values()) - right[-1])
-    return [statistics.median(column) / 1e9 for column in (slept, right, others)]
+    low, middle, high = (difference / 1e9 for difference in bound(sorted(right)))
+    return Delay(statistics.median(slept) / 1e9, (low, middle, high), statistics.median(others) / 1e9)
 
 
 def spawn(arguments: Sequence[str], out: Path) -> None:
@@ -172,15 +181,15 @@ def spawn(arguments: Sequence[str], out: Path) -> None:
 
 def delays() -> bool:
     """Print the table of delays."""
-    print("| delay in | mode | slept | right phase | off by | elsewhere |\n|---|---|---|---|---|---|")
+    print("| delay in | mode | slept | right phase | 95 % | off by | elsewhere |\n|---|---|---|---|---|---|---|")
     is_met = True
     cases = [("loader", "ddp"), ("save", "ddp"), *(("collective", mode) for mode in MODES)]
     for place, mode in cases:
-        slept, right, others = measure_delays(place, MODES[mode])
+        slept, (low, right, high), others = measure_delays(place, MODES[mode])
         off = right / slept - 1
         is_met &= abs(off) <= WITHIN
-        phase = PLACES[place][0]
-        times = f"{slept * 1e3:.2f} ms | {phase} {right * 1e3:+.2f} ms | {off:+.1%} | {others * 1e3:+.2f} ms"
+        said = f"{PLACES[place][0]} {right * 1e3:+.2f} ms | {low * 1e3:.1f} to {high * 1e3:.1f}"
+        times = f"{slept * 1e3:.2f} ms | {said} | {off:+.1%} | {others * 1e3:+.2f} ms"
         print(f"| {place} | {mode} | {times} |", flush=True)
     return is_met
 

@@ -95,6 +95,15 @@ class FaultyTransport:
         return [request for request in self.requests if request.method != "GET"]
 
 
+class ListsOnly:
+    """A server that streams nothing, as those do on which the feature is off."""
+
+    async def stream(self, request: Request) -> AsyncGenerator[Object, None]:
+        """Its refusal."""
+        del request
+        yield {"type": "ERROR", "object": {"code": 422, "message": "sendInitialEvents is forbidden"}}
+
+
 def lose_answers(*methods: str, times: int = 1) -> Fault:
     """The first so many requests by these methods are done, and their answers are lost."""
     left = [times]

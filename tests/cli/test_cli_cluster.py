@@ -20,13 +20,14 @@ from amdahl_loop.domain.api.wire import to_wire
 from amdahl_loop.domain.experiments import Loss, Plan
 from amdahl_loop.domain.ledger import Application, ApplicationKind
 from fakes import Truth, compute_bound, loader_bound
+from kube_builders import ListsOnly
 from ledger_builders import CLUSTER_UID, Called, call, make_cluster_job, play, reach
 
 WAITS = Truth(phases_s=loader_bound)
 EMPTY = Answer(status=200, body={"items": []})
 
 
-class Script:
+class Script(ListsOnly):
     """A server that answers every request alike."""
 
     def __init__(self, answer: Answer | Exception) -> None:

@@ -15,6 +15,7 @@ from amdahl_loop.domain.api.training_job import report_observation
 from amdahl_loop.domain.api.wire import to_wire
 from builders import make_manifest
 from fakes import Truth, compute_bound, loader_bound
+from kube_builders import ListsOnly
 from ledger_builders import Called, call, make_cluster_job, play, reach
 
 Document = dict[str, Any]
@@ -24,7 +25,7 @@ SECRET = {"name": "TOKEN", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k
 PATH = re.compile(r".*/v1alpha1(/namespaces/(?P<namespace>[^/]+))?/(?P<kind>[a-z]+)(/(?P<name>[^/]+))?")
 
 
-class Shelf:
+class Shelf(ListsOnly):
     """A server that holds objects and only shows them."""
 
     def __init__(self, jobs: list[Document], policies: list[Document]) -> None:

@@ -222,7 +222,10 @@ def test_a_new_cluster_remembers_what_the_old_one_learnt(
 def test_a_viewer_may_read_everything_and_write_nothing(
     api_server: Cluster, api_namespace: str, won: tuple[Body, ...], tmp_path: Path
 ) -> None:
-    """With get and list of our three kinds every command but `import` works, and asks for nothing else; who has no right is told."""
+    """With the chart's part of `view` every command but `import` works, and asks for nothing else; who has no right is told.
+
+    Who may not watch is shown the same, by pages.
+    """
     file = write(tmp_path / "won.jsonl", won)
     assert call("import", file, *on(api_server.admin, api_namespace)).code == 0
     viewer = api_server.user(f"viewer-{api_namespace}")
@@ -238,8 +241,13 @@ def test_a_viewer_may_read_everything_and_write_nothing(
     assert denied.code == 4
     assert 'cannot list resource "experiments"' in " ".join(denied.err.split())
 
-    api_server.admin.kubectl("apply", "-f", "-", stdin=[VIEW, binding])
+    rules = [{**VIEW["rules"][0], "verbs": ["get", "list"]}]
+    api_server.admin.kubectl("apply", "-f", "-", stdin=[VIEW | {"rules": rules}, binding])
     wait_for(lambda: call("ledger", *way).code == 0, 30, "the binding holds")
+    by_pages = call("fleet", *way, "-o", "json")
+    assert by_pages.code == 0
+    api_server.admin.kubectl("apply", "-f", "-", stdin=VIEW)
+    assert call("fleet", *way, "-o", "json").out == by_pages.out
     (name,) = stored(api_server, api_namespace)
     codes = [call(*words, *way).code for words in (["fleet"], ["ledger"], ["show", name], ["export"])]
     assert codes == [0, 0, 0, 0]
@@ -255,7 +263,8 @@ def test_a_viewer_may_read_everything_and_write_nothing(
         if request.group == "amdahl-loop.io" and not request.is_forbidden
     }
     assert asked == {
-        ("list", "experiments"), ("get", "experiments"), ("list", "trainingjobs"), ("get", "trainingjobs"), ("list", "tuningpolicies"),
+        ("list", "experiments"), ("get", "experiments"), ("watch", "experiments"), ("list", "trainingjobs"), ("get", "trainingjobs"),
+        ("list", "tuningpolicies"),
     }  # fmt: skip
 
 

@@ -1,7 +1,7 @@
 """What do the jobs and the experiments of a cluster say? Read for people; nothing here ever writes.
 
-Needs get and list of our three kinds, which the chart adds to the cluster's own role `view`. Who may watch them as well,
-as there, spares the server the pages.
+Needs get and list of our three kinds, which the chart adds to the cluster's own role `view`. Who may also watch
+them, as there, spares the server the pages.
 """
 
 import asyncio

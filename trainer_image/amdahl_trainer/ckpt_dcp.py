@@ -33,6 +33,7 @@ from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.checkpoint.state_dict_saver import AsyncCheckpointerType
 from torch.distributed.checkpoint.storage import WriteResult
+from torch.torch_version import TorchVersion
 
 from amdahl_trainer import ckpt_folder as folder
 from amdahl_trainer.ckpt_folder import CheckpointError, FileSum, Meta
@@ -165,21 +166,24 @@ def save(state: State, writer: Writer, group: ProcessGroup | None) -> None:
     state_dict_saver.save(by_part(state), storage_writer=writer, process_group=group, no_dist=group is None)
 
 
+#: torch 2.11 closes a stager after its first use, and frees the memory that it has copied to; 2.13 keeps both.
+_IS_STAGER_KEPT = TorchVersion(torch.__version__) >= "2.13"
+
+
 class Behind:
-    """Writes behind the training, in one mode. The memory that the state is copied to is kept from save to save."""
+    """Writes behind the training, in one mode. Where torch lets it, it keeps the memory that the state is copied to."""
 
     def __init__(self, mode: Mode, device: torch.device, group: ProcessGroup | None) -> None:
         on_gpu = device.type == "cuda"
         self._mode, self._group = mode, group
         self._writer: BaseProcess | None = None
-        self._stager = DefaultStager(
-            StagingOptions(
-                use_pinned_memory=on_gpu,
-                use_shared_memory=mode == "process",
-                use_async_staging=False,
-                use_non_blocking_copy=on_gpu,
-            )
+        self._options = StagingOptions(
+            use_pinned_memory=on_gpu,
+            use_shared_memory=mode == "process",
+            use_async_staging=False,
+            use_non_blocking_copy=on_gpu,
         )
+        self._stager = DefaultStager(self._options)
 
     def save(self, state: State, writer: Writer) -> Future[Any]:
         """Copy the state; on return its tensors may change. The future ends when the checkpoint is durable, or failed.
@@ -187,6 +191,8 @@ class Behind:
         The one before must have ended: its copy lies in the same memory.
         """
         _say_alone_on_purpose()
+        if not _IS_STAGER_KEPT:
+            self._stager = DefaultStager(self._options)
         kind = AsyncCheckpointerType.PROCESS if self._mode == "process" else AsyncCheckpointerType.THREAD
         # The first save starts threads, and the process; they inherit what is blocked here, and so outlive a SIGTERM
         # to the process group. One that comes meanwhile is delivered at the end. Python's tracker of shared memory

@@ -56,7 +56,8 @@ class Profiler:
         activities = [torch.profiler.ProfilerActivity.CPU]
         if self._device.type == "cuda":
             activities.append(torch.profiler.ProfilerActivity.CUDA)
-        with torch.profiler.profile(activities=activities) as recorded:
+        # One cycle: accumulating keeps nothing more, and torch 2.11 warns about a profile that does not.
+        with torch.profiler.profile(activities=activities, acc_events=True) as recorded:
             yield found
         self._directory.mkdir(parents=True, exist_ok=True)
         path = self._directory / f"step-{step:08d}.json"

@@ -39,17 +39,17 @@ CONFINED = {
 Object = dict[str, Any]
 
 
-def training_job(name: str, knobs: Mapping[str, Any], tuning: Mapping[str, Any] | None = None) -> Object:
-    """A TrainingJob as a user applies it."""
+def training_job(name: str = "waits", knobs: Mapping[str, Any] | None = None, **tuning: Any) -> Object:
+    """A TrainingJob as a user applies it: loads its data itself, judged in a hurry."""
     container = {"name": "trainer", "image": "example/train:1", "command": ["python", "train.py"]}
     return {
         "apiVersion": "amdahl-loop.io/v1alpha1",
         "kind": "TrainingJob",
         "metadata": {"name": name},
         "spec": {
-            "knobs": dict(knobs),
+            "knobs": dict(knobs or {"dataloaderWorkers": 0}),
             "template": {"spec": {"containers": [container]}},
-            "tuning": {"profile": "quick", "budget": {"deviceHours": "100"}, **(tuning or {})},
+            "tuning": {"profile": "quick", "budget": {"deviceHours": "100"}, **tuning},
         },
     }
 

@@ -16,9 +16,7 @@ pytestmark = pytest.mark.slow
 def test_an_input_bound_job_is_tuned_and_its_spec_is_patched_by_our_manager(plane: Cluster, tmp_path: Path) -> None:
     """Observe, propose, try, refute, apply: the spec holds the proven value under our field manager, and the job runs with it."""
     namespace, log = plane.create_namespace("loop"), tmp_path / "operator.log"
-    plane.admin.kubectl(
-        "apply", "--namespace", namespace, "-f", "-", stdin=training_job("waits", {"dataloaderWorkers": 0})
-    )
+    plane.admin.kubectl("apply", "--namespace", namespace, "-f", "-", stdin=training_job("waits"))
     with (
         HollowNodes(plane.admin, Truth(phases_s=loader_bound)) as nodes,
         operator(plane.admin.kubeconfig, log, NAMESPACES=namespace),
@@ -68,9 +66,7 @@ def assert_deletion_needs_no_operator(cluster: Cluster, namespace: str, name: st
 def test_a_compute_bound_job_costs_no_trial(plane: Cluster, tmp_path: Path) -> None:
     """Nothing to win, nothing spent [P]: no Experiment, no block, and the status says why."""
     namespace, log = plane.create_namespace("loop"), tmp_path / "operator.log"
-    plane.admin.kubectl(
-        "apply", "--namespace", namespace, "-f", "-", stdin=training_job("computes", {"dataloaderWorkers": 0})
-    )
+    plane.admin.kubectl("apply", "--namespace", namespace, "-f", "-", stdin=training_job("computes"))
     with (
         HollowNodes(plane.admin, Truth(phases_s=compute_bound), prefix="calm") as nodes,
         operator(plane.admin.kubeconfig, log, NAMESPACES=namespace),

@@ -57,7 +57,7 @@ def test_jobs_at_rest_cost_a_restart_nothing(plane: Cluster, tmp_path: Path) -> 
         )
 
     for name in ("ends", "pauses"):
-        job = training_job(name, {"dataloaderWorkers": 0})
+        job = training_job(name)
         plane.admin.kubectl("apply", "--namespace", namespace, "-f", "-", stdin=job)
     with operator(plane.admin.kubeconfig, log, NAMESPACES=namespace):
         with HollowNodes(plane.admin, Truth(phases_s=compute_bound), prefix="return"):

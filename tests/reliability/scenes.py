@@ -7,10 +7,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import yaml
 
+from cluster_operator import training_job as training_job
 from reliability.hands import Behaviour, Hands, Village, playing
 from reliability.operators import Nursery, OperatorProcess
 from reliability.relay import Relay, name_write, open_relay
@@ -135,21 +135,6 @@ def conditions_of(job: Object) -> dict[str, tuple[str, str]]:
     """Status and reason of each of a job's conditions."""
     found = (job.get("status") or {}).get("conditions") or ()
     return {c["type"]: (c["status"], c["reason"]) for c in found}
-
-
-def training_job(name: str = JOB, knobs: Mapping[str, Any] | None = None, **tuning: Any) -> Object:
-    """A TrainingJob as a user applies it: input bound, judged in a hurry."""
-    container = {"name": "trainer", "image": "example/train:1", "command": ["python", "train.py"]}
-    return {
-        "apiVersion": "amdahl-loop.io/v1alpha1",
-        "kind": "TrainingJob",
-        "metadata": {"name": name},
-        "spec": {
-            "knobs": dict(knobs or {"dataloaderWorkers": 0}),
-            "template": {"spec": {"containers": [container]}},
-            "tuning": {"profile": "quick", "budget": {"deviceHours": "100"}, **tuning},
-        },
-    }
 
 
 def write_kubeconfig(path: Path, server: str) -> Path:

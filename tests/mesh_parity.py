@@ -99,7 +99,10 @@ def join_mesh(degrees, rank):
 
 
 class Sent(TorchDispatchMode):
-    """How often each kind of collective was called, and the types of what it was given."""
+    """How often each kind of collective was called, and the types of what it was given, single numbers left out.
+
+    With a single number torch 2.11's pipeline greets its neighbours, and every version sums the norm.
+    """
 
     def __init__(self):
         super().__init__()
@@ -110,7 +113,8 @@ class Sent(TorchDispatchMode):
             given = (leaf for leaf in tree_leaves(args) if isinstance(leaf, torch.Tensor))
             name = function.overloadpacket.__name__
             self.calls[name] += 1
-            self.types.setdefault(name, set()).update(str(leaf.dtype).removeprefix("torch.") for leaf in given)
+            many = (leaf for leaf in given if leaf.numel() > 1)
+            self.types.setdefault(name, set()).update(str(leaf.dtype).removeprefix("torch.") for leaf in many)
         return function(*args, **(kwargs or {}))
 
 

@@ -5,6 +5,7 @@ nothing new: whoever wrote it has decided on what comes next.
 """
 
 import asyncio
+import contextlib
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
@@ -16,8 +17,8 @@ from amdahl_loop.adapters.kube.closed import check
 from amdahl_loop.adapters.kube.index import Key, key_of
 from amdahl_loop.adapters.kube.jobs import ShownJob
 from amdahl_loop.adapters.kube.kinds import Kind, Object
-from amdahl_loop.adapters.kube.policies import read_policy
-from amdahl_loop.adapters.kube.transport import Request
+from amdahl_loop.adapters.kube.policies import list_policies, read_policy
+from amdahl_loop.adapters.kube.transport import Request, UnreachableError
 from amdahl_loop.domain.api.kinds import GROUP
 from amdahl_loop.domain.children import JOB_LABEL
 from amdahl_loop.recollection import JobKey, Recollection
@@ -26,6 +27,8 @@ from amdahl_loop.workqueue import Pass, WorkQueue
 
 ECHOES = 4096
 """Writes whose events may still be on their way; an older one that comes after all costs one more look."""
+POLICIES_S = 300.0
+"""Between two looks at all policies."""
 _ECHOING = (Kind.TRAINING_JOB.value.kind, Kind.JOB.value.kind)
 
 
@@ -131,6 +134,7 @@ class Desk:
         self.works: tuple[asyncio.Task[None], ...] = ()
         """What goes on beside: the queue and the watches. None of it ends before the operator does."""
         self._meanwhile: dict[JobKey, list[tuple[Version, bool | None]]] = {}
+        self._policies_heard = 0
 
     async def _attend(self, key: JobKey) -> float | None:
         """One pass over a job; what came in meanwhile asks for another, unless it was the pass's own doing."""
@@ -218,6 +222,7 @@ class Desk:
     def see_policy(self, document: Object, is_gone: bool) -> None:
         """A TuningPolicy was made, changed or deleted: every job of its namespace is looked at."""
         namespace, name = key_of(document)
+        self._policies_heard += 1
         known = self.recollection.policies.setdefault(namespace, {})
         if is_gone:
             known.pop(name, None)
@@ -225,6 +230,25 @@ class Desk:
             known[name] = read_policy(namespace, name, document.get("spec") or {})
         for key in self.roster.of(namespace):
             self._ask(key)
+
+    async def read_policies(self, namespace: str | None) -> None:
+        """Take the policies of a namespace, or (None) of all, as they are now."""
+        before, known = self._policies_heard, self.recollection.policies
+        found = await list_policies(self._client, namespace)
+        if self._policies_heard != before:
+            return  # what an event has told meanwhile may be younger
+        for name in {*found, *known} if namespace is None else {namespace}:
+            if found.get(name, {}) != known.get(name, {}):
+                known[name] = found.get(name, {})
+                for key in self.roster.of(name):
+                    self._ask(key)
+
+    async def keep_reading_policies(self, namespace: str | None, pause_s: float = POLICIES_S) -> None:
+        """Again and again: kopf tells of no deletion that happened while its watch was broken."""
+        while True:
+            await asyncio.sleep(pause_s)
+            with contextlib.suppress(ApiUnavailable, UnreachableError):  # the next time will do
+                await self.read_policies(namespace)
 
     def _wake(self, key: JobKey, version: Version, is_changed: bool | None = None) -> None:
         """Something was told of a job itself (`is_changed`: whether by its owner), or (None) of what belongs to it."""

@@ -209,14 +209,14 @@ async def open_desk(settings: Settings) -> AsyncIterator[Desk]:
             fetch=await stack.enter_async_context(open_scrapes()),
         )
         for namespace in namespaces:  # policies bind from the first pass on, not from their first event
-            async for raw in client.list(Kind.TUNING_POLICY, namespace):
-                desk.see_policy(raw, is_gone=False)
+            await desk.read_policies(namespace)
         if settings.metrics_port:
             server = metrics.serve(settings.metrics_port)
             stack.callback(server.server_close)
             stack.callback(server.shutdown)
         works = [desk.queue.run()]
         works += [follow_closed(client, index, namespace, desk.see_ledger) for namespace in namespaces]
+        works += [desk.keep_reading_policies(namespace) for namespace in namespaces]
         for namespace in namespaces:  # before the first pass: kopf's list of jobs has each looked at
             version = await recollection.finished.load(client, namespace)
             runs = Watch(client, Kind.JOB, namespace, JOB_LABEL, version=version)

@@ -28,9 +28,13 @@ from amdahl_loop.adapters.kube.recall import LedgerUnreadableError
 from amdahl_loop.adapters.kube.runner import KubeRunner
 from amdahl_loop.adapters.kube.running import RunningJob, RunningState
 from amdahl_loop.adapters.kube.scrape import Fetch, fetch_metrics
+from amdahl_loop.adapters.kube.standing_down import stand_down
 from amdahl_loop.adapters.kube.status import write_status
 from amdahl_loop.adapters.metrics import Metrics, Told
 from amdahl_loop.announcing import announce
+from amdahl_loop.domain.api.conditions import ConditionStatus, JobConditionType
+from amdahl_loop.domain.api.parts import read_knob
+from amdahl_loop.domain.api.training_job import KnobSource
 from amdahl_loop.domain.applying import Decision, RecordRelease, RecordRevert
 from amdahl_loop.domain.bank import Balance, balance, hours_in_force
 from amdahl_loop.domain.believing import sift_applications
@@ -38,7 +42,8 @@ from amdahl_loop.domain.conditions import STANDINGS, Facts, Note
 from amdahl_loop.domain.fleet import Limits
 from amdahl_loop.domain.fleet import describe as describe_member
 from amdahl_loop.domain.isolation import Obstacle, find_obstacles, miss_probe, say_obstacles
-from amdahl_loop.domain.ledger import JobMemory, effective_knobs, family_of, fingerprint_job
+from amdahl_loop.domain.knob_values import Knobs
+from amdahl_loop.domain.ledger import JobMemory, Observation, effective_knobs, family_of, fingerprint_job
 from amdahl_loop.domain.phases import Breakdown
 from amdahl_loop.domain.plan import (
     Action,
@@ -54,8 +59,9 @@ from amdahl_loop.domain.policy import Constrained, cap_parallel_trials, constrai
 from amdahl_loop.domain.reasons import Reason
 from amdahl_loop.domain.resources import TrainingJob
 from amdahl_loop.domain.runs import Running
-from amdahl_loop.domain.status import describe
-from amdahl_loop.domain.tuning import Mode
+from amdahl_loop.domain.standing_still import Standstill, follow
+from amdahl_loop.domain.status import describe, read_standstills
+from amdahl_loop.domain.withholding import find_ban, is_withheld
 from amdahl_loop.ports import Clock
 from amdahl_loop.recollection import NOTHING_SEEN, Derived, JobKey, Recollection, Rest
 from amdahl_loop.reconcile import Identity, Ports, Tick
@@ -93,6 +99,8 @@ class Operator:
             await let_go(self.client, self.recollection.index, key.namespace, key.name, self.clock)
             return None
         if seen.job is None:
+            self.recollection.give_way(key)
+            await stand_down(self.client, seen)
             return await self.tell(seen, Note(reason=Reason.INVALID_SPEC, sentence=seen.faults))
         index = self.recollection.index
         if index.has_open_of_another(key.namespace, key.name, seen.uid):  # deleted and made anew between two passes
@@ -102,6 +110,8 @@ class Operator:
         try:
             return await _Pass(self, key, ledger, held).run()
         except (LedgerConflictError, LedgerRefusedError, LedgerUnreadableError) as error:
+            if isinstance(error, LedgerUnreadableError):
+                self.recollection.give_way(key)
             _log.warning("%s: %s", key, error)
             note = Note(reason=Reason.REFUSED_BY_SERVER, sentence=str(error))
             return await self.tell(ledger.seen, note)
@@ -115,9 +125,9 @@ class Operator:
 
     async def tell(self, seen: SeenJob, standing: Note) -> float:
         """Say how a job stands for which nothing can be done until somebody changes something."""
-        await write_status(
-            self.client, seen, describe(Facts(standing=standing), seen.status, seen.generation, self.clock())
-        )
+        status = describe(Facts(standing=standing), seen.status, seen.generation, self.clock())
+        self.recollection.told[JobKey(seen.namespace, seen.name)] = Told.of(seen.namespace, status)
+        await write_status(self.client, seen, status)
         return RESYNC_IDLE_S
 
     def count_time(self, key: JobKey, breakdown: Breakdown | None) -> None:
@@ -148,7 +158,6 @@ class _Pass:
         self._identity = Identity(job_uid=found.uid, fingerprint=found.fingerprint, family=found.family)
         self._heard = operator.recollection.rests.heard(key)
         self._place = key.namespace, bool(held.job.queue_labels)
-        self._is_spec_only = held.job.spec.tuning.mode is Mode.SPEC
 
     def _derive(self) -> Derived:
         """What is known of this very spec; no policy changes any of it."""
@@ -164,12 +173,23 @@ class _Pass:
         """Seconds until the next pass."""
         identity = self._identity
         believe = partial(sift_applications, job_uid=identity.job_uid)
-        memory = believe(await self._ledger.recall_own(identity.job_uid))
+        try:
+            memory = believe(await self._ledger.recall_own(identity.job_uid))
+        except LedgerUnreadableError:
+            await self._keep_running(self._read_knobs(), None)
+            raise
+        self._is_withheld = is_withheld(self._job, memory.applications)
         decision = await self._sync_spec(memory)
         if decision is None:
             return AT_ONCE_S
-        running = await self._keep_running(memory)
+        declared = self._job.spec.knobs
+        in_force = declared if self._is_withheld else effective_knobs(declared, memory.applications)
+        running = await self._keep_running(in_force, memory.observations[-1] if memory.observations else None)
+        ports = Ports(runner=self._runner(memory), ledger=self._ledger, clock=self._operator.clock)
         if running.note.reason is Reason.INVALID_SPEC:
+            if self._recollection.give_way(self._key):
+                await reconcile.sweep(ports)
+                self._recollection.swept[self._key] = identity.job_uid
             return await self._operator.tell(self._ledger.seen, running.note)
         if running.acted and not running.is_new:
             return AT_ONCE_S
@@ -177,15 +197,15 @@ class _Pass:
         obstacles = await self._find_obstacles(running)
         is_paused = self._held.is_paused or running.note.reason in OVER
         self._ledger.has_kin = not is_paused  # whoever tries nothing has nothing to learn from others
-        ports = Ports(runner=self._runner(memory), ledger=self._ledger, clock=self._operator.clock)
         ticked = await reconcile.tick(
             self._job,
             identity,
             ports,
             self._recollection.since_s,
             paused=is_paused,
+            ended=running.note.reason is Reason.FINISHED,
             failing=running.failing,
-            withheld=self._is_spec_only,
+            withheld=self._is_withheld,
             admit=partial(self._admit, obstacles),
             believe=believe,
         )
@@ -195,6 +215,7 @@ class _Pass:
             return AT_ONCE_S
         admission = ticked.snapshot.admission
         hold = Note(reason=admission.reason, sentence=admission.sentence)
+        standstills = self._follow(running.note, ticked.snapshot)
         facts = Facts(
             standing=stand(running, ticked.action),
             snapshot=ticked.snapshot,
@@ -204,17 +225,22 @@ class _Pass:
             hold=None if admission.admitted or obstacles else hold,
             limits=self._held.sentences,
             decision=decision,
-            bank=_settle(ticked.snapshot),
+            bank=_settle(ticked.snapshot, standstills),
+            standstills=standstills,
         )
         return await self._tell(facts, ticked)
 
-    async def _keep_running(self, memory: JobMemory) -> RunningState:
-        """One step towards the job as its spec and the values in force ask."""
-        declared = self._job.spec.knobs
-        in_force = declared if self._is_spec_only else effective_knobs(declared, memory.applications)
-        seen = memory.observations[-1] if memory.observations else None
+    def _read_knobs(self) -> Knobs:
+        """The values in force as the last status has them, where the ledger cannot say."""
+        told = self._ledger.seen.status.effective_knobs
+        return self._job.spec.knobs.with_values(
+            {knob.name: read_knob(knob.value) for knob in told if knob.source is KnobSource.OVERLAY}
+        )
+
+    async def _keep_running(self, in_force: Knobs, seen: Observation | None) -> RunningState:
+        """One step towards the job as its spec and the values in force ask. `seen` is its latest measurement."""
         is_of_this = seen is not None and seen.fingerprint == self._identity.fingerprint
-        known = self._find_known()
+        known, told = self._find_known(), self._ledger.seen.status.conditions
         running = RunningJob(
             self._client,
             self._job.with_knobs(in_force),
@@ -225,6 +251,7 @@ class _Pass:
             measured=seen is not None and is_of_this and seen.is_usable,
             is_untold=not self._ledger.seen.status.observed_generation,
             is_bare=known == (),
+            has_ended=any(c.type is JobConditionType.COMPLETE and c.status is ConditionStatus.TRUE for c in told),
             fetch=self._operator.fetch,
         )
         rest = None if known is None else running.rest_with(known)
@@ -238,6 +265,14 @@ class _Pass:
         if self._ledger.seen.created_at_s >= self._recollection.since_s:
             return None
         return self._recollection.finished.find(*self._key, self._identity.job_uid)
+
+    def _follow(self, standing: Note, snapshot: Snapshot) -> tuple[Standstill, ...]:
+        """When the job did not run with the values of the newest application, up to now."""
+        applications = snapshot.memory.applications
+        if not applications:
+            return ()
+        runs = standing.reason is Reason.AS_DECLARED and applications[-1].knobs == snapshot.knobs
+        return follow(read_standstills(self._ledger.seen.status), runs, snapshot.now_s)
 
     def _runner(self, memory: JobMemory) -> KubeRunner:
         running = memory.of_job(self._identity.job_uid).running
@@ -308,7 +343,8 @@ class _Pass:
     async def _sync_spec(self, memory: JobMemory) -> Decision | None:
         """Bring the spec in line with what is in force, before anything runs by it; None after a write."""
         ledger, mode = self._ledger, self._job.spec.tuning.mode
-        synced = await sync_spec(self._client, ledger.seen, mode, memory.applications)
+        ban = find_ban(self._job, memory.applications)
+        synced = await sync_spec(self._client, ledger.seen, mode, memory.applications, ban)
         if isinstance(synced.decision, RecordRelease | RecordRevert):
             await ledger.add_application(synced.decision.as_application(self._operator.clock()))
         if isinstance(synced.decision, RecordRelease):
@@ -360,10 +396,10 @@ def stand(running: RunningState, action: Action) -> Note:
     return running.note
 
 
-def _settle(snapshot: Snapshot) -> Balance:
+def _settle(snapshot: Snapshot, standstills: Sequence[Standstill]) -> Balance:
     """The bank so far. What a job holds is what its latest measurement saw; unmeasured, it has saved nothing yet."""
     applications, observation = snapshot.memory.applications, snapshot.observation
     windows = observation.report.windows if observation is not None else ()
     devices = max((window.devices for window in windows if window.is_measured), default=0)
-    run_h = hours_in_force(applications, snapshot.knobs, snapshot.now_s, devices)
+    run_h = hours_in_force(applications, snapshot.knobs, snapshot.now_s, devices, standstills)
     return balance(snapshot.experiments, applications, snapshot.job.expected_device_hours[0], run_h)

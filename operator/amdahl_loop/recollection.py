@@ -169,6 +169,11 @@ class Recollection:
     def __post_init__(self) -> None:
         self.rests = Rests(self.index)
 
+    def give_way(self, key: JobKey) -> bool:
+        """A job can have no trial: others get its place. Whether a block of its may be there."""
+        self.fleet.leave(key)
+        return self.in_flight.pop(key, None) is not None or key not in self.swept
+
     def forget(self, key: JobKey) -> None:
         """A job is gone: nothing of it stays, or an operator would grow with every job that it has ever seen."""
         uid = self.swept.pop(key, "")

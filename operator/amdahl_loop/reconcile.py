@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import assert_never
 
+from amdahl_loop.domain.blocks import Stage
 from amdahl_loop.domain.experiments import MAX_WHY, BlockRecord, Loss, find_owner
 from amdahl_loop.domain.knob_values import Knobs
 from amdahl_loop.domain.ledger import MAX_FAILING, Application, ApplicationKind, JobMemory, Observation
@@ -94,6 +95,7 @@ async def tick(
     since_s: float = 0.0,
     *,
     paused: bool = False,
+    ended: bool = False,
     failing: str = "",
     withheld: bool = False,
     admit: Admit = always_admit,
@@ -110,6 +112,7 @@ async def tick(
         now_s=ports.clock(),
         since_s=since_s,
         paused=paused,
+        ended=ended,
         failing=failing,
         withheld=withheld,
     )
@@ -171,6 +174,8 @@ async def _advance_observation(action: Observe, snapshot: Snapshot, ports: Ports
 async def _advance_block(action: Launch | Challenge, snapshot: Snapshot, ports: Ports) -> RunState:
     run = action.request.run
     state = await _advance(action.request, snapshot, ports)
+    if isinstance(state, Finished) and state.is_taken and action.spec.stage is Stage.PROOF:
+        state = Unplaced(why=state.failure)  # a plan has spare blocks for every stage but this
     if isinstance(state, Unplaced):  # stopped first: a try that is not on record costs nothing but another try
         held = await ports.runner.stop(run)
         loss = Loss(run=run, started_at_s=ports.clock(), held_device_s=held.held_device_s if held else 0.0)

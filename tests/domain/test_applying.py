@@ -150,11 +150,29 @@ def test_what_the_spec_says_decides_first(
     if auto not in [("write", None), (OVERLAY, Reason.REVERTED)]:
         assert found == auto
     elif mode not in (Mode.AUTO, Mode.SPEC):
-        assert found == (OVERLAY, Reason.MODE_KEEPS_SPEC)
+        assert found == (OVERLAY if mode is Mode.OVERLAY else "Nothing", Reason.MODE_KEEPS_SPEC)
     elif auto == ("write", None) and owner == ARGO:
         assert found == (OVERLAY if mode is Mode.AUTO else CONFLICT, Reason.MANAGED_BY_ARGO_CD)
     else:
         assert found == ((CONFLICT, auto[1]) if mode is Mode.SPEC and auto[0] == OVERLAY else auto)
+
+
+@pytest.mark.parametrize("mode", list(Mode))
+@pytest.mark.parametrize(
+    ("declared", "applications", "reason"),
+    [
+        pytest.param(0, [APPLIED], Reason.OUTSIDE_LIMITS, id="not written yet"),
+        pytest.param(0, [APPLIED, REVERTED], Reason.OUTSIDE_LIMITS, id="put back"),
+        pytest.param(2, [APPLIED], Reason.IN_SPEC, id="the owner's spec holds it"),
+    ],
+)
+def test_a_limit_keeps_values_out_of_the_spec_in_every_mode(
+    mode: Mode, declared: int, applications: list[Application], reason: Reason
+) -> None:
+    """What a limit forbids is not written, and the limit is named; what is declared is its owner's."""
+    decision = decide(mode, make_spec(declared), applications, ban="dataloaderWorkers 2 is outside [0, 1]")
+    assert say(decision) == ("Nothing", reason)
+    assert ("outside [0, 1]" in decision.sentence) is (reason is Reason.OUTSIDE_LIMITS)
 
 
 def test_a_revert_is_recorded_and_its_value_runs_on_as_an_overlay() -> None:
@@ -374,8 +392,8 @@ def test_a_knob_that_is_left_out_is_the_loop_s_to_write(
     if mode in (Mode.AUTO, Mode.SPEC) or word[0] not in ("release", "write"):
         assert found == word
     else:
-        expected = (OVERLAY, Reason.MODE_KEEPS_SPEC) if word[0] == "write" else ("Nothing", Reason.NEW_BASELINE)
-        assert found == expected
+        kept = (OVERLAY if mode is Mode.OVERLAY else "Nothing", Reason.MODE_KEEPS_SPEC)
+        assert found == (kept if word[0] == "write" else ("Nothing", Reason.NEW_BASELINE))
 
 
 def test_a_released_field_keeps_its_value_in_force() -> None:

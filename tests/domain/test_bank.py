@@ -8,6 +8,7 @@ from amdahl_loop.domain.bank import balance, hours_in_force
 from amdahl_loop.domain.experiments import Experiment
 from amdahl_loop.domain.knob_values import Knobs
 from amdahl_loop.domain.ledger import Application, ApplicationKind
+from amdahl_loop.domain.standing_still import Standstill
 from amdahl_loop.domain.verdicts import Verdict, VerdictWord
 from judge_builders import make_plan, make_record
 
@@ -137,6 +138,25 @@ def test_hours_in_force_end_with_what_ends_a_win(
 ) -> None:
     """At ten o'clock, with two devices: only hours that surely ran with a value are credited to it."""
     assert hours_in_force(applications, Knobs(dataloader_workers=in_force), 36_000.0, devices=2) == hours
+
+
+@pytest.mark.parametrize(
+    ("standstills", "in_force", "hours"),
+    [
+        pytest.param([(4, 6)], 2, {"a": 14.0}, id="suspended for two hours"),
+        pytest.param([(0, 3), (4, 6)], 2, {"a": 10.0}, id="twice, once from before it was applied"),
+        pytest.param([(7, None)], 2, {"a": 12.0}, id="over since seven"),
+        pytest.param([(7, None)], 5, {"a": 12.0}, id="its owner changed it at seven"),
+        pytest.param([(0, None)], 2, {"a": 0.0}, id="never ran with it"),
+    ],
+)
+def test_hours_in_which_the_job_stood_still_save_nothing(
+    standstills: list[tuple[float, float | None]], in_force: int, hours: dict[str, float]
+) -> None:
+    """Applied at one, on two devices; it is ten o'clock."""
+    still = [Standstill(from_s=3600 * a, to_s=None if b is None else 3600 * b) for a, b in standstills]
+    knobs = Knobs(dataloader_workers=in_force)
+    assert hours_in_force([at(1, "a", 2)], knobs, 36_000.0, devices=2, standstills=still) == hours
 
 
 def test_only_wins_are_credited() -> None:

@@ -22,7 +22,8 @@ from amdahl_loop.domain.phases import Unobservable
 from amdahl_loop.domain.plan import Halt, Judge, Snapshot, Wait, look, next_action
 from amdahl_loop.domain.reasons import Reason
 from amdahl_loop.domain.resources import TrainingJob
-from amdahl_loop.domain.status import describe, read_seen, report_bank
+from amdahl_loop.domain.standing_still import Standstill
+from amdahl_loop.domain.status import describe, read_seen, read_standstills, report_bank
 from amdahl_loop.domain.stewards import Ignore
 from amdahl_loop.domain.verdicts import Verdict, VerdictWord
 from amdahl_loop.reconcile import Identity, Ports, Tick, tick
@@ -410,6 +411,33 @@ class TestStatus:
         assert (after != before) == is_new
         if is_new:
             assert after.net_device_hours == pytest.approx(accrued_h - spent_h)
+
+    @pytest.mark.parametrize(
+        ("reason", "wastes"),
+        [
+            (Reason.AS_DECLARED, True),
+            (Reason.STARTING, True),
+            (Reason.SUSPENDED, False),
+            (Reason.QUEUED, False),
+            (Reason.FINISHED, False),
+            (Reason.JOB_FAILED, False),
+        ],
+    )
+    def test_who_holds_no_device_wastes_none(self, reason: Reason, wastes: bool) -> None:
+        """Seven tenths of a device while it runs; of a job that does not, the fleet counts nothing."""
+        facts = make_facts().model_copy(update={"standing": Note(reason=reason, sentence="So.")})
+        status = describe(facts, TrainingJobStatus(), 1, 100.0)
+        assert status.wasted_device_hours_per_hour == (pytest.approx(0.7, abs=0.1) if wastes else 0.0)
+        assert status.phase_shares is not None
+        bare = describe(Facts(standing=facts.standing), status, 1, 100.0)
+        assert bare.wasted_device_hours_per_hour == status.wasted_device_hours_per_hour
+
+    def test_standstills_read_back_as_they_were_written(self) -> None:
+        """To the moment, with the one that lasts."""
+        known = (Standstill(from_s=100.25, to_s=200.5), Standstill(from_s=300.125))
+        facts = make_facts(bank=Balance(accrued=Saving(), clawed_back=Saving(), projected=Saving(), spent_h=0.0))
+        status = describe(facts.model_copy(update={"standstills": known}), TrainingJobStatus(), 1, 400.0)
+        assert read_standstills(status) == known
 
 
 def watch(job: TrainingJob, truth: Truth) -> list[TrainingJobStatus]:

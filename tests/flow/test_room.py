@@ -11,7 +11,7 @@ from amdahl_loop.domain.plan import Challenge, Halt, Wait
 from amdahl_loop.domain.reasons import Reason
 from amdahl_loop.domain.resources import TrainingJob
 from amdahl_loop.domain.room import FIRST_WAIT_S, JITTER, LONGEST_WAIT_S, PATIENCE_H, find_waiting, wait_s
-from amdahl_loop.domain.runs import RunRequest, Unplaced
+from amdahl_loop.domain.runs import Finished, RunRequest, RunState, Unplaced
 from amdahl_loop.domain.tuning import Placement
 from amdahl_loop.domain.verdicts import VerdictWord
 from amdahl_loop.reconcile import Identity, Ports, tick
@@ -117,6 +117,50 @@ def test_a_cluster_that_stays_full_ends_the_experiment_undecided(why: str, reaso
     first_s, last_s = runner.refused[0][0], runner.refused[-1][0]
     assert 3600 * (PATIENCE_H - 3) < last_s - first_s < 3600 * (PATIENCE_H + 3)
     assert len(runner.refused) < 24
+
+
+@dataclass
+class TakingCluster(SimulatedRunner):
+    """A cluster that takes the first block away so often, with a word of its own."""
+
+    failure: str = ""
+    times: int = 0
+    taken: int = 0
+
+    async def find(self, run: str) -> RunState:
+        """What was submitted of the first block is taken."""
+        state = await super().find(run)
+        if not (run.endswith("-p0") and isinstance(state, Finished) and self.taken < self.times):
+            return state
+        self.taken += 1
+        return Finished(failure=self.failure, started_at_s=self.now_s, held_device_s=30.0, is_taken=True)
+
+
+TAKEN = ["preempted", "node_lost: its pod is gone", "evicted: its pod was deleted", "image_pull: x", "rejected: no"]
+
+
+@pytest.mark.parametrize("failure", TAKEN)
+def test_a_first_block_that_the_cluster_takes_is_tried_again(failure: str) -> None:
+    """It says nothing of the program: the proof runs later, what was held is charged, and the win is found."""
+    ledger = MemoryLedger()
+    runner = TakingCluster(Truth(phases_s=loader_bound), now_s=1e6, failure=failure, times=3)
+    _, reasons = live(runner, ledger)
+    experiment = the_experiment(ledger)
+    assert experiment.verdict is not None
+    assert experiment.verdict.word is VerdictWord.WON
+    assert [loss.why for loss in experiment.losses] == [failure] * 3
+    assert set(reasons) == {Reason.NOT_LET_RUN}
+
+
+def test_a_first_block_that_is_taken_for_a_day_leaves_its_question_open() -> None:
+    """Inconclusive, with the cluster's word in the sentence: it is asked again in two weeks, as after any such end."""
+    ledger = MemoryLedger()
+    live(TakingCluster(Truth(phases_s=loader_bound), now_s=1e6, failure="preempted: by x", times=10**6), ledger)
+    experiment = the_experiment(ledger)
+    assert experiment.verdict is not None
+    assert (experiment.verdict.word, experiment.verdict.reason) == (VerdictWord.INCONCLUSIVE, "NotLetRun")
+    assert "preempted: by x" in experiment.verdict.sentence
+    assert experiment.blocks == ()
 
 
 def test_waits_grow_are_bounded_and_spread() -> None:

@@ -269,3 +269,31 @@ class TestExperiments:
             assert [request.path.rpartition("/")[2] for request in server.asked[:1]] == ["e0"]
 
         asyncio.run(scenario())
+
+
+def test_a_policy_that_went_unheard_is_no_longer_in_force() -> None:
+    """Deleted while nobody watched: the next look at all of them finds out, and its jobs are looked at."""
+
+    class Lists(Silent):
+        names: tuple[str, ...] = ("day", "night")
+
+        async def send(self, request: Request) -> Answer:
+            self.asked.append(request)
+            items = [make("TuningPolicy", "8", name=name) | {"spec": {"paused": True}} for name in self.names]
+            return Answer(status=200, body={"metadata": {"resourceVersion": "9"}, "items": items})
+
+    async def go() -> None:
+        server = Lists()
+        desk = make_desk(server)
+        desk.see_job(make("TrainingJob", "1"), is_gone=False)
+        await desk.read_policies(None)
+        assert set(desk.recollection.policies["team"]) == {"day", "night"}
+        heard = desk.recollection.rests.heard(JOB)
+        await desk.read_policies(None)
+        assert desk.recollection.rests.heard(JOB) == heard
+        for server.names in (("day",), ()):
+            await desk.read_policies(None)
+            assert set(desk.recollection.policies["team"]) == set(server.names)
+        assert desk.recollection.rests.heard(JOB) != heard
+
+    asyncio.run(go())

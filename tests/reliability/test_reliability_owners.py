@@ -85,8 +85,10 @@ def test_a_job_that_is_relabelled_goes_on(server: Cluster, nursery: Nursery, tmp
         (change(knobs={"dataloaderWorkers": 0, "prefetchFactor": 4}), "Cancelled"),
         (other_image(), "Cancelled"),
         (change(tuning={"profile": "quick", "budget": {"deviceHours": "0"}}), "BudgetExhausted"),
+        (change(tuning={"profile": "quick", "mode": "Observe"}), "Cancelled"),
+        (change(tuning={"profile": "quick", "pin": ["dataloaderWorkers"]}), "Cancelled"),
     ],
-    ids=["the-knob-under-test", "another-knob", "the-image", "no-budget"],
+    ids=["the-knob-under-test", "another-knob", "the-image", "no-budget", "only-observed", "pinned"],
 )
 def test_an_owner_s_change_ends_the_experiment(
     edit: Edit, reason: str, server: Cluster, nursery: Nursery, tmp_path: Path

@@ -39,6 +39,7 @@ from amdahl_loop.domain.applying import Conflict, KeepOverlay, decide
 from amdahl_loop.domain.phases import Unobservable
 from amdahl_loop.domain.plan import Review, Snapshot, look
 from amdahl_loop.domain.policy import constrain
+from amdahl_loop.domain.withholding import find_ban
 
 
 async def list_all(cluster: Cluster, arguments: argparse.Namespace, world: World) -> int:
@@ -163,7 +164,12 @@ def _why_unobserved(seen: SeenJob) -> str:
 def _describe(
     cluster: Cluster, seen: SeenJob, snapshot: Snapshot, review: Review, sentences: tuple[str, ...]
 ) -> ExplainShape:
-    decision = decide(snapshot.job.spec.tuning.mode, seen.declared, snapshot.memory.applications)
+    decision = decide(
+        snapshot.job.spec.tuning.mode,
+        seen.declared,
+        snapshot.memory.applications,
+        ban=find_ban(snapshot.job, snapshot.memory.applications),
+    )
     rules = decision.ignore if isinstance(decision, KeepOverlay | Conflict) else ()
     return ExplainShape(
         job=seen.name,

@@ -28,7 +28,7 @@ from amdahl_loop.domain.plan import Review, Snapshot, look
 from amdahl_loop.domain.policy import cap_parallel_trials, constrain
 from amdahl_loop.domain.reasons import Reason
 from amdahl_loop.domain.resources import TrainingJob
-from amdahl_loop.domain.tuning import Mode
+from amdahl_loop.domain.withholding import is_withheld
 from amdahl_loop.operate import identify
 
 TYPES = JobConditionType
@@ -65,15 +65,19 @@ async def take_snapshot(
     """What a pass of the operator would decide by, from what is recorded. `job` is the seen one, or a variation."""
     held = constrain(job, policies.get(seen.namespace, {}))
     identity = identify(held.job)
+    memory = await records.recall(seen, identity.fingerprint, identity.family)
+    is_ended = _condition(seen.status, TYPES.COMPLETE).status is ConditionStatus.TRUE
+    is_suspended = _condition(seen.status, TYPES.SUSPENDED).reason in (Reason.SUSPENDED, Reason.QUEUED)
     return Snapshot(
         job=held.job,
         job_uid=identity.job_uid,
         fingerprint=identity.fingerprint,
         family=identity.family,
-        memory=await records.recall(seen, identity.fingerprint, identity.family),
+        memory=memory,
         now_s=now_s,
-        paused=held.is_paused,
-        withheld=held.job.spec.tuning.mode is Mode.SPEC,
+        paused=held.is_paused or is_suspended,
+        ended=is_ended,
+        withheld=is_withheld(held.job, memory.applications),
     )
 
 

@@ -14,8 +14,8 @@ from amdahl_loop.domain.children import observation_number
 from amdahl_loop.domain.experiments import Plan
 from amdahl_loop.domain.ledger import Application, Observation, family_of
 from amdahl_loop.domain.resources import TrainingJob
-from amdahl_loop.domain.tuning import Mode
 from amdahl_loop.domain.verdicts import CANCELLED
+from amdahl_loop.domain.withholding import is_withheld
 from amdahl_loop.reconcile import Identity
 
 
@@ -29,7 +29,7 @@ class Setting:
     since_s: float
     failing: str = ""
     withheld: bool = False
-    """Proven values run from the spec or not at all: mode Spec in a cluster."""
+    """Proven values run from the spec or not at all: as a cluster's mode and limits want it."""
 
 
 def find_setting(bodies: Sequence[Body], position: int, facts: Facts) -> Setting | None:
@@ -52,7 +52,7 @@ def find_setting(bodies: Sequence[Body], position: int, facts: Facts) -> Setting
         now_s=_time(bodies, position),
         since_s=_since(body, observation, facts),
         failing=body.failing if isinstance(body, Application) else "",
-        withheld=job.spec.tuning.mode is Mode.SPEC and not is_local(job_uid),
+        withheld=not is_local(job_uid) and is_withheld(job, [a for a in facts.applications if a.job_uid == job_uid]),
     )
 
 

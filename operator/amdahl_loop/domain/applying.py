@@ -101,6 +101,8 @@ Decision = WriteSpec | KeepOverlay | Conflict | RecordRevert | RecordRelease | N
 
 WRITING = (Mode.AUTO, Mode.SPEC)
 """Modes in which proven values belong into the spec."""
+WATCHING = (Mode.OBSERVE, Mode.RECOMMEND)
+"""Modes in which nothing of the loop's runs."""
 
 
 class Position(Enum):
@@ -114,11 +116,17 @@ class Position(Enum):
 
 
 def decide(
-    mode: Mode, declared: DeclaredSpec, applications: Sequence[Application], refused: Iterable[Claim] = ()
+    mode: Mode,
+    declared: DeclaredSpec,
+    applications: Sequence[Application],
+    refused: Iterable[Claim] = (),
+    *,
+    ban: str | None = None,
 ) -> Decision:
     """What to do about the spec. `applications` are the job's own, oldest first.
 
     `refused` holds the claims that the server named when it refused an unforced write; without them nothing is forced.
+    `ban` is the limit that the values break which the spec lacks (`withholding.find_ban`).
     """
     if not applications:
         return Nothing(reason=Reason.NOTHING_APPLIED, sentence="No value of the loop's is in force.")
@@ -135,6 +143,13 @@ def decide(
         )
     if position is Position.PUT_BACK and newest.kind is not ApplicationKind.REVERTED:
         return _record_revert(declared, newest)
+    missing = differing(declared.knobs, newest.knobs)
+    if ban is not None:
+        said = f"Not in force: {_say(newest.experiment, missing)}. {ban}."
+        return Nothing(reason=Reason.OUTSIDE_LIMITS, sentence=said)
+    if mode in WATCHING:
+        said = f"Not in force, since tuning.mode is {mode}: {_say(newest.experiment, missing)}."
+        return Nothing(reason=Reason.MODE_KEEPS_SPEC, sentence=said)
     return _write_or_hold(mode, declared, applications, tuple(refused))
 
 

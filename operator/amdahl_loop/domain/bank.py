@@ -14,6 +14,7 @@ from amdahl_loop.domain import keep
 from amdahl_loop.domain.experiments import Experiment
 from amdahl_loop.domain.knob_values import Knobs
 from amdahl_loop.domain.ledger import Application, ApplicationKind
+from amdahl_loop.domain.standing_still import Standstill, is_standing, still_s
 from amdahl_loop.domain.values import Frozen
 
 HEADLINE_ERRORS = 1.64
@@ -80,32 +81,40 @@ def balance(
 
 
 def hours_in_force(
-    applications: Sequence[Application], knobs: Knobs, now_s: float, devices: int
+    applications: Sequence[Application],
+    knobs: Knobs,
+    now_s: float,
+    devices: int,
+    standstills: Sequence[Standstill] = (),
 ) -> Mapping[str, float]:
     """Device-hours that ran with each applied win, by the name of its experiment: what `balance` takes as `run_h`.
 
-    From its application until it was rolled back, until its owner chose other values, or until now. `knobs` are the
-    values in force, `devices` what the job holds while it runs. A value that was put back in the spec and is an overlay
-    since is in force; one that is not, because the mode wants it in the spec, ended then.
+    From its application until it was rolled back, until its owner chose other values, or until now, less the time in
+    which the job did not run with it. `knobs` are the values in force, `devices` what the job holds while it runs. A
+    value that was put back in the spec and is an overlay since is in force; one that is not, because the mode wants it
+    in the spec, ended then.
     """
     hours: dict[str, float] = {}
+    is_known_until_now = is_standing(standstills)
     for position, application in enumerate(applications):
         if application.kind is ApplicationKind.APPLIED:
-            until_s = _find_end(application, applications[position:], knobs, now_s)
-            held_h = devices * max(0.0, until_s - application.at_s) / 3600
+            since = applications[position:]
+            until_s = _find_end(application, since, is_known_until_now or since[-1].knobs == knobs, now_s)
+            run_s = max(0.0, until_s - application.at_s) - still_s(standstills, application.at_s, until_s)
+            held_h = devices * run_s / 3600
             hours[application.experiment] = hours.get(application.experiment, 0.0) + held_h
     return hours
 
 
-def _find_end(application: Application, since: Sequence[Application], knobs: Knobs, now_s: float) -> float:
-    """When an applied win ceased to be in force; the newest record is the last sure moment where no record says so."""
+def _find_end(application: Application, since: Sequence[Application], is_sure: bool, now_s: float) -> float:
+    """When an applied win ceased to be in force; the newest record is the last sure moment where nothing says so."""
     for before, later in pairwise(since):
         if later.kind is ApplicationKind.REVERTED:
             continue
         is_rolled_back = later.experiment == application.experiment and later.kind is ApplicationKind.ROLLED_BACK
         if is_rolled_back or later.declared not in (before.declared, before.knobs):
             return later.at_s
-    return now_s if since[-1].knobs == knobs else since[-1].at_s
+    return now_s if is_sure else since[-1].at_s
 
 
 def saved_by_running(win: Experiment, device_hours: float) -> Saving:

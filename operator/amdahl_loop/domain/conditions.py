@@ -35,6 +35,7 @@ from amdahl_loop.domain.plan import (
     Wait,
 )
 from amdahl_loop.domain.reasons import Reason
+from amdahl_loop.domain.standing_still import Standstill
 from amdahl_loop.domain.stewards import Ignore
 from amdahl_loop.domain.tuning import Mode
 from amdahl_loop.domain.values import Frozen
@@ -68,6 +69,14 @@ class Facts(Frozen):
     """What an administrator's policies changed about the owner's wishes, a sentence each."""
     bank: Balance | None = None
     """What tuning has saved so far, and cost."""
+    standstills: tuple[Standstill, ...] = ()
+    """When the job did not run with its proven values."""
+
+    @property
+    def holds_devices(self) -> bool:
+        """Whether the job holds what it can waste."""
+        stands = STANDINGS[self.standing.reason]
+        return not (stands.is_suspended or stands.is_complete or stands.has_failed)
 
 
 class Finding(NamedTuple):
@@ -231,6 +240,8 @@ def _why_idle(facts: Facts, snapshot: Snapshot) -> tuple[Reason, str]:
 
 def _why_halted(facts: Facts, snapshot: Snapshot) -> Reason:
     review = facts.review
+    if snapshot.ended:
+        return Reason.FINISHED
     if snapshot.job.is_paused:
         return Reason.PAUSED
     if (facts.obstacles or facts.hold is not None) and isinstance(review, Review) and review.best is not None:
@@ -305,7 +316,7 @@ def _say_win(name: str, win: Experiment | None) -> str:
     return f"{changes}{saves} ({name})"
 
 
-_WITHOUT_ROOM = (Reason.NO_SPARE_DEVICES, Reason.NOT_SAVED)
+_WITHOUT_ROOM = (Reason.NO_SPARE_DEVICES, Reason.NOT_SAVED, Reason.NOT_LET_RUN)
 _SEVERITY = (Reason.PROBE_REMOVED, Reason.UNSAFE_TEMPLATE, Reason.EXCLUSIVE_STORAGE, Reason.NOT_ISOLATED)
 
 

@@ -41,7 +41,7 @@ from amdahl_loop.domain.profiles import PROFILES
 from amdahl_loop.domain.proposals import propose, transfer_wins
 from amdahl_loop.domain.resources import TrainingJob
 from amdahl_loop.domain.runs import RunRequest, block_request, observation_request
-from amdahl_loop.domain.screening import Rejected, screen
+from amdahl_loop.domain.screening import Rejected, find_breach, screen
 from amdahl_loop.domain.spending import Worth, weigh
 from amdahl_loop.domain.tuning import Mode
 from amdahl_loop.domain.values import Frozen
@@ -87,6 +87,8 @@ class Snapshot(Frozen):
     since_s: float = 0.0
     """When this loop began: an observation that failed before then is tried again."""
     paused: bool = False
+    ended: bool = False
+    """The job has run to its end."""
     failing: str = ""
     """Why the job itself cannot run with the values in force (it crashes again and again); empty where it can."""
     admission: Admission = Admission()
@@ -159,11 +161,15 @@ class Review(Frozen):
 
 def next_action(snapshot: Snapshot) -> Action:
     """The next thing to do for one job: continue what is open, apply what is proven, keep it true, else look on."""
+    running = snapshot.history.running
+    if snapshot.ended:
+        return (
+            Halt(sentence="The job has run to its end.") if running is None else _cancel(running, "the job has ended")
+        )
     if snapshot.paused or snapshot.job.is_paused:
         return Halt(sentence="Paused: the job is suspended." if snapshot.job.spec.suspend else "Paused.")
     if snapshot.failing:
         return _roll_back_or_halt(snapshot, snapshot.failing)
-    running = snapshot.history.running
     if running is not None:
         return _continue(running, snapshot)
     won = _unapplied_win(snapshot)
@@ -188,9 +194,12 @@ def _observation_request(snapshot: Snapshot) -> RunRequest:
 
 
 def _continue(experiment: Experiment, snapshot: Snapshot) -> Action:
-    """The open experiment's next block or its verdict; an owner's change or an empty budget ends it."""
+    """The open experiment's next block or its verdict; an owner's change, a new limit or an empty budget ends it."""
     if experiment.plan.baseline != snapshot.knobs or experiment.plan.fingerprint != snapshot.fingerprint:
-        return Judge(experiment=experiment, verdict=_cancelled("the job was changed by its owner meanwhile", CANCELLED))
+        return _cancel(experiment, "the job was changed by its owner meanwhile")
+    forbidden = _find_ban(experiment, snapshot)
+    if forbidden:
+        return _cancel(experiment, f"{forbidden} by now")
     assessment = judge.assess(experiment)
     if isinstance(assessment, judge.Closed):
         return Judge(experiment=experiment, verdict=assessment.verdict)
@@ -211,6 +220,13 @@ def _continue(experiment: Experiment, snapshot: Snapshot) -> Action:
     kind = Launch if spec.stage in (Stage.PROOF, Stage.DISCOVERY) else Challenge
     action = kind(experiment=experiment, spec=spec, request=request, sentence=assessment.sentence)
     return _yield_unless_admitted(action, snapshot)
+
+
+def _find_ban(experiment: Experiment, snapshot: Snapshot) -> str | None:
+    """What the owner or an administrator has set since against what an experiment tries; None where nothing is."""
+    if snapshot.job.spec.tuning.mode is Mode.OBSERVE:
+        return "tuning.mode is Observe"
+    return find_breach(experiment.plan.hypothesis.values(), snapshot.job)
 
 
 def _make_request(experiment: Experiment, spec: BlockSpec, snapshot: Snapshot) -> RunRequest:
@@ -256,6 +272,10 @@ def _sizes(observation: Observation | None) -> tuple[float, float]:
     return (window.startup_s, window.wall_s / window.steps) if window else (0.0, 0.0)
 
 
+def _cancel(experiment: Experiment, why: str) -> Judge:
+    return Judge(experiment=experiment, verdict=_cancelled(why, CANCELLED))
+
+
 def _cancelled(why: str, reason: str) -> Verdict:
     return Verdict(word=VerdictWord.INCONCLUSIVE, sentence=f"Inconclusive: {why}.", reason=reason)
 
@@ -266,7 +286,8 @@ def _unapplied_win(snapshot: Snapshot) -> Experiment | None:
         return None
     done = {application.experiment for application in snapshot.memory.applications}
     for win in reversed(snapshot.history.wins):
-        if win.name not in done and win.plan.baseline == snapshot.knobs and judge.upholds(win):
+        is_new = win.name not in done and win.plan.baseline == snapshot.knobs
+        if is_new and _find_ban(win, snapshot) is None and judge.upholds(win):
             return win
     return None
 

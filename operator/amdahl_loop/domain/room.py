@@ -1,8 +1,9 @@
 """When may a block that found no place be tried again?
 
-A cluster may have no device free for a trial, and a job that takes turns with its trials may not have saved its work.
-Such a block says nothing about either arm: it uses up none of the plan's blocks. Every try is on record (`Loss.why`);
-the next one waits, twice as long each time, and after a day without a place the experiment ends undecided.
+A cluster may have no device free for a trial, refuse it or take it away before anything is known, and a job that takes
+turns with its trials may not have saved its work. Such a block says nothing about either arm: it uses up none of the
+plan's blocks. Every try is on record (`Loss.why`); the next one waits, twice as long each time, and after a day without
+a place the experiment ends undecided.
 """
 
 from amdahl_loop.domain.digests import hash_text
@@ -20,6 +21,8 @@ PATIENCE_H = 24.0
 
 NO_CHECKPOINT = "no_checkpoint"
 """First word of `Loss.why` where the job could not make way, since it had saved nothing."""
+NO_NODE = "unschedulable"
+"""First word of `Loss.why` where no node or quota had room."""
 
 
 class Waiting(Frozen):
@@ -33,7 +36,7 @@ class Waiting(Frozen):
     @property
     def reason(self) -> Reason:
         """The same in one word."""
-        return Reason.NOT_SAVED if self.why.startswith(NO_CHECKPOINT) else Reason.NO_SPARE_DEVICES
+        return _REASONS.get(self.why.partition(":")[0], Reason.NOT_LET_RUN)
 
     def is_over(self, now_s: float) -> bool:
         """Whether it has been tried for long enough."""
@@ -58,7 +61,9 @@ class Waiting(Frozen):
         return f"{_SAY[self.reason]} in {PATIENCE_H:g} h and {self.tries} tries: {self.why}"
 
 
+_REASONS = {NO_CHECKPOINT: Reason.NOT_SAVED, NO_NODE: Reason.NO_SPARE_DEVICES}
 _SAY = {
+    Reason.NOT_LET_RUN: "the cluster did not let a trial run",
     Reason.NO_SPARE_DEVICES: "no spare devices for a trial",
     Reason.NOT_SAVED: "the job has not saved its work, so it cannot make way for a trial",
 }

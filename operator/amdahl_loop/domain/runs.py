@@ -118,6 +118,8 @@ class Finished(Frozen):
     node: str = ""
     started_at_s: float
     held_device_s: Seconds
+    is_taken: bool = False
+    """The cluster refused it or took it away, which says nothing about either arm."""
 
 
 class Unplaced(Frozen):

@@ -4,7 +4,8 @@ One screen for proposals from anywhere (rules, past wins, Claude): typed, bounde
 not what the program has said it cannot take. What is refused is kept with its reason.
 """
 
-from collections.abc import Collection, Iterable
+import sys
+from collections.abc import Collection, Iterable, Mapping
 
 from amdahl_loop.domain.hypotheses import Change, Hypothesis
 from amdahl_loop.domain.knob_values import KnobName, KnobValue
@@ -44,6 +45,16 @@ def screen(proposals: Iterable[Hypothesis], job: TrainingJob, cpus: int, ignored
         else:
             rejected.append(Rejected(hypothesis=hypothesis, reason=reason))
     return Screened(kept=tuple(kept), rejected=tuple(rejected))
+
+
+def find_breach(values: Mapping[KnobName, KnobValue], job: TrainingJob) -> str | None:
+    """Which limit of the owner's or an administrator's some values break that were fine once; None where none does.
+
+    What the machine bears was asked when they were proposed.
+    """
+    pinned = (f"{knob} is pinned by its owner" for knob in values if knob in job.spec.tuning.pin)
+    outside = (_refuse_value(knob, value, job, sys.maxsize) for knob, value in values.items())
+    return next(filter(None, (*pinned, *outside)), None)
 
 
 def _refuse(change: Change, job: TrainingJob, cpus: int) -> str | None:

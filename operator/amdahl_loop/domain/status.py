@@ -7,7 +7,7 @@ of stays as it was; what has not changed is letter for letter the same, so that 
 from collections.abc import Sequence
 
 from amdahl_loop.domain.api.parts import clip, read_knob, write_knob
-from amdahl_loop.domain.api.timestamps import to_timestamp
+from amdahl_loop.domain.api.timestamps import to_epoch_s, to_timestamp
 from amdahl_loop.domain.api.training_job import (
     MAX_LAST_VERDICTS,
     BankReport,
@@ -15,6 +15,7 @@ from amdahl_loop.domain.api.training_job import (
     EffectiveKnob,
     KnobSource,
     PhaseShares,
+    StandstillReport,
     TrainingJobStatus,
     VerdictReport,
 )
@@ -36,6 +37,7 @@ from amdahl_loop.domain.plan import (
     Snapshot,
     Wait,
 )
+from amdahl_loop.domain.standing_still import Standstill
 from amdahl_loop.domain.telemetry import PHASES
 
 BANK_STEP = 0.02
@@ -53,9 +55,10 @@ def describe(facts: Facts, before: TrainingJobStatus, generation: int, now_s: fl
             "message": " ".join((_say_next(facts), *facts.limits)),
         }
     )
+    idle: dict[str, object] = {} if facts.holds_devices else {"wasted_device_hours_per_hour": 0.0}
     snapshot = facts.snapshot
     if snapshot is None:
-        return TrainingJobStatus.model_validate(dict(status))
+        return TrainingJobStatus.model_validate(dict(status) | idle)
     running = snapshot.history.running
     update: dict[str, object] = {
         "effective_knobs": report_knobs(snapshot),
@@ -64,9 +67,10 @@ def describe(facts: Facts, before: TrainingJobStatus, generation: int, now_s: fl
     }
     if facts.bank is not None:
         update["bank"] = report_bank(facts.bank, before.bank)
+        update["standstills"] = report_standstills(facts.standstills)
     if isinstance(facts.review, Review):
         update |= _report_review(facts.review)
-    return TrainingJobStatus.model_validate(dict(status) | update)
+    return TrainingJobStatus.model_validate(dict(status) | update | idle)
 
 
 def _say_next(facts: Facts) -> str:
@@ -158,6 +162,22 @@ def report_bank(balance: Balance, before: BankReport | None) -> BankReport:
         gross_device_hours=_round(gross_h),
         spent_device_hours=spent_h,
         net_device_hours=_round(gross_h - balance.spent_h),
+    )
+
+
+def report_standstills(standstills: Sequence[Standstill]) -> tuple[StandstillReport, ...]:
+    """Times without savings as a status keeps them."""
+    return tuple(
+        StandstillReport(since=to_timestamp(one.from_s), until=None if one.to_s is None else to_timestamp(one.to_s))
+        for one in standstills
+    )
+
+
+def read_standstills(status: TrainingJobStatus) -> tuple[Standstill, ...]:
+    """Times without savings that a status tells of."""
+    return tuple(
+        Standstill(from_s=to_epoch_s(told.since), to_s=None if told.until is None else to_epoch_s(told.until))
+        for told in status.standstills
     )
 
 

@@ -20,7 +20,7 @@ class Budget(Frozen):
     device_hours: DecimalText | None = None
     """Device-hours that all experiments of this job may hold together; absent means a twentieth of the work ahead."""
     parallel_trials: Annotated[int, Field(ge=1, le=64)] = 1
-    """How many trials of this job may run at the same time."""
+    """How many trials of this job may run at the same time. One at a time runs, so a larger number changes nothing."""
 
 
 class CheckpointPolicy(Frozen):

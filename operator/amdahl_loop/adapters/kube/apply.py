@@ -35,13 +35,15 @@ class Synced:
     outdated: bool = False
 
 
-async def sync_spec(client: KubeClient, seen: SeenJob, mode: Mode, applications: Sequence[Application]) -> Synced:
-    """Bring the spec in line with the values in force where that may be done; at most two requests.
+async def sync_spec(
+    client: KubeClient, seen: SeenJob, mode: Mode, applications: Sequence[Application], ban: str | None = None
+) -> Synced:
+    """Bring the spec in line with the values in force where that may be done, see `decide`; at most two requests.
 
     Without force first; where the server then names managers that may be overruled, once more with force.
     """
     declared = seen.declared
-    decision = decide(mode, declared, applications)
+    decision = decide(mode, declared, applications, ban=ban)
     if not isinstance(decision, WriteSpec):
         return Synced(decision=decision)
     answer = await _apply(client, seen, decision)

@@ -41,6 +41,20 @@ class Trouble(StrEnum):
     NO_SUMMARY = "no_summary"
 
 
+TAKEN = frozenset(
+    {
+        Trouble.REJECTED,
+        Trouble.SQUATTED,
+        Trouble.NODE_LOST,
+        Trouble.PREEMPTED,
+        Trouble.EVICTED,
+        Trouble.IMAGE_PULL,
+        Trouble.CONFIG_ERROR,
+    }
+)
+"""Troubles of the cluster's, which say nothing about the program."""
+
+
 @dataclass(frozen=True, slots=True)
 class Found:
     """A trouble and its details."""
@@ -70,7 +84,8 @@ def judge_block(
         if worst.word is Trouble.UNSCHEDULABLE:
             return Unplaced(why=str(worst))
         summary = next((_summary(pod) for pod in pods if _ran_out_of_memory(pod)), "")
-        return _finish(job, pods, devices, now_s, summary if worst.word is Trouble.OOM else "", str(worst))
+        ended = _finish(job, pods, devices, now_s, summary if worst.word is Trouble.OOM else "", str(worst))
+        return ended.model_copy(update={"is_taken": worst.word in TAKEN})
     if job.failure_reason == "DeadlineExceeded":
         return _finish(job, pods, devices, now_s, "", str(Found(Trouble.DEADLINE, job.failure_message)))
     if len(pods) < job.replicas or not all(pod.is_over for pod in pods):
@@ -82,7 +97,7 @@ def judge_block(
 
 def refused(word: Trouble, why: str, now_s: float) -> Finished:
     """The end of a block that never began; it has held nothing."""
-    return Finished(failure=str(Found(word, why)), started_at_s=now_s, held_device_s=0.0)
+    return Finished(failure=str(Found(word, why)), started_at_s=now_s, held_device_s=0.0, is_taken=word in TAKEN)
 
 
 def lost(run: str, job: JobFacts, pods: Sequence[PodFacts], devices: int, now_s: float) -> Loss:

@@ -119,11 +119,16 @@ ENDED = Note(reason=Reason.FINISHED, sentence="The job has run to its end.")
 SUSPENDED = Note(reason=Reason.SUSPENDED, sentence="spec.suspend is true; the job has no pods.")
 
 
-def find_rest(revisions: Sequence[Revision], is_suspended: bool, is_queued: bool) -> Note | None:
+def find_rest(
+    revisions: Sequence[Revision], is_suspended: bool, is_queued: bool, has_ended: bool = False
+) -> Note | None:
     """How a job stands of which nothing runs or is to run: it has ended, or is suspended; None: more is to be asked.
 
-    Of one that ran without the probe, or that fails, more is to be said; what a queue manages is taken away.
+    `has_ended`: it was seen to end, and does not run again because somebody has tidied its Job away. Of one that ran
+    without the probe, or that fails, more is to be said; what a queue manages is taken away.
     """
+    if not revisions and has_ended:
+        return ENDED
     if not revisions and is_suspended:
         return SUSPENDED
     only = revisions[0] if len(revisions) == 1 else None

@@ -215,12 +215,13 @@ class KubeRunner:
         return self._heed(refusal)
 
     def _heed(self, refusal: Refused) -> Finished | Unplaced:
-        """What the server has against a block; not so missing rights, a namespace that goes, a full quota."""
+        """What the server has against a block, which may pass; not so missing rights, a namespace that goes."""
         if refusal.lacks_right or refusal.is_leaving:
             raise ApiUnavailable(f"the operator may not make blocks: {refusal.message}", refusal)
-        if refusal.is_over_quota:
-            return Unplaced(why=f"{Trouble.UNSCHEDULABLE}: {refusal.message}"[:120])
-        return self._refuse(_word(refusal), refusal.message)
+        word = Trouble.UNSCHEDULABLE if refusal.is_over_quota else _word(refusal)
+        if word is Trouble.SQUATTED:
+            return self._refuse(word, refusal.message)
+        return Unplaced(why=f"{word}: {refusal.message}"[:120])
 
     def _refuse(self, word: Trouble, why: str) -> Finished:
         return refused(word, why, self._clock())

@@ -104,12 +104,13 @@ class RunningJob:
         measured: bool = False,
         is_untold: bool = False,
         is_bare: bool = False,
+        has_ended: bool = False,
         fetch: Fetch = fetch_metrics,
     ) -> None:
         """`live`: the program is known to switch values while it runs; `measured`: to run well with the probe.
 
         `is_untold`: no status has ever been written for the job, so that most likely nothing of it is there yet;
-        `is_bare`: it is known that no pod of a job of this name is.
+        `is_bare`: it is known that no pod of a job of this name is; `has_ended`: it was seen to run to its end.
         """
         self._client = client
         self._job = job
@@ -118,7 +119,7 @@ class RunningJob:
         self._saves = saves
         self._clock = clock
         self._is_measured = measured
-        self._is_untold, self._is_bare = is_untold, is_bare
+        self._is_untold, self._is_bare, self._has_ended = is_untold, is_bare, has_ended
         self._is_live = live and job.spec.tuning.apply.when is ApplyWhen.LIVE
         self._values = KeptValues(client, job, self._is_live, clock)
         self._fetch = fetch
@@ -140,13 +141,14 @@ class RunningJob:
     async def ensure(self) -> RunningState:
         """One step towards what is wanted."""
         clashes = find_clashes(self._job)
-        if clashes:
+        if clashes and not self._job.spec.suspend:
             return RunningState(note=Note(reason=Reason.INVALID_SPEC, sentence="\n".join(clashes)))
         if self._is_untold and not self._job.spec.suspend and (begun := await self._begin()) is not None:
             return begun
         jobs = await self._jobs()
         revisions = tuple(read_revision(facts) for facts in jobs if REVISION_LABEL in facts.labels)
-        if (rest := self._find_rest(revisions)) is not None and (revisions or not await self._has_pods()):
+        rest = self._find_rest(revisions)
+        if rest is not None and (revisions or self._has_ended or not await self._has_pods()):
             return rest
         values = await self._client.get(Kind.CONFIG_MAP, self._namespace, knobs_name(self._name))
         if values is None:
@@ -191,7 +193,7 @@ class RunningJob:
 
     def _find_rest(self, revisions: Sequence[Revision]) -> RunningState | None:
         """Whether nothing of the job runs or is to run. Nothing else is asked then."""
-        note = find_rest(revisions, self._job.spec.suspend, bool(self._job.queue_labels))
+        note = find_rest(revisions, self._job.spec.suspend, bool(self._job.queue_labels), self._has_ended)
         number = revisions[0].number if revisions else None
         return None if note is None else RunningState(note=note, revision=number, has_blocks=self._has_blocks)
 

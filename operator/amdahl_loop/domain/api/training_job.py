@@ -1,7 +1,8 @@
 """What does a TrainingJob in a cluster report?
 
 The spec is the declared job's (`domain/resources.py`), alike with and without a cluster. The status is written once a
-tick by the operator, is at most 32 KiB, and holds nothing that spec and Experiments do not.
+tick by the operator, is at most 32 KiB, and holds, beside the latest measurement and the times without savings, nothing
+that spec and Experiments do not.
 """
 
 from collections.abc import Mapping
@@ -21,6 +22,7 @@ from amdahl_loop.domain.ledger import Observation
 from amdahl_loop.domain.parsing import parse_training_job
 from amdahl_loop.domain.resources import TrainingJob, TrainingJobSpec
 from amdahl_loop.domain.rules import ATOMIC, WHOLE, keyed_by
+from amdahl_loop.domain.standing_still import MAX_STANDSTILLS
 from amdahl_loop.domain.summaries import render_block_summary
 from amdahl_loop.domain.telemetry import Malformed, Seconds, parse_block_summary
 from amdahl_loop.domain.values import Frozen
@@ -96,6 +98,15 @@ class BankReport(Reported):
     """Gross less spent: negative until the first win has run long enough."""
 
 
+class StandstillReport(Reported):
+    """A time in which the job did not run with its proven values, so that they saved nothing."""
+
+    since: Timestamp
+    """When it was seen to begin."""
+    until: Timestamp | None = None
+    """When it was seen to end; absent while it lasts."""
+
+
 class ObservationReport(Reported):
     """The latest measurement of the job itself."""
 
@@ -152,6 +163,8 @@ class TrainingJobStatus(Reported):
     """Every declared knob with the value that the job runs with."""
     bank: Annotated[BankReport | None, WHOLE] = None
     """What tuning has saved this job, and what it has cost."""
+    standstills: Annotated[tuple[StandstillReport, ...], Field(max_length=MAX_STANDSTILLS), ATOMIC] = ()
+    """Times in which the job did not run with its proven values, oldest first; the bank counts none of them."""
     observation: Annotated[ObservationReport | None, WHOLE] = None
     """The latest measurement of the job itself."""
     active_experiment: ObjectName | None = None

@@ -48,11 +48,11 @@ def test_the_server_accepts_every_object_to_the_letter(monitored: Cluster, file:
 
 
 def test_every_policy_is_in_force_and_fails_closed(clean: Cluster) -> None:
-    """Six policies; one with a broken expression would have failed the install."""
+    """Seven policies; one with a broken expression would have failed the install."""
     helm(clean, "install")
     wait_until_policies_hold(clean)
     policies = clean.admin.get("/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicies").body["items"]
-    assert len([p for p in policies if p["metadata"]["name"].startswith("amdahl-loop-")]) == 6
+    assert len([p for p in policies if p["metadata"]["name"].startswith("amdahl-loop-")]) == 7
     assert {p["spec"]["failurePolicy"] for p in policies} == {"Fail"}
 
 
@@ -73,7 +73,7 @@ def test_install_upgrade_roll_back_uninstall(clean: Cluster) -> None:
 
     run_helm("rollback", RELEASE, "1", "--namespace", NAMESPACE, kubeconfig=clean.admin.kubeconfig)
     assert _env(clean)["AMDAHL_LOOP_TRIALS"] == "true"
-    assert len(_names(clean, "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicies")) == 6
+    assert len(_names(clean, "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicies")) == 7
 
     run_helm("uninstall", RELEASE, "--namespace", NAMESPACE, kubeconfig=clean.admin.kubeconfig)
     assert clean.admin.get(DEPLOYMENT).status == 404

@@ -18,7 +18,7 @@ CLUSTER_SCOPED = {
 }
 NAMESPACED = {"Deployment", "NetworkPolicy", "Role", "RoleBinding", "Service", "ServiceAccount"}
 CI_VALUES = sorted((CHART / "ci").glob("*-values.yaml"))
-POLICIES = ("labels", "ledger", "operator-children", "operator-trainingjobs", "trainingjobs", "trials")
+POLICIES = ("labels", "ledger", "operator-children", "operator-trainingjobs", "trainingjobs", "trial-pods", "trials")
 
 NAMESPACED_SCOPE = {"scope": "Namespaced"}
 ADMIN_PART = {"operator": {"enabled": False}}

@@ -488,6 +488,36 @@ def test_a_harmful_trial_is_refused(operator: Access, enabled: str, item: Object
     assert why in reply.message
 
 
+POD_OWNER = {"apiVersion": "batch/v1", "kind": "Job", "name": "j", "uid": "u", "controller": True}
+
+
+def pod_of(item: Object) -> Object:
+    """A pod as the Job controller makes it of a Job's template."""
+    template = item["spec"]["template"]
+    metadata = {"name": "p", "labels": item["metadata"]["labels"], "ownerReferences": [POD_OWNER]}
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": template["spec"]}
+
+
+@pytest.mark.parametrize(
+    ("item", "status"),
+    [
+        pytest.param(trial(), 201, id="plain"),
+        pytest.param(trial(of_volume({"secret": {"secretName": "s"}})), 201, id="a Secret, at its owner's word"),
+        pytest.param(trial(of_volume({"projected": {"sources": [{"configMap": {"name": "c"}}]}})), 201, id="projected ConfigMaps"),
+        pytest.param(trial(of_volume(TOKEN)), 403, id="a token that a webhook has added"),
+        pytest.param(trial({"volumes": [{"name": "v"} | TOKEN]}), 403, id="a token that nothing mounts yet"),
+        pytest.param(trial({"automountServiceAccountToken": None}), 403, id="the token that the server itself adds"),
+        pytest.param(job(pod=of_volume(TOKEN)), 201, id="the running job's own token"),
+    ],
+)  # fmt: skip
+def test_no_token_is_added_to_a_trials_pod(installed: Cluster, enabled: str, item: Object, status: int) -> None:
+    """The policy is asked after all that changes a pod: what the server's own admission has added is refused like any other."""
+    reply = installed.user(JOB_CONTROLLER).post(path(enabled, "pods") + "?dryRun=All", pod_of(item))
+    assert reply.status == status, reply.message
+    assert status == 201 or "a trial gets no token: something has added one to its pod" in reply.message
+    assert status == 201 or "the service account default an identity; take it away from that account" in reply.message
+
+
 def test_what_is_refused_of_a_trial_is_the_users_own_to_ask_for(operator: Access, enabled: str) -> None:
     """The running job is the owner's pod, under the namespace's own rules: the policy of trials does not judge it."""
     assert operator.post(jobs(enabled) + "?dryRun=All", job(pod={"hostNetwork": True})).status == 201

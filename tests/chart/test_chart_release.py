@@ -48,11 +48,11 @@ def test_the_server_accepts_every_object_to_the_letter(monitored: Cluster, file:
 
 
 def test_every_policy_is_in_force_and_fails_closed(clean: Cluster) -> None:
-    """Six policies; one with a broken expression would have failed the install."""
+    """Seven policies; one with a broken expression would have failed the install."""
     helm(clean, "install")
     wait_until_policies_hold(clean)
     policies = clean.admin.get("/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicies").body["items"]
-    assert len([p for p in policies if p["metadata"]["name"].startswith("amdahl-loop-")]) == 6
+    assert len([p for p in policies if p["metadata"]["name"].startswith("amdahl-loop-")]) == 7
     assert {p["spec"]["failurePolicy"] for p in policies} == {"Fail"}
 
 
@@ -67,13 +67,15 @@ def test_install_upgrade_roll_back_uninstall(clean: Cluster) -> None:
     helm(clean, "upgrade", {"trials": {"enabled": False}, "workers": 3})
     assert (_env(clean)["AMDAHL_LOOP_TRIALS"], _env(clean)["AMDAHL_LOOP_WORKERS"]) == ("false", "3")
 
-    helm(clean, "upgrade", {"admission": {"enabled": False}})
+    with pytest.raises(HelmError, match="watchNamespaces is empty"):
+        helm(clean, "upgrade", {"admission": {"enabled": False}})
+    helm(clean, "upgrade", {"admission": {"enabled": False}, "watchNamespaces": ["team-a"]})
     assert _names(clean, "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicies") == set()
     assert _env(clean)["AMDAHL_LOOP_TRIALS"] == "false"
 
     run_helm("rollback", RELEASE, "1", "--namespace", NAMESPACE, kubeconfig=clean.admin.kubeconfig)
     assert _env(clean)["AMDAHL_LOOP_TRIALS"] == "true"
-    assert len(_names(clean, "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicies")) == 6
+    assert len(_names(clean, "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicies")) == 7
 
     run_helm("uninstall", RELEASE, "--namespace", NAMESPACE, kubeconfig=clean.admin.kubeconfig)
     assert clean.admin.get(DEPLOYMENT).status == 404
@@ -131,10 +133,16 @@ def test_the_operators_pod_passes_the_restricted_standard(clean: Cluster) -> Non
 
 
 def test_an_administrator_and_a_team_share_one_cluster(clean: Cluster) -> None:
-    """The administrator installs the cluster-scoped part and grants the rights; then a team installs the operator."""
-    admin_part = {"operator": {"enabled": False}, "namespacedOperators": [{"namespace": "team-a"}]}
+    """The administrator installs the cluster-scoped part and grants the rights; then a team installs the operator.
+
+    The cap on trials is the administrator's: a team may neither make nor lift it.
+    """
+    capped = {"trials": {"quota": {"hard": {"pods": 4}}}}
+    admin_part = {"operator": {"enabled": False}, "namespacedOperators": [{"namespace": "team-a"}]} | capped
     helm(clean, "install", admin_part)
     wait_until_policies_hold(clean)
+    quota = "/api/v1/namespaces/team-a/resourcequotas/amdahl-loop-trials"
+    assert clean.admin.get(quota).body["spec"]["hard"] == {"pods": "4"}
     team = _team_lead(clean)
     team_part = {"scope": "Namespaced", "admission": {"installedByAdmin": True}, "rbac": {"create": False}}
     run_helm("install", RELEASE, CHART, "--namespace", "team-a", values=team_part, kubeconfig=team)
@@ -154,6 +162,10 @@ def test_an_administrator_and_a_team_share_one_cluster(clean: Cluster) -> None:
     [
         pytest.param({"crds": {"enabled": False}}, id="the cluster-scoped part"),
         pytest.param({"scope": "Namespaced"}, id="rights that the team does not hold"),
+        pytest.param(
+            {"scope": "Namespaced", "rbac": {"create": False}, "trials": {"quota": {"hard": {"pods": 4}}}},
+            id="a quota, which is the administrator's",
+        ),
     ],
 )
 def test_a_team_cannot_take_more_than_it_has(clean: Cluster, values: dict[str, Any]) -> None:

@@ -18,7 +18,7 @@ CLUSTER_SCOPED = {
 }
 NAMESPACED = {"Deployment", "NetworkPolicy", "Role", "RoleBinding", "Service", "ServiceAccount"}
 CI_VALUES = sorted((CHART / "ci").glob("*-values.yaml"))
-POLICIES = ("labels", "ledger", "operator-children", "operator-trainingjobs", "trainingjobs", "trials")
+POLICIES = ("labels", "ledger", "operator-children", "operator-trainingjobs", "trainingjobs", "trial-pods", "trials")
 
 NAMESPACED_SCOPE = {"scope": "Namespaced"}
 ADMIN_PART = {"operator": {"enabled": False}}
@@ -27,6 +27,8 @@ TEAM_OPERATORS = {
 }
 TWO_TEAMS = {"watchNamespaces": ["team-a", "team-b"]}
 TRIALS_CUT_OFF = {"trials": {"networkPolicy": {"enabled": True}}}
+TRIALS_CAPPED = {"trials": {"quota": {"hard": {"pods": 4}}}}
+WITHOUT_POLICIES = TWO_TEAMS | {"admission": {"enabled": False}}
 
 
 @pytest.mark.parametrize(
@@ -62,8 +64,9 @@ def test_scope_decides_which_kinds_are_rendered(values: dict[str, Any], kinds: s
 @pytest.mark.parametrize(
     ("values", "kind", "names"),
     [
-        ({"admission": {"enabled": False}}, "ValidatingAdmissionPolicy", []),
-        ({"admission": {"enabled": False}}, "ValidatingAdmissionPolicyBinding", []),
+        (WITHOUT_POLICIES, "ValidatingAdmissionPolicy", []),
+        (WITHOUT_POLICIES, "ValidatingAdmissionPolicyBinding", []),
+        (ADMIN_PART | {"admission": {"enabled": False}}, "ValidatingAdmissionPolicy", []),
         ({}, "ValidatingAdmissionPolicy", [f"amdahl-loop-{suffix}" for suffix in POLICIES]),
         ({}, "ValidatingAdmissionPolicyBinding", [f"amdahl-loop-{suffix}" for suffix in POLICIES]),
         ({"rbac": {"create": False}}, "ClusterRole", ["amdahl-loop-admin", "amdahl-loop-edit", "amdahl-loop-view"]),
@@ -83,13 +86,18 @@ def test_scope_decides_which_kinds_are_rendered(values: dict[str, Any], kinds: s
         ({"networkPolicy": {"enabled": False}}, "NetworkPolicy", []),
         ({"serviceAccount": {"create": False}}, "ServiceAccount", []),
         ({}, "ResourceQuota", []),
-        (NAMESPACED_SCOPE | {"trials": {"quota": {"hard": {"pods": 4}}}}, "ResourceQuota", ["amdahl-system/amdahl-loop-trials"]),
-        (TWO_TEAMS | {"trials": {"quota": {"hard": {"pods": 4}}}}, "ResourceQuota", ["team-a/amdahl-loop-trials", "team-b/amdahl-loop-trials"]),
+        (NAMESPACED_SCOPE | TRIALS_CAPPED, "ResourceQuota", ["amdahl-system/amdahl-loop-trials"]),
+        (TWO_TEAMS | TRIALS_CAPPED, "ResourceQuota", ["team-a/amdahl-loop-trials", "team-b/amdahl-loop-trials"]),
+        (ADMIN_PART | TEAM_OPERATORS | TRIALS_CAPPED, "ResourceQuota", ["team-a/amdahl-loop-trials", "team-b/amdahl-loop-trials"]),
+        ({"watchNamespaces": ["team-c"]} | TEAM_OPERATORS | TRIALS_CAPPED, "ResourceQuota", ["team-a/amdahl-loop-trials", "team-b/amdahl-loop-trials", "team-c/amdahl-loop-trials"]),
+        (ADMIN_PART | TEAM_OPERATORS | {"trials": {"quota": {"hard": {"pods": 4}, "namespaces": ["team-b"]}}}, "ResourceQuota", ["team-b/amdahl-loop-trials"]),
         ({"trials": {"quota": {"hard": {"pods": 4}, "namespaces": ["team-c"]}}}, "ResourceQuota", ["team-c/amdahl-loop-trials"]),
         (TWO_TEAMS | TRIALS_CUT_OFF, "NetworkPolicy", ["amdahl-system/amdahl-loop", "team-a/amdahl-loop-trials", "team-b/amdahl-loop-trials"]),
         (NAMESPACED_SCOPE | TRIALS_CUT_OFF, "NetworkPolicy", ["amdahl-system/amdahl-loop", "amdahl-system/amdahl-loop-trials"]),
         ({"trials": {"networkPolicy": {"enabled": True, "namespaces": ["team-c"]}}}, "NetworkPolicy", ["amdahl-system/amdahl-loop", "team-c/amdahl-loop-trials"]),
-        (ADMIN_PART | TWO_TEAMS | TRIALS_CUT_OFF, "NetworkPolicy", []),
+        (ADMIN_PART | TEAM_OPERATORS | TRIALS_CUT_OFF, "NetworkPolicy", ["team-a/amdahl-loop-trials", "team-b/amdahl-loop-trials"]),
+        (ADMIN_PART | TEAM_OPERATORS, "NetworkPolicy", []),
+        ({"networkPolicy": {"jobNamespaces": ["team-a"]}}, "NetworkPolicy", ["amdahl-system/amdahl-loop", "team-a/amdahl-loop-jobs"]),
         ({}, "PodDisruptionBudget", []),
         ({}, "Secret", []),
         ({"monitoring": {"serviceMonitor": {"enabled": True}}}, "ServiceMonitor", ["amdahl-system/amdahl-loop"]),
@@ -115,8 +123,9 @@ def test_a_value_decides_which_objects_are_rendered(values: dict[str, Any], kind
         (NAMESPACED_SCOPE | TWO_TEAMS, "AMDAHL_LOOP_NAMESPACES", "team-a,team-b"),
         ({}, "AMDAHL_LOOP_TRIALS", "true"),
         ({"trials": {"enabled": False}}, "AMDAHL_LOOP_TRIALS", "false"),
-        ({"admission": {"enabled": False}}, "AMDAHL_LOOP_TRIALS", "false"),
-        ({"admission": {"enabled": False, "installedByAdmin": True}}, "AMDAHL_LOOP_TRIALS", "false"),
+        (WITHOUT_POLICIES, "AMDAHL_LOOP_TRIALS", "false"),
+        (WITHOUT_POLICIES, "AMDAHL_LOOP_NAMESPACES", "team-a,team-b"),
+        (TWO_TEAMS | {"admission": {"enabled": False, "installedByAdmin": True}}, "AMDAHL_LOOP_TRIALS", "false"),
         (NAMESPACED_SCOPE, "AMDAHL_LOOP_TRIALS", "false"),
         (NAMESPACED_SCOPE | {"admission": {"installedByAdmin": True}}, "AMDAHL_LOOP_TRIALS", "true"),
         ({"trials": {"parallel": 10000}}, "AMDAHL_LOOP_PARALLEL_TRIALS", "10000"),
@@ -207,10 +216,33 @@ def test_the_quota_counts_trials_only() -> None:
     ]
 
 
-def test_a_quota_without_a_namespace_is_refused() -> None:
-    """The message names the value that is missing."""
-    with pytest.raises(HelmError, match=r"none is named: list them in trials\.quota\.namespaces"):
-        render({"trials": {"quota": {"hard": {"pods": 1}}}})
+EVERYWHERE_UNBOUND = (
+    r"admission\.enabled is false and watchNamespaces is empty: .* in every namespace; name the namespaces"
+)
+NO_NAMESPACE = r"none is named: list them in trials\.{}\.namespaces"
+QUOTA_NOWHERE, CUT_NOWHERE = NO_NAMESPACE.format("quota"), NO_NAMESPACE.format("networkPolicy")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"admission": {"enabled": False}}, EVERYWHERE_UNBOUND),
+        ({"admission": {"enabled": False}} | TEAM_OPERATORS, EVERYWHERE_UNBOUND),
+        (TRIALS_CAPPED, QUOTA_NOWHERE),
+        (TRIALS_CAPPED | TEAM_OPERATORS, QUOTA_NOWHERE),
+        (TRIALS_CAPPED | ADMIN_PART, QUOTA_NOWHERE),
+        (TRIALS_CUT_OFF, CUT_NOWHERE),
+        (TRIALS_CUT_OFF | TEAM_OPERATORS, CUT_NOWHERE),
+        (TRIALS_CUT_OFF | ADMIN_PART, CUT_NOWHERE),
+        ({"trials": {"quota": {"namespaces": ["team-a"]}}}, r"trials\.quota\.hard is empty, so no quota would be made"),
+        (NAMESPACED_SCOPE | TEAM_OPERATORS, "namespacedOperators has no effect in scope Namespaced"),
+        (ADMIN_PART | {"networkPolicy": {"jobNamespaces": ["team-a"]}}, r"networkPolicy\.jobNamespaces has no effect"),
+    ],
+)
+def test_a_value_that_would_do_nothing_or_undo_a_promise_is_refused(values: dict[str, Any], message: str) -> None:
+    """The message names the value, what would come of it, and what to set."""
+    with pytest.raises(HelmError, match=message):
+        render(values)
 
 
 TRIAL_PODS = {"podSelector": {"matchExpressions": [{"key": "amdahl-loop.io/experiment", "operator": "Exists"}]}}
@@ -235,10 +267,26 @@ def test_what_trials_read_is_added_by_the_administrator() -> None:
     assert spec["egress"] == [{"to": [TRIAL_PODS]}, data]
 
 
-def test_a_network_policy_without_a_namespace_is_refused() -> None:
-    """The message names the value that is missing."""
-    with pytest.raises(HelmError, match=r"none is named: list them in trials\.networkPolicy\.namespaces"):
-        render(TRIALS_CUT_OFF)
+def test_a_namespace_that_denies_by_default_lets_the_operator_read_metrics() -> None:
+    """The running pods of jobs on the probe's port, from this operator alone; Prometheus too, where it is told to scrape them."""
+    values = {"networkPolicy": {"jobNamespaces": ["team-a"]}}
+    spec = render(values).one("NetworkPolicy", "amdahl-loop-jobs")["spec"]
+    (rule,) = spec["ingress"]
+    assert spec["podSelector"]["matchExpressions"] == [
+        {"key": "amdahl-loop.io/job", "operator": "Exists"},
+        {"key": "amdahl-loop.io/experiment", "operator": "DoesNotExist"},
+    ]
+    assert spec["policyTypes"] == ["Ingress"]
+    assert rule["ports"] == render().one("NetworkPolicy")["spec"]["egress"][1]["ports"]
+    (operator,) = rule["from"]
+    assert operator["namespaceSelector"] == {"matchLabels": {"kubernetes.io/metadata.name": "amdahl-system"}}
+    deployment = render(values).one("Deployment")["spec"]
+    assert operator["podSelector"] == deployment["selector"]
+    scraped = render(values | {"monitoring": {"podMonitor": {"enabled": True}}}).one(
+        "NetworkPolicy", "amdahl-loop-jobs"
+    )
+    prometheus = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}
+    assert scraped["spec"]["ingress"][0]["from"] == [operator, prometheus]
 
 
 @pytest.mark.parametrize(("keep", "annotation"), [(True, "keep"), (False, None)])
@@ -255,17 +303,18 @@ def test_definitions_stay_unless_they_are_told_not_to(keep: bool, annotation: st
     [
         ("view", "view", {("trainingjobs", "get"), ("experiments", "get"), ("tuningpolicies", "get")}),
         ("edit", "edit", {("trainingjobs", "create"), ("trainingjobs", "delete"), ("trainingjobs", "patch")}),
-        ("admin", "admin", {("tuningpolicies", "create"), ("tuningpolicies", "patch"), ("tuningpolicies", "delete")}),
+        ("admin", "admin", {("tuningpolicies", "create"), ("tuningpolicies", "delete"), ("experiments", "delete")}),
     ],
 )
 def test_people_get_their_rights_by_aggregation(role: str, label: str, rights: set[tuple[str, str]]) -> None:
-    """TuningPolicies are written by admins, never by editors; nobody is given Experiments or a status to write."""
+    """TuningPolicies are written, and Experiments deleted, by admins, never by editors; nobody writes Experiments or a status."""
     found = render().one("ClusterRole", f"amdahl-loop-{role}")
     granted = {(resource, verb) for rule in found["rules"] for resource in rule["resources"] for verb in rule["verbs"]}
     assert found["metadata"]["labels"][f"rbac.authorization.k8s.io/aggregate-to-{label}"] == "true"
     assert rights <= granted
-    assert not [(r, v) for r, v in granted if v not in ("get", "list", "watch") and (r == "experiments" or "/" in r)]
-    assert role == "admin" or not [v for r, v in granted if r == "tuningpolicies" and v not in ("get", "list", "watch")]
+    written = {(resource, verb) for resource, verb in granted if verb not in ("get", "list", "watch")}
+    assert {(r, v) for r, v in written if r == "experiments" or "/" in r} <= {("experiments", "delete")}
+    assert role == "admin" or {r for r, _ in written} <= {"trainingjobs"}
 
 
 OPERATOR_RIGHTS = {
@@ -366,7 +415,7 @@ def test_everything_that_can_be_filled_in_arrives() -> None:
     [
         ({}, ["every namespace that is enabled", "kubectl label namespace", "rollout status deployment/amdahl-loop"]),
         (TWO_TEAMS, ["looks after team-a, team-b", "kubectl --namespace team-a apply"]),
-        ({"admission": {"enabled": False}}, ["TRIALS ARE OFF", "set admission.enabled=true"]),
+        (WITHOUT_POLICIES, ["TRIALS ARE OFF", "set admission.enabled=true"]),
         ({"trials": {"enabled": False}}, ["TRIALS ARE OFF", "Set trials.enabled=true"]),
         (NAMESPACED_SCOPE, ["TRIALS ARE OFF", "namespacedOperators: [{namespace: amdahl-system, serviceAccount: amdahl-loop"]),
         (ADMIN_PART, ["cluster-scoped part", "none: name them in namespacedOperators"]),

@@ -40,6 +40,7 @@ SCHEMA = json.loads((CHART / "values.schema.json").read_text())
         ({"namespacedOperators": [{"namespace": "a", "name": "x"}]}, "additional properties 'name' not allowed"),
         ({"admission": {"ledgerWriters": ["a' || true || '"]}}, "at '/admission/ledgerWriters/0'"),
         ({"admission": {"jobControllers": []}}, "at '/admission/jobControllers': minItems: got 0, want 1"),
+        ({"networkPolicy": {"jobNamespaces": ["*"]}}, "at '/networkPolicy/jobNamespaces/0'"),
         ({"networkPolicy": {"apiServer": {"cidrs": ["10.0.0.1"]}}}, "at '/networkPolicy/apiServer/cidrs/0'"),
         ({"networkPolicy": {"apiServer": {"ports": []}}}, "at '/networkPolicy/apiServer/ports': minItems: got 0, want 1"),
         ({"monitoring": {"serviceMonitor": {"interval": "30"}}}, "at '/monitoring/serviceMonitor/interval'"),

@@ -58,3 +58,5 @@ def test_jobs_are_added_up_by_namespace_and_events_are_counted() -> None:
         'amdahl_loop_spec_reverts_total{manager="kubectl"} 1.0',
         'amdahl_loop_spec_reverts_total{manager="another program"} 1.0',
     }
+    (resident,) = (line.split() for line in lines if line.startswith("process_resident_memory_bytes "))
+    assert float(resident[1]) > 1e6

@@ -9,10 +9,13 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from amdahl_loop.domain.api.plans import write_plan
+from chart.helm import NAMESPACE
 from cluster_operator import Object, condition, read, wait_for_condition
 from fakes import Truth, loader_bound
 from hollow import HollowNodes
-from security.scene import ENABLED, TIMEOUT_S, apply, own_operator, people, training_job
+from judge_builders import make_plan
+from security.scene import ACCOUNT, ENABLED, TIMEOUT_S, apply, merge, own_operator, people, training_job
 from testbed.access import Access
 from testbed.cluster import Cluster, wait_for
 
@@ -56,7 +59,7 @@ HELD = {
     # resource: what view, edit and admin may do with it
     "trainingjobs": (READS, READS + WRITES, READS + WRITES),
     "trainingjobs/status": ((), (), ()),
-    "experiments": (READS, READS, READS),
+    "experiments": (READS, READS, (*READS, "delete")),
     "experiments/status": ((), (), ()),
     "tuningpolicies": (READS, READS, READS + WRITES),
 }
@@ -64,7 +67,10 @@ HELD = {
 
 @pytest.mark.parametrize("role", ["view", "edit", "admin"])
 def test_a_role_gives_this_and_no_more(secured: Cluster, tenants: Tenants, role: str) -> None:
-    """Jobs are their editors', caps their administrators', the ledger and every status the operator's alone; nothing reaches next door."""
+    """Jobs are their editors', caps their administrators', the ledger and every status the operator's alone; nothing reaches next door.
+
+    Of the ledger an administrator may delete an entry, one at a time, and nobody else: what it spent goes with it.
+    """
     user = people(secured, tenants.a, role, f"someone-{role}")
     wait_for(
         lambda: may(user, tenants.a, "patch", "tuningpolicies") is (role == "admin"),
@@ -97,10 +103,29 @@ def test_real_requests_are_refused_as_the_reviews_say(tenants: Tenants) -> None:
             "application/merge-patch+json",
         ),
         alice.delete(f"{OURS}/namespaces/{a}/experiments"),
+        alice.delete(f"{OURS}/namespaces/{a}/experiments/x"),
     ]
     assert [reply.status for reply in refused] == [403] * len(refused)
     assert alice.get(f"{OURS}/namespaces/{a}/experiments").status == 200
     assert bob.get(f"{OURS}/namespaces/{b}/experiments").status == 200
+
+
+def test_an_administrator_of_a_namespace_deletes_an_experiment(secured: Cluster, tenants: Tenants) -> None:
+    """As conditions ask for it; its editors may not, nor may the administrator next door, nor change it."""
+    operator = secured.service_account(NAMESPACE, ACCOUNT)
+    where, plan = f"{OURS}/namespaces/{tenants.a}/experiments", write_plan(make_plan())
+    name = plan["metadata"]["name"]
+    assert operator.post(where, plan).status == 201
+    admin, stranger = (people(secured, at, "admin", f"admin-of-{at}") for at in (tenants.a, tenants.b))
+    wait_for(lambda: may(admin, tenants.a, "delete", "experiments"), TIMEOUT_S, "the roles are aggregated")
+    refused = [
+        tenants.alice.delete(f"{where}/{name}"),
+        stranger.delete(f"{where}/{name}"),
+        admin.delete(where),
+        merge(admin, f"{where}/{name}", {"metadata": {"labels": {"amdahl-loop.io/closed": "true"}}}),
+    ]
+    assert [reply.status for reply in refused] == [403] * len(refused)
+    assert admin.delete(f"{where}/{name}").status == 200
 
 
 def test_what_one_team_has_learned_stays_with_it(secured: Cluster, tenants: Tenants, tmp_path: Path) -> None:

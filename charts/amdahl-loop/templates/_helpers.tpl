@@ -62,6 +62,23 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end -}}
 {{- end -}}
 
+{{- /*
+The namespaces where trials run that this release knows of, as a JSON list: those of its own operator, and those of the
+operators that teams run by themselves. Empty where its operator looks after every enabled one.
+*/ -}}
+{{- define "amdahl-loop.trialNamespaces" -}}
+{{- $own := include "amdahl-loop.namespaces" . | fromJsonArray -}}
+{{- $teams := list -}}
+{{- range .Values.namespacedOperators -}}
+{{- $teams = concat $teams (.namespaces | default (list .namespace)) -}}
+{{- end -}}
+{{- if and .Values.operator.enabled (not $own) -}}
+[]
+{{- else -}}
+{{- concat $own $teams | uniq | sortAlpha | toJson -}}
+{{- end -}}
+{{- end -}}
+
 {{- /* Without the policies trials are off, whatever trials.enabled says. */ -}}
 {{- define "amdahl-loop.runsTrials" -}}
 {{- $policies := ternary .Values.admission.enabled .Values.admission.installedByAdmin (eq .Values.scope "Cluster") -}}

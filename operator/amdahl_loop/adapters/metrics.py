@@ -10,7 +10,7 @@ from sys import intern
 from typing import NamedTuple, Self
 from wsgiref.simple_server import WSGIServer
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, start_http_server
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -87,6 +87,7 @@ class Metrics:
         info = Gauge("amdahl_loop_build_info", "The operator's version.", ["version"], registry=self.registry)
         info.labels(__version__).set(1)
         self.registry.register(_Jobs(told, queue))
+        ProcessCollector(registry=self.registry)  # a registry of one's own has none: memory, CPU and open files
 
     def serve(self, port: int) -> WSGIServer:
         """Serve `/metrics` on every address of the pod, from a thread of its own; closing it is the caller's."""

@@ -4,6 +4,7 @@ Level-triggered: a pass starts from what the API server says, and whatever insta
 The loop itself is `reconcile.tick`, the same as on one machine; here it gets a cluster's ports.
 """
 
+import contextlib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -33,7 +34,7 @@ from amdahl_loop.adapters.kube.status import write_status
 from amdahl_loop.adapters.metrics import Metrics, Told
 from amdahl_loop.announcing import announce
 from amdahl_loop.domain.api.conditions import ConditionStatus, JobConditionType
-from amdahl_loop.domain.api.parts import read_knob
+from amdahl_loop.domain.api.parts import clip, read_knob
 from amdahl_loop.domain.api.training_job import KnobSource
 from amdahl_loop.domain.applying import Decision, RecordRelease, RecordRevert
 from amdahl_loop.domain.bank import Balance, balance, hours_in_force
@@ -70,6 +71,8 @@ from amdahl_loop.settings import Settings
 
 LOOK_AROUND_S = 10.0
 """Trials make way within 30 s: seen within ten, decided at the next pass, over within a pod's grace."""
+MAX_FAILURE = 300
+"""So much of an error's own words goes into a status."""
 OVER = (Reason.FINISHED, Reason.SUSPENDED, Reason.QUEUED)
 """Ways of standing in which nothing is measured and nothing tried."""
 
@@ -89,7 +92,19 @@ class Operator:
     fetch: Fetch = fetch_metrics
 
     async def advance(self, key: JobKey) -> float | None:
-        """One pass; seconds until the next one, None where the job is gone. ApiUnavailable where the server is."""
+        """One pass; seconds until the next one, None where the job is gone. ApiUnavailable where the server is.
+
+        Whatever else ends a pass can only be a fault of ours: the job's owner is told, and the queue tries again.
+        """
+        try:
+            return await self._advance(key)
+        except ApiUnavailable:
+            raise
+        except Exception as error:
+            await self._tell_failure(key, error)
+            raise
+
+    async def _advance(self, key: JobKey) -> float | None:
         shown = await show(self.client, *key)
         if shown is not None and self._is_at_rest(key, shown):
             return RESYNC_IDLE_S
@@ -129,6 +144,15 @@ class Operator:
         self.recollection.told[JobKey(seen.namespace, seen.name)] = Told.of(seen.namespace, status)
         await write_status(self.client, seen, status)
         return RESYNC_IDLE_S
+
+    async def _tell_failure(self, key: JobKey, error: Exception) -> None:
+        """Say that the pass failed, by the job as it is now. It is tried again whether that can be said or not."""
+        with contextlib.suppress(ApiUnavailable):
+            shown = await show(self.client, *key)
+            if shown is not None and not shown.is_deleting:
+                seen = SeenJob(document=shown.document, job=None, status=shown.read_status())
+                sentence = f"The operator fails at this job and tries again; its log says where. {say_failure(error)}"
+                await self.tell(seen, Note(reason=Reason.OPERATOR_FAULT, sentence=sentence))
 
     def count_time(self, key: JobKey, breakdown: Breakdown | None) -> None:
         """Count where a running job's time went since this was last done; None: it does not run as measured."""
@@ -378,6 +402,11 @@ class _Pass:
         """Whether the job wants a trial, which is the fleet's to grant, or misses a claim, of which no watch tells."""
         modes = self._derived.access_modes
         return self._key in self._recollection.fleet or modes is None or not all(modes.values())
+
+
+def say_failure(error: Exception) -> str:
+    """An error that nobody has foreseen, in a line: its type, and so much of its words."""
+    return clip(f"{type(error).__name__}: {error}", MAX_FAILURE)
 
 
 def identify(job: TrainingJob) -> Identity:

@@ -28,7 +28,6 @@ class TestRefusing:
                 make_job(env=[{"name": "AMDAHL_SEED", "value": "1"}]), "AMDAHL_SEED: names beginning with", id="ours"
             ),
             pytest.param(make_job(workingDir="nowhere"), "workingDir", id="no such folder"),
-            pytest.param(make_job(resources={"limits": {"memory": "lots"}}), "'lots' is no resource", id="memory"),
             pytest.param(
                 make_job(tuning={"trial": {"scratchPaths": ["/no/such/folder"]}}),
                 "does not exist; create it",

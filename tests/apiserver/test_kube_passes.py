@@ -1,10 +1,12 @@
 """What does one pass of the operator do for a job, on a real API server with pods played by hand?"""
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from typing import Any
 
 import pytest
 
 from amdahl_loop.adapters.kube.kinds import Kind
+from amdahl_loop.adapters.kube.transport import Answer, Request
 from amdahl_loop.domain.knob_values import KnobName, Knobs
 from amdahl_loop.domain.policy import TuningPolicySpec
 from amdahl_loop.domain.tuning import Mode
@@ -224,6 +226,76 @@ def test_a_spec_that_cannot_be_used_is_looked_at_again_when_somebody_changes_it(
         assert await job.scene.objects(Kind.JOB) == {}
 
     passes(scenario, template=template)
+
+
+@pytest.mark.parametrize(
+    ("pod", "trainer", "said_of_it"),
+    [
+        ({"volumes": {"data": {"emptyDir": {}}}}, {}, "spec.template.spec.volumes"),
+        ({"volumes": ["data"]}, {}, "spec.template.spec.volumes.0"),
+        ({"initContainers": "none"}, {}, "spec.template.spec.initContainers"),
+        ({}, {"volumeMounts": {"data": "/data"}}, "spec.template.spec.containers.0.volumeMounts"),
+        ({}, {"resources": {"limits": {"nvidia.com/gpu": "all"}}}, "resources.limits.nvidia.com/gpu: 'all'"),
+        ({}, {"resources": {"requests": {"memory": "lots"}}}, "resources.requests.memory: 'lots'"),
+    ],
+)
+def test_a_template_of_the_wrong_shape_is_said_once(
+    passes: Callable[..., None], pod: dict[str, Any], trainer: dict[str, Any], said_of_it: str
+) -> None:
+    """The definition leaves these fields open, so the server takes them; nothing is made of them, and nothing is written again."""
+
+    async def scenario(job: Passes) -> None:
+        change = {"spec": {"template": make_template(pod, **trainer)}}
+        assert isinstance(await job.scene.client.patch(Kind.TRAINING_JOB, job.scene.namespace, "pydocs", change), dict)
+        assert await job.operator.advance(job.key) == RESYNC_IDLE_S
+        seen = await see_job(job.scene.client, job.scene.namespace)
+        status, reason, message = said(seen, "Stalled")
+        assert (status, reason) == ("True", "InvalidSpec")
+        assert said_of_it in message
+        assert await job.operator.advance(job.key) == RESYNC_IDLE_S
+        again = await see_job(job.scene.client, job.scene.namespace)
+        assert again.resource_version == seen.resource_version
+        assert await job.scene.objects(Kind.JOB) == {}
+
+    passes(scenario)
+
+
+@pytest.mark.parametrize("memory", ["16e9", "1Pi", "1E", ".5Gi", "+1", "1n", " 2Gi"])
+def test_a_quantity_that_the_server_takes_runs(passes: Callable[..., None], memory: str) -> None:
+    """However it is written."""
+
+    async def scenario(job: Passes) -> None:
+        seen = await job.settle()
+        assert said(seen, "Stalled")[0] == "False"
+        assert list(await job.scene.objects(Kind.JOB)) == ["pydocs-r0"]
+
+    passes(scenario, template=make_template(resources={"limits": {"memory": memory}}))
+
+
+def test_a_fault_of_ours_is_told_until_a_pass_goes_through(passes: Callable[..., None]) -> None:
+    """Once, whatever the number of tries; the pass that goes through says how the job stands."""
+
+    async def scenario(job: Passes) -> None:
+        async def answer_nonsense(request: Request, send: Callable[[Request], Awaitable[Answer]]) -> Answer:
+            answer = await send(request)
+            return answer if "/trainingjobs/" in request.path else Answer(status=200, body={"items": [{}]})
+
+        job.scene.transport.fault = answer_nonsense
+        versions = set()
+        for _ in range(3):
+            with pytest.raises(KeyError):
+                await job.operator.advance(job.key)
+            seen = await see_job(job.scene.client, job.scene.namespace)
+            versions.add(seen.resource_version)
+            assert said(seen, "Stalled")[:2] == ("True", "OperatorFault")
+            assert "KeyError" in said(seen, "Stalled")[2]
+        assert len(versions) == 1
+        job.scene.transport.fault = None
+        seen = await job.settle()
+        assert said(seen, "Stalled")[0] == "False"
+        assert said(seen, "Ready")[1] == "Starting"
+
+    passes(scenario)
 
 
 def test_an_old_manifest_over_two_wins_never_runs_its_old_values(passes: Callable[..., None]) -> None:

@@ -182,7 +182,11 @@ def test_foreign_code_under_the_probes_name_is_never_mounted(api_server: Cluster
     ("template", "said"),
     [
         pytest.param(make_template({"restartPolicyy": "Never"}), "restartPolicyy", id="a field that is misspelt"),
-        pytest.param(make_template(resources={"limits": {"cpu": "many"}}), "quantities", id="a quantity that is none"),
+        pytest.param(
+            make_template(resources={"limits": {"cpu": "1", "memory": ".5Gi"}, "requests": {"cpu": "2"}}),
+            "must be less than or equal to",
+            id="a request above its limit",
+        ),
         pytest.param(make_template({"volumes": [{"name": "v", "bogus": {}}]}), "bogus", id="a volume of no kind"),
         pytest.param(
             make_template(volumeMounts=[{"name": "nobody", "mountPath": "/x"}]), "nobody", id="no such volume"

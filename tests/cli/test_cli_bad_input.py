@@ -40,6 +40,14 @@ MANIFESTS = {
         ["knobs.dataloaderWorkers is 0", "widen one of them"],
     ),
     "no command": (GOOD.replace(", command: [python, train.py]", ""), ["trainer container has no command"]),
+    "bad quantity": (
+        GOOD.replace("train.py]", "train.py], resources: {limits: {memory: lots}}"),
+        ["line 6", "containers.0.resources.limits.memory", "'lots' is no resource quantity", "8Gi"],
+    ),
+    "volumes as a map": (
+        GOOD.replace("{spec: {containers", "{spec: {volumes: {data: {}}, containers"),
+        ["line 6", "spec.template.spec.volumes", "is a map; write a list"],
+    ),
     "no trainer": (GOOD.replace("name: trainer", "name: main"), ["['main']", "'trainer'"]),
     "bad duration": (
         f"{GOOD}  tuning: {{checkpoint: {{maxLostWork: soon}}}}\n",

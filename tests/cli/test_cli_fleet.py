@@ -11,6 +11,7 @@ import pytest
 from amdahl_loop.adapters.kube.client import KubeClient
 from amdahl_loop.adapters.kube.transport import Answer, Request
 from amdahl_loop.adapters.sqlite.entries import Observed
+from amdahl_loop.cli import fleet
 from amdahl_loop.domain.api.training_job import report_observation
 from amdahl_loop.domain.api.wire import to_wire
 from builders import make_manifest
@@ -182,6 +183,54 @@ def test_a_policy_binds_what_is_weighed(jobs: list[Document]) -> None:
     assert ideas(free) == {"running": [3], "best": [3], "secretive": [3]}
     assert ideas(capped) == {"best": [1], "secretive": [1]}
     assert [job["job"] for job in off["jobs"]] == ["best", "secretive", "running", "calm", "broken", "fresh"]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "told"),
+    [
+        ("volumes", {"data": {}}, "spec.template.spec.volumes: {'data': {}}: is a map; write a list"),
+        ("initContainers", ["a"], "spec.template.spec.initContainers.0: 'a': is text; write a map"),
+        ("containers", "nvidia.com/gpu", "resources.limits.nvidia.com/gpu: 'all': 'all' is no resource quantity"),
+    ],
+)
+def test_a_job_of_the_wrong_shape_is_a_row_with_its_reason(
+    jobs: list[Document], field: str, value: Any, told: str
+) -> None:
+    """The others stand as they did; `explain` says the same of it."""
+    before = json.loads(ask(jobs, "fleet", "-A", "-o", "json").out)
+    pod = jobs[0]["spec"]["template"]["spec"]
+    if field == "containers":
+        pod["containers"][0]["resources"] = {"limits": {value: "all"}}
+    else:
+        pod[field] = value
+    called = ask(jobs, "fleet", "-A", "-o", "json")
+    assert (called.code, called.err) == (0, "")
+    rows = {row["job"]: row for row in json.loads(called.out)["jobs"]}
+    assert told in rows.pop("calm")["sentence"]
+    assert rows == {
+        row["job"]: row | {"rank": rows[row["job"]]["rank"]} for row in before["jobs"] if row["job"] != "calm"
+    }
+    explained = ask(jobs, "explain", "calm", "-n", "team")
+    assert (explained.code, explained.out) == (2, "")
+    assert told in " ".join(explained.err.split())
+
+
+def test_a_job_at_which_the_weighing_fails_is_a_row_too(jobs: list[Document], monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a fault of ours: its type and its words stand in the row, and the others stand as they did."""
+    weigh = fleet.look
+
+    def fail(snapshot: Any, observation: Any) -> Any:
+        if snapshot.job.metadata.name == "calm":
+            raise OverflowError("too\nlarge")
+        return weigh(snapshot, observation)
+
+    monkeypatch.setattr(fleet, "look", fail)
+    called = ask(jobs, "fleet", "-o", "json")
+    rows = {row["job"]: row for row in json.loads(called.out)["jobs"]}
+    assert called.code == 0
+    assert rows["calm"]["sentence"] == "This job cannot be weighed. OverflowError: too large"
+    assert rows["best"]["removable"] is not None
+    assert "team/calm: This job cannot be weighed." in ask(jobs, "fleet").out
 
 
 def test_explain_shows_what_is_recorded(jobs: list[Document]) -> None:

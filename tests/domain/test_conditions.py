@@ -127,6 +127,7 @@ def sentence(facts: Facts, type_name: JobConditionType) -> str:
         (Reason.INVALID_SPEC, {T.STALLED}),
         (Reason.REFUSED_BY_SERVER, {T.STALLED}),
         (Reason.SQUATTED, {T.STALLED}),
+        (Reason.OPERATOR_FAULT, {T.STALLED}),
     ],
 )
 def test_how_the_job_stands_in_the_words_of_kstatus(reason: Reason, true: set[JobConditionType]) -> None:

@@ -27,11 +27,29 @@ def test_bad_durations_are_named(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "value"), [("2", 2), ("500m", 0.5), ("8Gi", 8 * 2**30), ("1.5", 1.5), ("3k", 3000), ("1T", 1e12)]
-)
+    ("text", "value"),
+    [
+        ("2", 2), ("0", 0), ("1.5", 1.5), ("1.", 1), (".5", 0.5), ("+1", 1), ("-1.5", -1.5), (" 8Gi\n", 8 * 2**30),
+        ("1n", 1e-9), ("5u", 5e-6), ("500m", 0.5), ("3k", 3e3), ("1M", 1e6), ("1G", 1e9), ("1T", 1e12), ("1P", 1e15), ("1E", 1e18),
+        ("1Ki", 2**10), ("1Mi", 2**20), (".5Gi", 2**29), ("1.5Ti", 1.5 * 2**40), ("1Pi", 2**50), ("-1Ei", -(2**60)),
+        ("16e9", 16e9), ("16E9", 16e9), ("1e+3", 1e3), ("2.5e-3", 0.0025), (".5E1", 5), ("0e0", 0),
+        ("8Ei", 2**63), ("9Ei", 2**63), ("1e999", 2**63), ("-1e999", -(2**63)), ("1" * 5000, 2**63), ("1e-999", 0),
+    ],
+)  # fmt: skip
 def test_quantities_are_read(text: str, value: float) -> None:
-    """Kubernetes' decimal and binary suffixes."""
-    assert parse_quantity(text) == pytest.approx(value)
+    """Kubernetes' signs, fractions, suffixes and exponents; what is more than it can hold is the most that it can."""
+    assert parse_quantity(text) == pytest.approx(value, rel=1e-12, abs=0)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", ".", "+", "all", "Gi", "1K", "1ki", "1gi", "1mi", "1i", "1e", "1e1.5", "1e3k", "1 Gi", "1Gib", "1,5", "1_000", "0x10", "--1", "+-1", "1.2.3", "nan", "inf", "٣", "1" * 50_000 + "x"],
+)  # fmt: skip
+def test_what_is_no_quantity_is_named(text: str) -> None:
+    """Quoted, not at any length, with an example of one; none of it takes long to refuse."""
+    with pytest.raises(ValueError, match="is no resource quantity; write a number such as") as refused:
+        parse_quantity(text)
+    assert len(str(refused.value)) < 130
 
 
 def test_design_example_is_accepted() -> None:

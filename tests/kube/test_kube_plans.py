@@ -87,7 +87,7 @@ def test_the_program_starts_where_the_container_does(working_dir: str, cwd: str)
     [
         pytest.param({"limits": {"memory": "8Gi"}}, 8 * 2**30, id="limit"),
         pytest.param({"requests": {"memory": "8Gi"}}, supervisor.NO_LIMIT_BYTES, id="a request is no limit"),
-        pytest.param({"limits": {"memory": "1e9"}}, supervisor.NO_LIMIT_BYTES, id="a form that is left to the kernel"),
+        pytest.param({"limits": {"memory": "1e9"}}, 10**9, id="an exponent"),
     ],
 )
 def test_the_memory_limit_is_the_containers(resources: Any, mem_bytes: int) -> None:

@@ -321,6 +321,21 @@ def test_a_volume_that_cannot_be_closed_is_refused(volume: dict[str, Any], why: 
     assert why in body.why
 
 
+def test_what_is_null_is_as_if_it_were_not_there() -> None:
+    """As Kubernetes takes it: the running job and a block are what they are without those words."""
+    nulls = make_template(
+        {"volumes": [{"name": "v", "projected": None}], "restartPolicy": None, "affinity": None}, volumeMounts=None
+    )
+    plain = make_template({"volumes": [{"name": "v", "projected": None}]})
+    written, left_out = make_cluster_job(nulls | {"metadata": None}), make_cluster_job(plain)
+    assert render_job(written, 0, PROBE)["spec"]["podFailurePolicy"]
+    assert pod_of(render_job(written, 0, PROBE)) == pod_of(render_job(left_out, 0, PROBE)) | {"affinity": None}
+    assert pod_of(render_for(written)) == pod_of(render_for(left_out))
+    for body in (render_job(written, 0, PROBE), render_for(written)):
+        assert not isinstance(body, Unfit)
+        assert body["spec"]["template"]["metadata"]["labels"]["amdahl-loop.io/job"] == "pydocs"
+
+
 def test_raw_block_devices_are_refused() -> None:
     """A device file cannot be closed like a folder."""
     pod = {"volumes": [{"name": "v", "persistentVolumeClaim": {"claimName": "c"}}]}

@@ -31,7 +31,7 @@ class Row(NamedTuple):
     reason: str
     pod: Mapping[str, Any] = NOTHING
     trainer: Mapping[str, Any] = NOTHING
-    metadata: Mapping[str, Any] = NOTHING
+    metadata: Any = NOTHING
 
 
 def volume(**source: Any) -> Object:
@@ -94,8 +94,21 @@ STALLED = [
     Row("our-annotation", "metadata.annotations amdahl-loop.io/declared", INVALID, metadata={"annotations": {"amdahl-loop.io/declared": "0"}}),
     Row("our-variable", "env AMDAHL_TRIAL: names beginning with AMDAHL_ are set by the loop", INVALID, {}, {"env": [{"name": "AMDAHL_TRIAL", "value": "0"}]}),
     Row("our-folder", "volumeMounts /amdahl/probe: /amdahl is the loop's", INVALID, volume(emptyDir={}), {"volumeMounts": [{"name": "data", "mountPath": "/amdahl/probe"}]}),
+    Row("metadata-text", "spec.template.metadata: 'mine': is text; write a map", INVALID, metadata="mine"),
+    Row("labels-list", "spec.template.metadata.labels: ['team']: is a list; write a map", INVALID, metadata={"labels": ["team"]}),
+    Row("volumes-map", "spec.template.spec.volumes: {'data': {'emptyDir': {}}}: is a map; write a list", INVALID, {"volumes": {"data": {"emptyDir": {}}}}),
+    Row("volumes-text", "spec.template.spec.volumes.0: 'data': is text; write a map", INVALID, {"volumes": ["data"]}),
+    Row("claim-text", "spec.template.spec.volumes.0.persistentVolumeClaim: 'data': is text; write a map", INVALID, volume(persistentVolumeClaim="data")),
+    Row("claim-name", "persistentVolumeClaim.claimName: 'My Data': no claim can have this name", INVALID, volume(persistentVolumeClaim={"claimName": "My Data"})),
+    Row("mounts-map", "spec.template.spec.containers.0.volumeMounts: {'data': '/data'}: is a map; write a list", INVALID, volume(emptyDir={}), {"volumeMounts": {"data": "/data"}}),
+    Row("init-map", "spec.template.spec.initContainers: {'side': {}}: is a map; write a list", INVALID, {"initContainers": {"side": {}}}),
+    Row("devices-all", "resources.limits.nvidia.com/gpu: 'all': 'all' is no resource quantity; write a number", INVALID, {}, {"resources": {"limits": {"nvidia.com/gpu": "all"}}}),
+    Row("memory-lots", "resources.limits.memory: 'lots': 'lots' is no resource quantity", INVALID, {}, {"resources": {"limits": {"memory": "lots"}}}),
+    Row("memory-below", "resources.limits.memory: '-1Gi': is less than nothing", INVALID, {}, {"resources": {"limits": {"memory": "-1Gi"}}}),
 ]  # fmt: skip
 FREE = [
+    Row("exponent", "", "", {}, {"resources": {"limits": {"memory": "16e9", "cpu": "+4"}, "requests": {"memory": ".5Gi", "cpu": "1n"}}}),
+    Row("nulls", "", "", {"volumes": None, "affinity": None, "restartPolicy": None}, {"volumeMounts": None}, {"labels": None, "annotations": None}),
     Row("native-sidecar", "", "", native()),
     Row("shared-processes", "", "", {"shareProcessNamespace": True}),
     Row("first-class", "", "", {"priorityClassName": "important", "preemptionPolicy": "PreemptLowerPriority"}),
@@ -110,7 +123,7 @@ def write(row: Row) -> Object:
     """The row's TrainingJob."""
     job = training_job(row.name, row.pod, **row.trainer)
     if row.metadata:
-        job["spec"]["template"]["metadata"] = dict(row.metadata)
+        job["spec"]["template"]["metadata"] = row.metadata
     return job
 
 

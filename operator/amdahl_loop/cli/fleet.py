@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from amdahl_loop.adapters.kube.client import ApiUnavailable
 from amdahl_loop.adapters.kube.jobs import SeenJob
 from amdahl_loop.adapters.kube.policies import Policies, list_policies
 from amdahl_loop.adapters.kube.recall import LedgerUnreadableError
@@ -29,7 +30,7 @@ from amdahl_loop.domain.policy import cap_parallel_trials, constrain
 from amdahl_loop.domain.reasons import Reason
 from amdahl_loop.domain.resources import TrainingJob
 from amdahl_loop.domain.withholding import is_withheld
-from amdahl_loop.operate import identify
+from amdahl_loop.operate import identify, say_failure
 
 TYPES = JobConditionType
 NOT_SEEN = "The operator has not looked at this job yet."
@@ -96,9 +97,17 @@ async def _look_at(seen: SeenJob, policies: Policies, records: Records, now_s: f
     if seen.job is None:
         return View(seen=seen, member=bare, trouble=seen.faults)
     try:
-        snapshot = await take_snapshot(seen, seen.job, policies, records, now_s)
+        return _weigh(seen, await take_snapshot(seen, seen.job, policies, records, now_s))
+    except ApiUnavailable:
+        raise
     except LedgerUnreadableError as error:
         return View(seen=seen, member=bare, trouble=str(error))
+    except Exception as error:  # noqa: BLE001  # one job's fault must not hide the others
+        return View(seen=seen, member=bare, trouble=f"This job cannot be weighed. {say_failure(error)}")
+
+
+def _weigh(seen: SeenJob, snapshot: Snapshot) -> View:
+    """The job's place and what is worth trying, from what is recorded."""
     observation = snapshot.observation
     review = look(snapshot, observation) if observation is not None else None
     return View(

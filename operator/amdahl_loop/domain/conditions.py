@@ -112,6 +112,7 @@ STANDINGS: Mapping[Reason, Standing] = {
     Reason.INVALID_SPEC: Standing(is_stalled=True),
     Reason.REFUSED_BY_SERVER: Standing(is_stalled=True),
     Reason.SQUATTED: Standing(is_stalled=True),
+    Reason.OPERATOR_FAULT: Standing(is_stalled=True),
 }
 """Every way in which a job can stand. kstatus reads Ready, Reconciling and Stalled: the last two are true when
 something is going on, or wrong."""

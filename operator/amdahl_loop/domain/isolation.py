@@ -2,13 +2,11 @@
 
 Two kinds of obstacle. Credentials: a copy could write to the outside again and again, so trials wait for the owner's
 word that it cannot (`tuning.trial.isolated`). Powers: a trial never gets host access, or a share of what one pod holds
-alone, whatever anybody says; a template that needs them is not tried. What cannot be read counts as an obstacle.
+alone, whatever anybody says; a template that needs them is not tried.
 """
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-
-from pydantic import ValidationError
 
 from amdahl_loop.domain.pod_parts import (
     CLOSABLE_VOLUMES,
@@ -61,11 +59,7 @@ def find_obstacles(
     `access_modes` are those of the namespace's persistent volume claims by name. A claim that is not there blocks
     nothing: the job itself cannot run without it.
     """
-    try:
-        parts = read_parts(template)
-    except ValidationError as error:
-        where = ".".join(str(part) for part in error.errors()[0]["loc"])
-        return (_refuse(f"{_TEMPLATE}.{where}", "cannot be read", "write it as Kubernetes does"),)
+    parts = read_parts(template)
     found = (
         *_read_marks(parts.metadata or MetadataPart()),
         *_read_pod(parts.spec),

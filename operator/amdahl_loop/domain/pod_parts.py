@@ -1,19 +1,51 @@
-"""Which parts of a pod can hand out credentials or powers?
+"""Which parts of a pod does the loop read, and how is each shaped?
 
-The fields that isolation is judged by, as Kubernetes names them; everything else of a template is passed over. A part
-that is not shaped as Kubernetes shapes it does not parse: nobody knows what it would do.
+The fields that isolation is judged by and those that rendering adds to, as Kubernetes names them; everything else of a
+template is passed over. What is not shaped as Kubernetes shapes it does not parse, so nobody behind this edge has to
+look; where Kubernetes takes a null for nothing, so does this.
 """
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator
 from pydantic.alias_generators import to_camel
 
 from amdahl_loop.domain.template import PodTemplate
+from amdahl_loop.domain.units import parse_quantity
 
 Present = dict[str, Any] | None
 """An object of which only the presence matters."""
+Objects = tuple[dict[str, Any], ...] | None
+"""A list of objects that are passed on as they are."""
+
+_OBJECT_NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
+
+
+def check_quantity(value: object) -> float:
+    """The amount of a resource; ValueError names what cannot be read, or is less than nothing."""
+    amount = 0.0 if value is None else parse_quantity(str(value))
+    if amount < 0:
+        raise ValueError("is less than nothing; write an amount of zero or more")
+    return amount
+
+
+def check_claim(name: str) -> str:
+    """The name of a claim that may be there; ValueError names one that no object can bear."""
+    if name and not _OBJECT_NAME.fullmatch(name):
+        raise ValueError("no claim can have this name; write lower-case letters, digits, '-' and '.', at most 253")
+    return name
+
+
+def _fill(value: object) -> object:
+    return "" if value is None else value
+
+
+Text = Annotated[str, BeforeValidator(_fill)]
+"""Text that may be null."""
+Quantity = Annotated[float, PlainValidator(check_quantity)]
+"""Amount of a resource, however it is written."""
 
 PRIVATE_VOLUMES = frozenset({"emptyDir", "ephemeral", "configMap", "secret", "downwardAPI", "projected"})
 """Kinds that are the pod's own, or read-only by nature."""
@@ -42,7 +74,7 @@ class Typed(_Part):
 class Named(_Part):
     """Anything that is told by its name."""
 
-    name: str = ""
+    name: Text = ""
 
 
 class WindowsOptions(_Part):
@@ -109,9 +141,28 @@ class Lifecycle(_Part):
     pre_stop: Handler | None = None
 
 
-class ContainerPart(Named):
+class Mount(_Part):
+    """One volume, mounted."""
+
+    name: str
+    mount_path: Text = ""
+    sub_path: Text = ""
+    sub_path_expr: Text = ""
+
+
+class Amounts(_Part):
+    """What a container asks for, and what it may not exceed."""
+
+    requests: Mapping[str, Quantity] | None = None
+    limits: Mapping[str, Quantity] | None = None
+
+
+class ContainerPart(_Part):
     """One container, initialising or not."""
 
+    name: str
+    resources: Amounts | None = None
+    volume_mounts: tuple[Mount, ...] | None = None
     env: tuple[Variable, ...] | None = None
     env_from: tuple[dict[str, Any], ...] | None = None
     ports: tuple[Port, ...] | None = None
@@ -140,13 +191,15 @@ class Projected(_Part):
 class ClaimSource(_Part):
     """A volume by its persistent volume claim."""
 
-    claim_name: str = ""
+    claim_name: Annotated[Text, AfterValidator(check_claim)] = ""
 
 
-class Volume(Named):
-    """One volume."""
+class Volume(_Part):
+    """One volume; of a kind that is not named here it is only known that it is an object."""
 
     model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, Present]
+    name: str
     host_path: Present = None
     secret: Present = None
     csi: Present = None
@@ -165,6 +218,38 @@ class ResourceClaim(Named):
     resource_claim_name: str | None = None
 
 
+class NodeTerm(_Part):
+    """One choice of nodes."""
+
+    match_fields: Objects = None
+
+
+class NodeTerms(_Part):
+    """Choices of nodes, one of which has to fit."""
+
+    node_selector_terms: tuple[NodeTerm, ...] | None = None
+
+
+class NodeAffinity(_Part):
+    """Which nodes a pod needs, and which it would like."""
+
+    required_during_scheduling_ignored_during_execution: NodeTerms | None = None
+    preferred_during_scheduling_ignored_during_execution: Objects = None
+
+
+class PodAntiAffinity(_Part):
+    """Which pods must not be beside it."""
+
+    required_during_scheduling_ignored_during_execution: Objects = None
+
+
+class Affinity(_Part):
+    """Where a pod may run."""
+
+    node_affinity: NodeAffinity | None = None
+    pod_anti_affinity: PodAntiAffinity | None = None
+
+
 class PodPart(_Part):
     """One pod."""
 
@@ -175,6 +260,7 @@ class PodPart(_Part):
     service_account_name: str | None = None
     service_account: str | None = None
     security_context: SecurityContext | None = None
+    affinity: Affinity | None = None
     volumes: tuple[Volume, ...] | None = None
     resource_claims: tuple[ResourceClaim, ...] | None = None
     init_containers: tuple[ContainerPart, ...] | None = None
@@ -184,8 +270,8 @@ class PodPart(_Part):
 class MetadataPart(_Part):
     """Marks by which webhooks know a pod."""
 
-    labels: Mapping[str, str] | None = None
-    annotations: Mapping[str, str] | None = None
+    labels: Mapping[str, Text] | None = None
+    annotations: Mapping[str, Text] | None = None
 
 
 class TemplatePart(_Part):
@@ -196,5 +282,5 @@ class TemplatePart(_Part):
 
 
 def read_parts(template: PodTemplate) -> TemplatePart:
-    """The parts of a template; ValidationError names the field that nobody can read."""
+    """The parts of a template that was parsed (`parsing.py`): they have their shapes."""
     return TemplatePart.model_validate(template.model_dump(by_alias=True, mode="json"))

@@ -39,6 +39,8 @@ class Reason(StrEnum):
     """The API server refused an object of the job's; the message is the server's."""
     SQUATTED = "Squatted"
     """Somebody else's object bears a name that the job needs."""
+    OPERATOR_FAULT = "OperatorFault"
+    """The operator fails at the job, by a fault of its own; the message names the error, its log the place."""
     PROGRESSING = "Progressing"
     """Nothing stands in the way."""
 

@@ -44,7 +44,7 @@ class Resources(BaseModel):
     """Quantity of each resource that the container may not exceed."""
 
     def quantity(self, name: str) -> float | None:
-        """Limit of a resource, else its request, else None."""
+        """Limit of a resource, else its request, else None; those of a job that was parsed can be read."""
         text = self.limits.get(name, self.requests.get(name))
         return None if text is None else parse_quantity(str(text))
 

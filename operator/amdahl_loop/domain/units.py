@@ -5,13 +5,12 @@ import re
 _DURATION_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _DURATION = re.compile(r"^(?:\d+(?:\.\d+)?(?:ms|s|m|h|d))+$")
 _DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
-_QUANTITY = re.compile(r"^(\d+(?:\.\d+)?)(m|k|M|G|T|Ki|Mi|Gi|Ti)?$")
-_QUANTITY_UNITS = {"": 1.0, "m": 1e-3, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12} | {
-    "Ki": 2.0**10,
-    "Mi": 2.0**20,
-    "Gi": 2.0**30,
-    "Ti": 2.0**40,
-}
+_QUANTITY = re.compile(r"([+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+))([KMGTPE]i|[eE][+-]?[0-9]+|[numkMGTPE]?)")
+_QUANTITY_UNITS = {
+    "n": 1e-9, "u": 1e-6, "m": 1e-3, "": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15, "E": 1e18,
+} | {f"{letter}i": 1024.0**power for power, letter in enumerate("KMGTPE", start=1)}  # fmt: skip
+MAX_QUANTITY = 2.0**63
+"""Kubernetes takes larger amounts for this one (apimachinery's resource.Quantity)."""
 
 
 def parse_duration_s(text: str) -> float:
@@ -22,11 +21,17 @@ def parse_duration_s(text: str) -> float:
 
 
 def parse_quantity(text: str) -> float:
-    """Value of a Kubernetes resource quantity such as `500m`, `2` or `8Gi`; ValueError names the text."""
-    match = _QUANTITY.match(text)
+    """Value of a Kubernetes resource quantity such as `500m`, `2`, `16e9` or `8Gi`; ValueError names the text.
+
+    The grammar is that of apimachinery's resource.Quantity, spaces around it included.
+    """
+    match = _QUANTITY.fullmatch(text.strip())
     if not match:
-        raise ValueError(f"{text!r} is no resource quantity; write a number such as 2, 500m or 8Gi")
-    return float(match.group(1)) * _QUANTITY_UNITS[match.group(2) or ""]
+        raise ValueError(f"{text[:40]!r} is no resource quantity; write a number such as 2, 500m or 8Gi")
+    number, suffix = match.groups()
+    unit = _QUANTITY_UNITS.get(suffix)
+    value = float(number + suffix) if unit is None else float(number) * unit
+    return max(-MAX_QUANTITY, min(MAX_QUANTITY, value))
 
 
 def percent(share: float, digits: int = 0) -> str:

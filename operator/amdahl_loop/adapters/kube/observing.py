@@ -35,7 +35,6 @@ from amdahl_loop.domain.experiments import Loss
 from amdahl_loop.domain.resources import TrainingJob
 from amdahl_loop.domain.runs import Absent, Finished, Running, RunRequest, RunState
 from amdahl_loop.domain.telemetry import Malformed
-from amdahl_loop.domain.units import parse_quantity
 from amdahl_loop.ports import Clock
 
 ASSUMED_CPUS = 8
@@ -159,10 +158,5 @@ def _holds(values: Object, job: TrainingJob) -> bool:
 
 def count_cpus(job: TrainingJob) -> int:
     """CPUs that a replica may use: its limit, else its request."""
-    resources = job.spec.template.trainer.resources
-    for quantities in (resources.limits, resources.requests):
-        try:
-            return max(1, round(parse_quantity(str(quantities["cpu"]))))
-        except (KeyError, ValueError):
-            continue
-    return ASSUMED_CPUS
+    cpus = job.spec.template.trainer.resources.quantity("cpu")
+    return ASSUMED_CPUS if cpus is None else max(1, round(cpus))

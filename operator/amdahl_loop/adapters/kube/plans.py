@@ -152,11 +152,9 @@ def _plan_window(
 
 
 def _memory_limit(trainer: Container) -> int | None:
-    """Bytes that the container may hold; None where there is no limit, or none that we can read: the kernel can."""
-    try:
-        return int(parse_quantity(str(trainer.resources.limits["memory"])))
-    except (KeyError, ValueError):
-        return None
+    """Bytes that the container may hold; None where there is no limit."""
+    text = trainer.resources.limits.get("memory")
+    return None if text is None else int(parse_quantity(str(text)))
 
 
 def _mask_devices(

@@ -116,10 +116,7 @@ def set_devices(trainer: Object, resource: str, count: int | None) -> None:
 
 
 def count_devices(job: TrainingJob, count: int | None) -> int:
-    """Devices that one pod holds: the knob's `count`, else what is requested, else one process of a CPU job.
-
-    ValueError for a quantity that cannot be read.
-    """
+    """Devices that one pod holds: the knob's `count`, else what is requested, else one process of a CPU job."""
     if count is not None:
         return max(1, count)
     return max(1, round(job.spec.template.trainer.resources.quantity(job.spec.device_resource) or 1))

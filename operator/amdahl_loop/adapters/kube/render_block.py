@@ -10,7 +10,7 @@ from amdahl_loop.adapters.kube.base import add_base
 from amdahl_loop.adapters.kube.in_turn import Turn
 from amdahl_loop.adapters.kube.kinds import Object
 from amdahl_loop.adapters.kube.placement import Placement, affine
-from amdahl_loop.adapters.kube.plans import GRACE_S, PLAN_VARIABLE, encode_plan
+from amdahl_loop.adapters.kube.plans import GRACE_S, PLAN_VARIABLE, PlanError, encode_plan
 from amdahl_loop.adapters.kube.render import (
     PROBE_PATH,
     child_metadata,
@@ -129,8 +129,7 @@ def render_block(
     scratch = add_scratch(pod, targets, trial.scratch_storage_class)
     try:
         plan = encode_plan(job, request, name, pod, scratch, base)
-        devices = count_devices(job, _larger_arm(request))
-    except ValueError as error:  # PlanError is one
+    except PlanError as error:
         return Unfit(str(error))
     _disarm(pod, request)
     pod["affinity"] = affine(pod.get("affinity") or {}, placement, block.experiment)
@@ -140,7 +139,7 @@ def render_block(
         RUN_ANNOTATION: request.run,
         PLAN_HASH_ANNOTATION: request.plan_hash,
         EXPERIMENT_UID_ANNOTATION: experiment_uid,
-        DEVICES_ANNOTATION: str(devices),
+        DEVICES_ANNOTATION: str(count_devices(job, _larger_arm(request))),
     } | (turn.annotations if turn else {})
     queue = {label: value for label, value in job.queue_labels.items() if label in BLOCK_QUEUE_LABELS}
     return {
@@ -173,7 +172,7 @@ def _relabel(job: TrainingJob, template: Object, labels: Object) -> None:
 
     `metadata.finalizers`: none, since whoever takes them off waits for the job's pods, and a trial must be able to go.
     """
-    metadata = template.setdefault("metadata", {})
+    metadata = template["metadata"] = template.get("metadata") or {}
     metadata.pop("finalizers", None)
     kept = {name: value for name, value in (metadata.get("labels") or {}).items() if name in BLOCK_QUEUE_LABELS}
     metadata["labels"] = kept | {JOB_LABEL: job.metadata.name} | labels

@@ -84,13 +84,13 @@ def render_job(job: TrainingJob, revision: int, probe: str | None, values: int =
     name = revision_name(job.metadata.name, revision)
     labels = {REVISION_LABEL: str(revision)}
     template = dump_template(job)
-    metadata = template.setdefault("metadata", {})
+    metadata = template["metadata"] = template.get("metadata") or {}
     metadata["labels"] = (metadata.get("labels") or {}) | {JOB_LABEL: job.metadata.name} | labels
     declared = {DECLARED_ANNOTATION: digest_declared(job), REPLICA_ANNOTATION: devices_text(job)}
     declared[VALUES_ANNOTATION] = str(values)
     metadata["annotations"] = (metadata.get("annotations") or {}) | declared
     pod = template["spec"]
-    if pod.get("restartPolicy", "Always") == "Always":
+    if (pod.get("restartPolicy") or "Always") == "Always":
         pod["restartPolicy"] = "Never"
     join_ranks(job, pod)
     trainer = trainer_of(pod)

@@ -36,7 +36,7 @@ def close_volumes(pod: Object) -> str | None:
         if kinds[0] in CLOSABLE_VOLUMES:
             volume[kinds[0]] = (volume[kinds[0]] or {}) | {"readOnly": True}
         if kinds[0] == "projected":
-            _drop_identity(volume["projected"])
+            _drop_identity(volume["projected"] or {})
         if kinds[0] not in PRIVATE_VOLUMES:
             shared.add(volume["name"])
     for container in (*pod["containers"], *(pod.get("initContainers") or ())):

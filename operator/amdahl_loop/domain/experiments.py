@@ -75,7 +75,7 @@ class BlockRecord(Frozen):
     failure: Annotated[str, Field(max_length=200)] = ""
 
 
-MAX_WHY = 120
+MAX_WHY = 200
 
 
 class Loss(Frozen):

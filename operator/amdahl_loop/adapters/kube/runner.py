@@ -33,7 +33,7 @@ from amdahl_loop.domain.children import (
     is_observation,
     read_run,
 )
-from amdahl_loop.domain.experiments import Loss
+from amdahl_loop.domain.experiments import MAX_WHY, Loss
 from amdahl_loop.domain.isolation import find_obstacles, say_obstacles
 from amdahl_loop.domain.resources import TrainingJob
 from amdahl_loop.domain.runs import Absent, Finished, Running, RunRequest, RunState, Unplaced
@@ -221,7 +221,7 @@ class KubeRunner:
         word = Trouble.UNSCHEDULABLE if refusal.is_over_quota else _word(refusal)
         if word is Trouble.SQUATTED:
             return self._refuse(word, refusal.message)
-        return Unplaced(why=f"{word}: {refusal.message}"[:120])
+        return Unplaced(why=f"{word}: {refusal.message}"[:MAX_WHY])
 
     def _refuse(self, word: Trouble, why: str) -> Finished:
         return refused(word, why, self._clock())

@@ -386,6 +386,8 @@ def of_volume(source: Object, *, read_only: bool | None = None) -> Object:
 
 
 CLAIM: Object = {"persistentVolumeClaim": {"claimName": "data"}}
+NO_SOURCE: Object = {"projected": {"sources": None}}
+"""What the server makes of an empty list."""
 TOKEN: Object = {"projected": {"sources": [{"serviceAccountToken": {"path": "token"}}]}}
 EPHEMERAL: Object = {
     "ephemeral": {
@@ -406,6 +408,7 @@ EPHEMERAL: Object = {
         pytest.param(of_volume(EPHEMERAL), id="scratch on a storage class"),
         pytest.param(of_volume({"configMap": {"name": "c"}}), id="a ConfigMap"),
         pytest.param(of_volume({"projected": {"sources": [{"configMap": {"name": "c"}}]}}), id="projected ConfigMaps"),
+        pytest.param(of_volume(NO_SOURCE), id="a projected volume of which nothing is left"),
         pytest.param(
             of_container(securityContext={"capabilities": {"drop": ["ALL"], "add": ["CHOWN"]}}),
             id="a capability of the baseline",
@@ -422,6 +425,14 @@ def test_a_harmless_trial_is_created(operator: Access, enabled: str, pod: Object
     """Nothing that a trial needs is in the way."""
     reply = operator.post(jobs(enabled) + "?dryRun=All", trial(pod))
     assert reply.status == 201, reply.message
+
+
+def test_a_stored_trial_whose_token_was_left_out_can_be_changed(operator: Access, enabled: str) -> None:
+    """Its owner reference, say, when a block is adopted: the server tells the empty list of sources as null."""
+    created = operator.post(jobs(enabled), trial(of_volume({"projected": {"sources": []}})))
+    assert created.status == 201, created.message
+    reply = merge(operator, jobs(enabled, created.body["metadata"]["name"]), {"spec": {"suspend": True}})
+    assert reply.status == 200, reply.message
 
 
 CALL: Object = {"httpGet": {"host": "10.0.0.1", "port": 80}}
@@ -504,6 +515,7 @@ def pod_of(item: Object) -> Object:
         pytest.param(trial(), 201, id="plain"),
         pytest.param(trial(of_volume({"secret": {"secretName": "s"}})), 201, id="a Secret, at its owner's word"),
         pytest.param(trial(of_volume({"projected": {"sources": [{"configMap": {"name": "c"}}]}})), 201, id="projected ConfigMaps"),
+        pytest.param(trial(of_volume(NO_SOURCE)), 201, id="a projected volume of which nothing is left"),
         pytest.param(trial(of_volume(TOKEN)), 403, id="a token that a webhook has added"),
         pytest.param(trial({"volumes": [{"name": "v"} | TOKEN]}), 403, id="a token that nothing mounts yet"),
         pytest.param(trial({"automountServiceAccountToken": None}), 403, id="the token that the server itself adds"),

@@ -14,7 +14,7 @@ from amdahl_loop.cli.main import main
 from amdahl_loop.cli.session import World
 from amdahl_loop.cli.session import connect as connect_for_real
 from amdahl_loop.domain.resources import TrainingJob
-from amdahl_loop.operate import identify
+from amdahl_loop.passing import identify
 from amdahl_loop.reconcile import Ports, tick
 from builders import make_job
 from fakes import SimulatedRunner, Truth

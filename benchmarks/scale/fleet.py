@@ -27,7 +27,7 @@ from amdahl_loop.domain.knob_values import KnobName
 from amdahl_loop.domain.parsing import parse_training_job
 from amdahl_loop.domain.profiles import PROFILES
 from amdahl_loop.domain.tuning import ProfileName
-from amdahl_loop.operate import identify
+from amdahl_loop.passing import identify
 
 Object = dict[str, Any]
 

@@ -15,7 +15,7 @@ from amdahl_loop.adapters.sqlite.entries import Body, Closed, Observed, render_e
 from amdahl_loop.domain.knob_values import Knobs
 from amdahl_loop.domain.parsing import parse_training_job
 from amdahl_loop.domain.plan import Halt
-from amdahl_loop.operate import identify
+from amdahl_loop.passing import identify
 from amdahl_loop.reconcile import Ports, tick
 from builders import make_manifest
 from fakes import SimulatedRunner, Truth, loader_bound

@@ -20,7 +20,7 @@ from amdahl_loop.domain.ledger import Application
 from amdahl_loop.domain.resources import TrainingJob
 from amdahl_loop.domain.runs import Finished, block_request
 from amdahl_loop.domain.verdicts import VerdictWord
-from amdahl_loop.operate import identify
+from amdahl_loop.passing import identify
 from amdahl_loop.reconcile import Ports, tick
 from cluster_operator import TIMEOUT_S, operator, read, wait_for_condition
 from fakes import SimulatedRunner, Truth, loader_bound

@@ -12,7 +12,8 @@ from amdahl_loop.adapters.kube.probe import Probe
 from amdahl_loop.adapters.kube.transport import Answer, Request
 from amdahl_loop.adapters.metrics import Metrics
 from amdahl_loop.domain.policy import constrain
-from amdahl_loop.operate import Operator, _Pass, identify
+from amdahl_loop.operate import Operator
+from amdahl_loop.passing import Pass, identify
 from amdahl_loop.recollection import JobKey, Recollection
 from amdahl_loop.settings import Settings
 from builders import make_manifest
@@ -30,7 +31,7 @@ class Unasked:
         """Nothing is open."""
 
 
-def make_pass(recollection: Recollection, uid: str, generation: int, image: str) -> _Pass:
+def make_pass(recollection: Recollection, uid: str, generation: int, image: str) -> Pass:
     """A pass over the job as it is shown now."""
     document: dict[str, Any] = make_manifest()
     document["metadata"] = {"name": "pydocs", "namespace": "team", "uid": uid, "generation": generation}
@@ -47,7 +48,7 @@ def make_pass(recollection: Recollection, uid: str, generation: int, image: str)
         metrics=Metrics(list, lambda: (0, 0.0)),
     )
     ledger = KubeLedger(client, recollection.index, seen, operator.clock)
-    return _Pass(operator, KEY, ledger, constrain(seen.job, {}))
+    return Pass(operator, KEY, ledger, constrain(seen.job, {}))
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from amdahl_loop.domain.blocks import Stage
 from amdahl_loop.domain.children import EXPERIMENT_LABEL, PROBE_LABEL, read_run
 from amdahl_loop.domain.ledger import JobMemory, Observation
 from amdahl_loop.domain.plan import Propose, Snapshot, next_action
-from amdahl_loop.operate import identify
+from amdahl_loop.passing import identify
 from reliability.scenes import JOB, Scene, conditions_of
 from reliability.wire import Object
 

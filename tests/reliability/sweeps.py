@@ -21,7 +21,7 @@ from amdahl_loop.domain.plan import Halt, Wait
 from amdahl_loop.domain.resources import TrainingJob
 from amdahl_loop.domain.runs import Finished, RunRequest
 from amdahl_loop.domain.telemetry import Phase
-from amdahl_loop.operate import identify
+from amdahl_loop.passing import identify
 from amdahl_loop.reconcile import Ports, tick
 from fakes import COMPUTE_S, SimulatedRunner, Truth, loader_bound
 from reliability.hands import BLOCK_S, NODE, Behaviour

@@ -30,7 +30,8 @@ from amdahl_loop.domain.policy import cap_parallel_trials, constrain
 from amdahl_loop.domain.reasons import Reason
 from amdahl_loop.domain.resources import TrainingJob
 from amdahl_loop.domain.withholding import is_withheld
-from amdahl_loop.operate import identify, say_failure
+from amdahl_loop.operate import say_failure
+from amdahl_loop.passing import identify
 
 TYPES = JobConditionType
 NOT_SEEN = "The operator has not looked at this job yet."

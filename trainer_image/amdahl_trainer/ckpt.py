@@ -80,7 +80,7 @@ class Checkpoints:
         self.waits = 0  #: saves that had to wait for the one before
         self._config = config
         self._rank, self._world = rank, world
-        self._group = ckpt_dcp.open_group(_mode(config), world)
+        self._group = ckpt_dcp.open_group(_mode(config), world, config.limits.comm_timeout_s)
         self._behind: Behind | None = None
         self._flight: _Flight | None = None
         self._written: list[Written] = []

@@ -96,7 +96,7 @@ class Heartbeat:
     def inquire(self, failure: Failure) -> Verdict:
         """Who made a collective fail, told by the cards. Takes a few seconds."""
         self._ending.set()
-        verdict = _within(self._longest_s, lambda: self._look_around(failure))
+        verdict = _within(self.longest_s, lambda: self._look_around(failure))
         return verdict or self._without_store(failure)
 
     @property
@@ -108,7 +108,7 @@ class Heartbeat:
         return 1.5 * self._every_s
 
     @property
-    def _longest_s(self) -> float:
+    def longest_s(self) -> float:
         """An inquiry, or the wait of rank 0 for those of the others."""
         return MISSED * self._every_s + 2 * STORE_S
 
@@ -149,7 +149,7 @@ class Heartbeat:
                 is_over = self._verdict is not None
             except RuntimeError:
                 is_over = True
-            if is_over and not self._ending.wait(self._longest_s):
+            if is_over and not self._ending.wait(self.longest_s):
                 self._abandon()
 
     def _abandon(self) -> None:

@@ -65,7 +65,7 @@ class Blaming(Alone):
     """Peers that take whatever failed for another rank's fault."""
 
     def blame(self, error):
-        raise AssertionError("must not be called")
+        raise AssertionError(f"must not be called: {error}")
 
 
 def test_a_rank_whose_collectives_lack_memory_blames_no_other(tiny):

@@ -194,6 +194,9 @@ class Metrics:
     log_every: int = key(10, "steps between console lines", low=1)
     jsonl: bool = key(True, "a line for each step in out_dir/metrics.jsonl; never in a trial")
     profile_every_steps: int = key(0, "steps between those that torch's profiler records; 0 records none", low=0)
+    peak_tflops: float = key(
+        0.0, "dense peak of a device, TFLOP/s, for MFU; 0 takes the data sheet's if known", low=0.0
+    )
     kubeflow_status: bool = key(False, "post progress to Kubeflow Trainer, which tells pods where; never in a trial")
 
 

@@ -194,7 +194,7 @@ def build(job: Job, startup: Startup, wants_stop: Callable[[], bool]) -> Engine:
         ledger=ledger,
         reporter=job.reporter,
         profiler=profiler.of_rank(config, place, device),
-        peak=flops.peak_flops(devices.name(device), config.precision.compute),
+        peak=flops.peak_flops(devices.name(device), config.precision.compute, config.metrics.peak_tflops),
         evaluate=lambda: bits_per_byte(replica, corpora, mesh, job.peers, config.eval.sequences),
         wants_stop=wants_stop,
         knob_file=KnobFile(job.environ.get("AMDAHL_KNOBS_FILE") if place.rank == 0 else None),

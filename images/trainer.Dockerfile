@@ -1,5 +1,5 @@
 # The trainer's image, with PyTorch for CUDA: docker build --file images/trainer.Dockerfile --tag amdahl-loop/trainer:dev .
-# A job needs none of it: the loop tunes any image that holds Python and PyTorch. The steps are those of operator.Dockerfile.
+# A job needs none of it: the loop tunes any image that holds Python and PyTorch. The steps are those of operator.Dockerfile, and a compiler.
 ARG BASE=python:3.11.16-slim-bookworm@sha256:a36c24f9cbdf4fd0f52d67f0823eeac19c2028c637cecc392d97f980d4fec56b
 
 FROM ${BASE} AS build
@@ -28,7 +28,10 @@ LABEL org.opencontainers.image.title="amdahl-loop trainer" \
       org.opencontainers.image.revision="${REVISION}"
 # No installer is left within reach: of the interpreter's own, where python.org's build has it, and where Debian's has it.
 RUN ["rm", "-rf", "/usr/local/lib/python3.11/site-packages", "/usr/local/lib/python3.11/ensurepip", "/usr/local/bin/pip", "/usr/local/bin/pip3", "/usr/local/bin/pip3.11", "/usr/lib/python3.11/ensurepip", "/usr/share/python-wheels"]
+# Torch compiles with the machine's own compilers (run.compile): g++ brings gcc and the C library's headers. The base has Python's.
+RUN ["sh", "-c", "apt-get update && apt-get install --yes --no-install-recommends g++ && rm -rf /var/lib/apt/lists/*"]
 COPY --from=build /venv /venv
+RUN ["/venv/bin/python", "-c", "import torch; from amdahl_trainer import compiled; [compiled.check(torch.device(kind)) for kind in ('cpu', 'cuda')]"]
 COPY trainer_image/configs /configs
 # The root file system may be read-only: whatever libraries keep for themselves goes to /tmp, a volume of the pod.
 ENV PATH=/venv/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 HOME=/tmp

@@ -1,8 +1,12 @@
 """Do the images' recipes hold what the chart starts, and nothing that the project's lock does not pin?"""
 
 import json
+import os
 import re
+import subprocess
+import sys
 import tomllib
+from pathlib import Path
 
 import pytest
 
@@ -37,7 +41,7 @@ def test_no_image_holds_what_only_tests_need(file: str) -> None:
 
 @each_image
 def test_every_install_is_pinned_by_hash_or_local(name: str) -> None:
-    """No step of a build chooses a version, and none goes through a shell."""
+    """No step of a build chooses a version of a Python package, and none of these goes through a shell."""
     steps = [json.loads(step) for step in find("RUN", RECIPES[name])]
     installs = [step for step in steps if "install" in step or "wheel" in step]
     assert len(installs) == 4
@@ -45,12 +49,12 @@ def test_every_install_is_pinned_by_hash_or_local(name: str) -> None:
 
 
 def test_both_images_are_made_by_the_same_steps() -> None:
-    """They differ in what they install, say and start; where one is mended, so is the other."""
+    """They differ in what they install, say and start, and in a compiler; where one is mended, so is the other."""
     steps = {
         name: [
             step.replace(f"{name}.lock", "X.lock")
             for step in find("(?:RUN|COPY|USER|FROM|WORKDIR)", recipe)
-            if "import" not in step and "configs" not in step
+            if not any(word in step for word in ("import", "configs", "apt-get"))
         ]
         for name, recipe in RECIPES.items()
     }
@@ -90,3 +94,28 @@ def test_the_builder_gets_what_the_recipe_copies(name: str) -> None:
     assert all((ROOT / source).exists() for source in sources)
     assert sorted(sources) == sorted(line[1:] for line in ignored if line.startswith("!"))
     assert context_files(ROOT / "images" / f"{name}.Dockerfile")
+
+
+def test_the_trainers_image_can_compile_and_the_operators_cannot() -> None:
+    """The last stage gets a compiler, no lists of packages, and is built only if the trainer finds there what it compiles with."""
+    stages = {name: recipe.split("\nFROM ")[-1] for name, recipe in RECIPES.items()}
+    install, check = (json.loads(step) for step in find("RUN", stages["trainer"])[1:])
+    assert install[:2] == ["sh", "-c"]
+    assert re.fullmatch(
+        r"apt-get update && apt-get install --yes --no-install-recommends g\+\+ && rm -rf /var/lib/apt/lists/\*",
+        install[2],
+    )
+    assert "compiled.check(torch.device(kind)) for kind in ('cpu', 'cuda')" in check[-1]
+    assert len(find("RUN", stages["operator"])) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("has_compiler", [True, False])
+def test_the_step_that_looks_for_a_compiler_fails_without_one(has_compiler: bool, tmp_path: Path) -> None:
+    """As the build runs it, on this machine, which has one, and with nothing on its path."""
+    *_, check = (json.loads(step) for step in find("RUN", RECIPES["trainer"]))
+    path = os.environ["PATH"] if has_compiler else str(tmp_path)
+    told = {name: value for name, value in os.environ.items() if name not in ("CC", "CXX")} | {"PATH": path}
+    ran = subprocess.run([sys.executable, *check[1:]], env=told, capture_output=True, text=True, check=False)
+    assert (ran.returncode == 0) == has_compiler, ran.stderr
+    assert ("install g++ (gcc)" in ran.stderr) != has_compiler

@@ -25,8 +25,8 @@ from testbed.images import Image, ImageError
 ROOT = Path(__file__).parents[2]
 IMAGES = {"operator": "amdahl-loop/operator:dev", "trainer": "amdahl-loop/trainer:dev"}
 SUITE = "bookworm"  # Debian 12, which the base named in the Dockerfiles stands on too; its Python is 3.11
-# A C++ runtime is what PyTorch wants of the system; python3-venv makes environments.
-INCLUDED = ("ca-certificates", "libstdc++6", "python3-venv")
+# A C++ runtime is what PyTorch wants of the system; python3-venv makes environments. python.org's image has apt and Python's headers, too.
+INCLUDED = ("apt", "ca-certificates", "libpython3.11-dev", "libstdc++6", "python3-venv")
 LEFT_OUT = ("/usr/share/man/*", "/usr/share/doc/*", "/usr/share/locale/*")
 BASE = "localhost/amdahl-testbed/python"
 # What a machine may have to say about the way to the package index; the rest of its pip settings is its own business.

@@ -224,6 +224,36 @@ def test_a_checkpoint_of_another_training_is_refused_unless_allowed(tiny):
     resume({"data.num_workers": 3, "batch.micro_batch": 1, "checkpoint.keep": 1})
 
 
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])
+def test_a_run_is_made_longer_by_keeping_its_schedule(tiny, schedule):
+    """The refusal names the setting that keeps it; taken, the run goes on. A constant schedule needs none."""
+    schedules = {"optim.schedule": schedule, "optim.decay_steps": 0}
+    save(tiny({**schedules, "run.max_steps": 12}))
+
+    def resume(changes):
+        config = tiny({**schedules, "run.max_steps": 24, **changes})
+        return Checkpoints(config).resume(*make_parts(config, steps=0))
+
+    if schedule != "constant":
+        told = r"optim.decay_steps 12 -> 24; set --optim.decay_steps 12 to keep its schedule, another run.out_dir, or"
+        with pytest.raises(CheckpointError, match=told):
+            resume({})
+    assert resume({"optim.decay_steps": 12}) is not None
+    other = "linear" if schedule == "cosine" else "cosine"
+    with pytest.raises(CheckpointError, match=r"optim.schedule .*; set another run.out_dir"):
+        resume({"optim.schedule": other})
+
+
+def test_a_checkpoint_of_a_constant_schedule_from_before_goes_on(tiny):
+    """It names an end of its schedule, which means nothing."""
+    config = tiny({"optim.schedule": "constant"})
+    path = save(config)
+    meta = json.loads((path / "meta.json").read_text())
+    meta["semantics"]["optim.decay_steps"] = 7
+    (path / "meta.json").write_text(json.dumps(meta))
+    assert Checkpoints(config).resume(*make_parts(config)) is not None
+
+
 def test_a_key_that_a_checkpoint_does_not_know_had_its_default(tiny):
     """A trainer that learnt a setting goes on with checkpoints from before, unless the setting is used."""
     config = tiny()

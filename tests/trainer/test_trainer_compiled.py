@@ -63,6 +63,16 @@ def test_a_machine_without_a_compiler_is_told_so(monkeypatch):
             compiled.check(torch.device(device))
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_machine_without_pythons_headers_is_told_so(monkeypatch, tmp_path, device):
+    """What torch makes for either device includes them; Debian's Python leaves them to a package of their own."""
+    monkeypatch.setattr(compiled.sysconfig, "get_path", lambda _: str(tmp_path))
+    with pytest.raises(ConfigError, match="Python's headers are not on this machine: install python3-dev, or set"):
+        compiled.check(torch.device(device))
+    (tmp_path / "Python.h").touch()
+    compiled.check(torch.device(device))
+
+
 @pytest.mark.slow
 def test_a_compiled_run_has_the_losses_of_another_and_says_what_compiling_took(run):
     """Within rounding. Steps that compiled are tagged, and each one's phases sum to its wall time to the nanosecond."""

@@ -140,6 +140,22 @@ def test_the_semantics_hash_covers_what_is_trained_and_nothing_else():
         assert changes_hash == (configs.declared(name).metadata["maths"] or is_horizon), name
 
 
+@pytest.mark.parametrize(
+    ("longer", "is_another"),
+    [
+        ({}, True),
+        ({"optim.schedule": "linear"}, True),
+        ({"optim.schedule": "constant"}, False),
+        ({"optim.decay_steps": 100}, False),
+    ],
+)
+def test_a_longer_run_trains_the_same_where_its_schedule_does_not_end_later(longer, is_another):
+    """A constant one has no end; another ends with the run, unless told when."""
+    first = configs.build({k: v for k, v in longer.items() if k == "optim.schedule"} | {"run.max_steps": 100})
+    again = configs.build({**longer, "run.max_steps": 200})
+    assert (configs.semantics_hash(first) != configs.semantics_hash(again)) == is_another
+
+
 def test_the_resolved_configuration_reads_back_as_itself(tmp_path):
     """What is written beside checkpoints can be given to --config."""
     config = configs.build({"optim.lr": 1e-4, "data.max_documents": 5})

@@ -48,7 +48,7 @@ def test_the_table_at_the_start_says_what_the_run_is():
         "31,744 MiB of tensors expected",
         "262,144 tokens: 64 rows over dp, 4 passes a rank",
         "46.9 G (palm), 43.7 G (causal), 41.2 G (packed)",
-        "990 TFLOP/s",
+        "989.5 TFLOP/s",
         "50 of 1,000 done",
     ):
         assert said in text, text

@@ -364,3 +364,16 @@ def test_torchrun_starts_the_trainer_too(command, tmp_path):
     os.kill(records(tmp_path / "dies" / "rank-1.jsonl", "start")[0]["pid"], signal.SIGKILL)
     assert dies.wait(600) == 1
     assert f"amdahl_trainer: rank 0: rank 1 on {socket.gethostname()} died" in said(tmp_path, "dies")
+
+
+@pytest.mark.slow
+def test_ranks_that_torchrun_starts_anew_go_on_from_the_checkpoint(command, tmp_path):
+    """The store is torchrun's, and keeps what the first start wrote: that belongs to the first start alone."""
+    words = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(launch.free_port()))
+    anew = command(
+        "anew", *words, "--max-restarts", "1", str(HERE / "troubled.py"),
+        environ={"TROUBLE": "die", "TROUBLE_RANK": "1"}, **{"run.max_steps": 9, "checkpoint.every_steps": 2}
+    )  # fmt: skip
+    assert anew.wait(600) == 0, said(tmp_path, "anew")
+    assert re.search(r"^resumed .*: step 2, ", said(tmp_path, "anew"), flags=re.MULTILINE)
+    assert [records(tmp_path / "anew" / f"rank-{rank}.jsonl", "end")[-1]["why"] for rank in (0, 1)] == ["exit"] * 2

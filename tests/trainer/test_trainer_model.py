@@ -99,6 +99,29 @@ def test_flop_conventions_are_ordered_and_meet():
         ("cuda:NVIDIA H100 80GB HBM3", "float32", None),
         ("cuda:NVIDIA L40S", "bfloat16", 362e12),
         ("cuda:NVIDIA L4", "bfloat16", 121e12),
+        ("cuda:NVIDIA L40", "bfloat16", 181e12),
+        ("cuda:NVIDIA H200 NVL", "bfloat16", 836e12),
+        ("cuda:NVIDIA H100 NVL", "bfloat16", 835e12),
+        ("cuda:NVIDIA H100 80GB HBM3 MIG 1g.10gb", "bfloat16", None),
+        ("cuda:NVIDIA H800 PCIe", "bfloat16", 756e12),
+        ("cuda:NVIDIA H20", "bfloat16", 148e12),
+        ("cuda:NVIDIA GH200 480GB", "bfloat16", 989.5e12),
+        ("cuda:NVIDIA GH200 144G HBM3e", "bfloat16", 989.5e12),
+        ("cuda:NVIDIA GB200", "bfloat16", 2500e12),
+        ("cuda:NVIDIA B300 SXM6 AC", "bfloat16", 2250e12),
+        ("cuda:NVIDIA A100-SXM4-80GB", "bfloat16", 312e12),
+        ("cuda:NVIDIA A100 80GB PCIe", "bfloat16", 312e12),
+        ("cuda:NVIDIA A100-PCIE-40GB", "bfloat16", 312e12),
+        ("cuda:NVIDIA A10", "bfloat16", 125e12),
+        ("cuda:NVIDIA A10G", "bfloat16", None),
+        ("cuda:NVIDIA RTX A6000", "bfloat16", 154.85e12),
+        ("cuda:NVIDIA GeForce RTX 4090", "bfloat16", 165.2e12),
+        ("cuda:NVIDIA GeForce RTX 4090 D", "bfloat16", None),
+        ("cuda:NVIDIA GeForce RTX 3090 Ti", "bfloat16", None),
+        ("cuda:NVIDIA GeForce RTX 5090 Laptop GPU", "bfloat16", None),
+        ("cuda:AMD Instinct MI300X VF", "bfloat16", 1307.4e12),
+        ("cuda:AMD Instinct MI325X OAM", "bfloat16", 1307.4e12),
+        ("cuda:", "bfloat16", None),
         ("cuda:Some Other GPU", "bfloat16", None),
     ],
 )
@@ -108,6 +131,13 @@ def test_peaks_are_known_or_absent_never_guessed(device, compute, peak):
     assert found == flops.peak_flops(device, compute) == peak
     shares = flops.utilisation(flops.per_token(SMALL, 128, 40.0), 1e6, peak)
     assert set(shares) == (set() if peak is None else {"palm", "causal", "packed"})
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda:NVIDIA H100 80GB HBM3", "cuda:Some Other GPU"])
+@pytest.mark.parametrize("compute", ["bfloat16", "float32"])
+def test_a_stated_peak_holds_for_any_device_and_number_format(device, compute):
+    """Whoever states it knows."""
+    assert flops.peak_flops(device, compute, 400.0) == 400e12
 
 
 def ragged():

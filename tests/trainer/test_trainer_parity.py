@@ -90,6 +90,7 @@ TWO = {
     "fsdp2, offloaded, tied, everything again": {**FSDP, **OFFLOADED, **TIED, **WHOLE_BLOCK, **CHUNKS},
     "pp 1f1b, compiled": {**ONE_EACH, **COMPILED},
     "cp, compiled": {**CP, **COMPILED},
+    "cp ring, fsdp2, compiled, everything again": {**CP, **RING, **FSDP, **COMPILED, **WHOLE_BLOCK, **CHUNKS},
     "cp, fsdp2": {**CP, **FSDP},
     "cp, loss in pieces, blocks again": {**CP, **CHUNKS, **WHOLE_BLOCK},
 }

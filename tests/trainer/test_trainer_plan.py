@@ -218,7 +218,9 @@ RECIPES = {
 
 @pytest.mark.parametrize(("name", "world", "parameters"), [(name, *told) for name, told in RECIPES.items()])
 def test_recipes_for_gpus_fit_the_devices_they_are_named_for(name, world, parameters):
-    """Known shapes have their known sizes, and each rank needs less than 64 of a device's 80 GiB."""
-    found = plan.make(configs.load(str(CONFIGS / f"{name}.yaml"), {}, []), world, 8, "H100")
+    """Known shapes have their known sizes, each rank needs less than 64 of a device's 80 GiB, and what can compiles."""
+    config = configs.load(str(CONFIGS / f"{name}.yaml"), {}, [])
+    found = plan.make(config, world, 8, "H100")
+    assert (config.run.compile == "blocks") == (config.parallel.tp == 1)
     assert found.parameters == parameters
     assert max(needs.total for needs in found.needs) < 64 * plan.GIB

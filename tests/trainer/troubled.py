@@ -1,4 +1,4 @@
-"""Run in place of the trainer: on the rank TROUBLE_RANK something goes wrong, as TROUBLE says."""
+"""Run in place of the trainer: on the rank TROUBLE_RANK something goes wrong, as TROUBLE says; once under torchrun."""
 
 import os
 import resource
@@ -67,6 +67,7 @@ def install(trouble, owner, name, good):
 
 
 if __name__ == "__main__":
-    if os.environ.get("RANK", "0") == os.environ["TROUBLE_RANK"]:
+    is_first_start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"
+    if is_first_start and os.environ.get("RANK", "0") == os.environ["TROUBLE_RANK"]:
         install(*TROUBLES[os.environ["TROUBLE"]])
     entry.run(sys.argv[1:], os.environ)

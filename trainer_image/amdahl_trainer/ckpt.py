@@ -80,7 +80,7 @@ class Checkpoints:
         self.waits = 0  #: saves that had to wait for the one before
         self._config = config
         self._rank, self._world = rank, world
-        self._group = ckpt_dcp.open_group(_mode(config), world)
+        self._group = ckpt_dcp.open_group(_mode(config), world, config.limits.comm_timeout_s)
         self._behind: Behind | None = None
         self._flight: _Flight | None = None
         self._written: list[Written] = []
@@ -269,15 +269,18 @@ def check_semantics(path: Path, meta: Meta, config: Config) -> None:
 
     One that was not trained (imported weights), or was when data had no digest, says nothing of its data.
     """
-    changed = [
-        f"{name} {theirs!r} -> {value!r}"
+    changed = {
+        name: (theirs, value)
         for name, value in configs.semantics(config).items()
         if (theirs := meta.semantics.get(name, configs.declared(name).default)) != value
         and not (name == "data.digest" and "" in (theirs, value))
-    ]
+    }
     if changed and not config.checkpoint.allow_semantics_change:
+        told = ", ".join(f"{name} {theirs!r} -> {value!r}" for name, (theirs, value) in list(changed.items())[:5])
+        is_longer = "optim.decay_steps" in changed and "optim.schedule" not in changed
+        keep = f"--optim.decay_steps {changed['optim.decay_steps'][0]} to keep its schedule, " if is_longer else ""
         raise CheckpointError(
-            f"{path} was trained differently: {', '.join(changed[:5])}; set another run.out_dir, or "
+            f"{path} was trained differently: {told}; set {keep}another run.out_dir, or "
             "checkpoint.allow_semantics_change to go on regardless"
         )
 

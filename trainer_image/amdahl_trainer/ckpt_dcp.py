@@ -16,6 +16,7 @@ import time
 import warnings
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from multiprocessing import parent_process, resource_tracker
 from multiprocessing.context import SpawnProcess
 from multiprocessing.process import BaseProcess
@@ -249,7 +250,7 @@ def load(state: State, reader: Reader, group: ProcessGroup | None) -> None:
     state_dict_loader.load(by_part(state), storage_reader=reader, process_group=group, no_dist=group is None)
 
 
-def open_group(mode: Mode, world: int) -> ProcessGroup | None:
+def open_group(mode: Mode, world: int, timeout_s: int) -> ProcessGroup | None:
     """The group in which ranks agree on checkpoints; its messages never meet the training's. None for one process.
 
     The writing process of `process` needs a group even of one, because torch starts it from one.
@@ -260,7 +261,8 @@ def open_group(mode: Mode, world: int) -> ProcessGroup | None:
         os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
         alone = dist.HashStore()  # type: ignore[attr-defined]  # public, though its module does not say so
         dist.init_process_group("gloo", store=alone, rank=0, world_size=1)
-    group: ProcessGroup = dist.new_group(backend="gloo")  # the ranks' own, beside what they train with
+    limit = timedelta(seconds=timeout_s)
+    group: ProcessGroup = dist.new_group(backend="gloo", timeout=limit)  # the ranks' own, beside what they train with
     return group
 
 

@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import sysconfig
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 
@@ -25,7 +27,7 @@ from amdahl_trainer.model import Llama
 
 
 def check(device: torch.device) -> None:
-    """Torch compiles with the machine's own compiler, which must be there. Raises ConfigError."""
+    """Torch compiles with the machine's own compiler, against Python's headers. Raises ConfigError without."""
     # torch._inductor takes a second to import, which only runs that compile pay.
     from torch._inductor.cpp_builder import get_cpp_compiler
     from torch._inductor.exc import InvalidCxxCompiler
@@ -35,11 +37,12 @@ def check(device: torch.device) -> None:
     except InvalidCxxCompiler:
         found = None
     if found is None:
-        language = "C++" if device.type == "cpu" else "C"
-        raise ConfigError(
-            f"run.compile is blocks, but there is no {language} compiler on this machine: install g++ (gcc), or set "
-            "run.compile to none"
-        )
+        lack = f"there is no {'C++' if device.type == 'cpu' else 'C'} compiler on this machine: install g++ (gcc)"
+    elif not Path(sysconfig.get_path("include"), "Python.h").exists():
+        lack = "Python's headers are not on this machine: install python3-dev"
+    else:
+        return
+    raise ConfigError(f"run.compile is blocks, but {lack}, or set run.compile to none")
 
 
 def _c_compiler() -> str | None:

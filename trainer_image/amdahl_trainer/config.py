@@ -106,9 +106,12 @@ def to_yaml(config: Config) -> str:
 
 
 def semantics(config: Config) -> dict[str, Scalar]:
-    """The keys that change what is trained, resolved."""
+    """The keys that change what is trained, resolved. A schedule that stays constant has no end."""
     kept = {name: value for name, leaf, value in _walk(config) if leaf.metadata["maths"]}
-    return kept | {"optim.decay_steps": config.decay_steps}
+    kept["optim.decay_steps"] = config.decay_steps
+    if config.optim.schedule == "constant":
+        del kept["optim.decay_steps"]
+    return kept
 
 
 def semantics_hash(config: Config) -> str:

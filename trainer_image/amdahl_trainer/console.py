@@ -45,7 +45,9 @@ class Facts:
 def introduce(facts: Facts) -> str:
     """The table at the start, of rank 0."""
     degrees, cost = facts.degrees, facts.cost
-    peak = "unknown, so no MFU" if facts.peak_flops is None else f"{facts.peak_flops / 1e12:,.0f} TFLOP/s, data sheet"
+    peak = "unknown, so no MFU; metrics.peak_tflops states one"
+    if facts.peak_flops is not None:
+        peak = f"{facts.peak_flops / 1e12:,.4g} TFLOP/s"
     flops = f"{cost.palm / 1e9:,.4g} G (palm), {cost.causal / 1e9:,.4g} G (causal), {cost.packed / 1e9:,.4g} G (packed)"
     rows = {
         "ranks": f"{degrees.world} = {degrees}, on {facts.device}",

@@ -37,7 +37,7 @@ def find(
         step_slots=rows * config.data.seq_len,
         micro_batches=rows // degrees.dp // fit.check_batch(config.batch, degrees.dp),
         cost=flops.per_token(config.model, config.data.seq_len, mean_document),
-        peak_flops=flops.peak_flops(name, config.precision.compute),
+        peak_flops=flops.peak_flops(name, config.precision.compute, config.metrics.peak_tflops),
         resumed_step=resumed_step,
         last_step=config.run.max_steps,
     )

@@ -22,10 +22,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import NamedTuple, TypeVar
 
-from torch.distributed import (  # type: ignore[attr-defined]  # public, though its module does not say so
-    Store,
-    TCPStore,
-)
+from torch.distributed import Store  # type: ignore[attr-defined]  # public, though its module does not say so
 
 from amdahl_trainer import blame, meeting
 from amdahl_trainer.blame import Card, Failure, Verdict
@@ -59,8 +56,9 @@ class Heartbeat:
 
     def __init__(self, at: Meeting, place: Place, timeout_s: int) -> None:
         """Reach the store. Raises PeerError, ConfigError."""
-        self.store = meeting.find(at, place, timeout_s)
+        self._connection = meeting.find(at, place, timeout_s)
         self._meeting, self._place, self._timeout_s = at, place, timeout_s
+        self._start = ""  # until the ranks meet
         self._spot: Callable[[], Spot] = lambda: Spot(-1, "startup")
         self._card = Card(host=socket.gethostname())
         self._unchanged_since = time.monotonic()
@@ -71,11 +69,18 @@ class Heartbeat:
 
     def meet(self) -> None:
         """Wait for all ranks, then renew the card until the process ends. Raises PeerError."""
+        self._start = meeting.enter(self._connection, self._place, self._timeout_s)
         own = self._open()  # whoever waits in the training thread's would let nobody else in
         self._renew(own)
-        meeting.await_all(self.store, [_key(rank) for rank in range(self._place.world)], self._timeout_s)
+        keys = [_key(rank) for rank in range(self._place.world)]
+        meeting.await_all(self._connection, self._start, keys, self._timeout_s, tells=self._place.rank == 0)
         self._first = Card.parse(own.get(_key(0)))
         threading.Thread(target=self._run, args=(own,), name="heartbeat", daemon=True).start()
+
+    @property
+    def store(self) -> Store:
+        """What belongs to this start of the ranks, once they have met."""
+        return meeting.within(self._connection, self._start)
 
     def watch(self, spot: Callable[[], Spot]) -> None:
         """Ask `spot` from now on where this rank is. It is called by another thread."""
@@ -91,7 +96,7 @@ class Heartbeat:
     def inquire(self, failure: Failure) -> Verdict:
         """Who made a collective fail, told by the cards. Takes a few seconds."""
         self._ending.set()
-        verdict = _within(self._longest_s, lambda: self._look_around(failure))
+        verdict = _within(self.longest_s, lambda: self._look_around(failure))
         return verdict or self._without_store(failure)
 
     @property
@@ -103,7 +108,7 @@ class Heartbeat:
         return 1.5 * self._every_s
 
     @property
-    def _longest_s(self) -> float:
+    def longest_s(self) -> float:
         """An inquiry, or the wait of rank 0 for those of the others."""
         return MISSED * self._every_s + 2 * STORE_S
 
@@ -144,7 +149,7 @@ class Heartbeat:
                 is_over = self._verdict is not None
             except RuntimeError:
                 is_over = True
-            if is_over and not self._ending.wait(self._longest_s):
+            if is_over and not self._ending.wait(self.longest_s):
                 self._abandon()
 
     def _abandon(self) -> None:
@@ -181,10 +186,11 @@ class Heartbeat:
             self._card = replace(self._card, **fresh)
             store.set(_key(self._place.rank), self._card.to_json())
 
-    def _open(self) -> TCPStore:
+    def _open(self) -> Store:
         if (reason := meeting.is_there(self._meeting)) is not None:
             raise RuntimeError(f"the store is gone: {reason}")  # sooner than torch, which would try again and again
-        return meeting.connect(self._meeting, self._place.world, STORE_S)
+        connection = meeting.connect(self._meeting, self._place.world, STORE_S)
+        return meeting.within(connection, self._start)
 
     def _read(self, store: Store) -> list[Card]:
         return [Card.parse(text) for text in store.multi_get([_key(rank) for rank in range(self._place.world)])]

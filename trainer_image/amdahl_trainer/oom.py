@@ -28,6 +28,13 @@ _UNITS = {"bytes": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 <
 #: As the CPU's allocator and the GPU's say it.
 _ASKED = re.compile(r"[Tt]ried to allocate ([\d.]+) (bytes|KiB|MiB|GiB|TiB)")
 
+#: As everything says it that has no exception of its own for it: the CPU's allocator, a GPU's driver (also where
+#: another process holds its memory), the libraries of products and the one of collectives.
+_FULL = re.compile(
+    r"can't allocate memory|(CUDA|HIP)( driver)? error: out of memory|ALLOC(ATION)?_FAILED|"
+    r"(Cuda|CUDA|HIP) failure( \d+)? 'out of memory'|Failed to (CUDA|HIP) calloc"
+)
+
 
 def explain(error: BaseException, config: Config, place: Place, device: torch.device) -> OutOfMemoryError | None:
     """What to tell the person whose run has no more memory; None if that is not what the error tells of."""
@@ -44,11 +51,11 @@ def explain(error: BaseException, config: Config, place: Place, device: torch.de
 
 
 def is_memory(error: BaseException) -> bool:
-    """Whether an allocation failed. The CPU's allocator raises a plain RuntimeError, a fork an OSError."""
+    """Whether an allocation failed. Most allocators raise some RuntimeError, a fork an OSError."""
     return (
         isinstance(error, torch.OutOfMemoryError | MemoryError)
         or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
-        or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
+        or (isinstance(error, RuntimeError) and _FULL.search(str(error)) is not None)
     )
 
 
@@ -107,7 +114,10 @@ def _asked_bytes(text: str) -> int | None:
 
 def _held(device: torch.device) -> str:
     if device.type == "cuda":
-        free, whole = torch.cuda.mem_get_info(device)
+        try:
+            free, whole = torch.cuda.mem_get_info(device)
+        except RuntimeError:
+            return "and the GPU has none left to say how much is held"
         mine = torch.cuda.memory_allocated(device), torch.cuda.memory_reserved(device)
         return f"{_size(mine[0])} are held ({_size(mine[1])} reserved), {_size(free)} of {_size(whole)} are free"
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines() if ":" in line)

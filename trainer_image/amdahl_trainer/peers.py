@@ -2,6 +2,10 @@
 
 `Group` is a real process group, `Alone` a single process; the loop does not know which it has. Control messages go
 through gloo on the CPU, so that reading them never waits for a GPU.
+
+A GPU's collectives are issued ahead of the control message that follows them, and NCCL ends the whole process when one
+of them is late, before anybody can ask which rank was the cause. So control messages have a group of their own there,
+with the time limit that was asked for, and all others have as much more as it takes to ask.
 """
 
 from __future__ import annotations
@@ -26,6 +30,12 @@ __all__ = ["NOTHING", "Agreement", "Alone", "Group", "Peers", "Place", "Spot", "
 
 
 T = TypeVar("T")
+
+#: What groups are made of, by device.
+BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}
+
+#: By how much a GPU's collectives may be issued ahead of the next control message, seconds: a step and its next batch.
+AHEAD_S = 60.0
 
 _STARTUP, _COMM = PHASES.index("startup"), PHASES.index("comm")
 
@@ -125,7 +135,7 @@ class Alone:
 
 
 class Group:
-    """The default process group."""
+    """The default process group, and on GPUs another one for control messages."""
 
     def __init__(self, place: Place, device: torch.device, timeout_s: int) -> None:
         """Join.
@@ -135,17 +145,19 @@ class Group:
             PeerError: a rank did not come.
         """
         self._heartbeat = Heartbeat(Meeting.from_environ(os.environ), place, timeout_s)
-        _limit_waits(timeout_s)
-        backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
+        is_ahead, limit = device.type != "cpu", timedelta(seconds=timeout_s)
+        others_limit = limit + timedelta(seconds=AHEAD_S + self._heartbeat.longest_s) if is_ahead else limit
+        _limit_waits(others_limit)
         try:
             self._heartbeat.meet()
             dist.init_process_group(
-                backend,
+                BACKENDS[device.type],
                 store=self._heartbeat.store,
                 rank=place.rank,
                 world_size=place.world,
-                timeout=timedelta(seconds=timeout_s),
+                timeout=others_limit,
             )
+            self._control = dist.new_group(backend="gloo", timeout=limit) if is_ahead else None
         except RuntimeError as error:
             raise self.blame(error) or error from error
 
@@ -154,7 +166,7 @@ class Group:
         busy_ns = [0] * dist.get_world_size()
         busy_ns[dist.get_rank()] = told.busy_ns
         said = torch.tensor([valid, stop, news, told.squares, told.bad, *told.spent, *busy_ns], dtype=torch.int64)
-        dist.all_reduce(said)
+        dist.all_reduce(said, group=self._control)
         tokens, stops, tells, squares, bad, *rest = said.tolist()
         spent, busy_ns = rest[: len(PHASES)], rest[len(PHASES) :]
         return Agreement(tokens, stops > 0, tells > 0, Told(squares, spent, bad), busy_ns)
@@ -167,18 +179,18 @@ class Group:
     def broadcast(self, text: str | None) -> str | None:
         """Any text, None included."""
         box = [text]
-        dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
+        dist.broadcast_object_list(box, src=0, group=self._control, device=torch.device("cpu"))
         return box[0]
 
     def gather(self, items: Sequence[T]) -> list[T]:
         """Anything that can be pickled."""
         boxes: list[Sequence[T]] = [()] * dist.get_world_size()
-        dist.all_gather_object(boxes, items)
+        dist.all_gather_object(boxes, items, group=self._control)
         return [item for box in boxes for item in box]
 
     def barrier(self) -> None:
         """An all-reduce on the CPU: `dist.barrier` would use the GPU where there is one."""
-        dist.all_reduce(torch.zeros(1))
+        dist.all_reduce(torch.zeros(1), group=self._control)
 
     def watch(self, spot: Callable[[], Spot]) -> None:
         """See `Peers`."""
@@ -198,16 +210,15 @@ class Group:
 
 
 def join(place: Place, device: torch.device, timeout_s: int) -> Peers:
-    """The peers of this process; no collective of theirs waits longer than `timeout_s`."""
+    """The peers of this process; nothing that they tell each other takes longer than `timeout_s`."""
     return Group(place, device, timeout_s) if place.world > 1 else Alone()
 
 
-def _limit_waits(timeout_s: int) -> None:
-    """Give every group that is made from now on the same time limit.
+def _limit_waits(limit: timedelta) -> None:
+    """Give every group that is made from now on, and is told none, the same time limit.
 
     A new group does not take over the limit of the default one but torch's own (gloo: 30 minutes), and a device mesh
     has no way to say another for the groups that it makes.
     """
-    limit = timedelta(seconds=timeout_s)
     for name in ("default_pg_timeout", "default_pg_nccl_timeout"):
         setattr(distributed_c10d, name, limit)

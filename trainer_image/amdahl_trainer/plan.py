@@ -72,7 +72,7 @@ def make(config: Config, world: int, local_world: int, device: str) -> Plan:
         step_tokens=config.batch.global_sequences * config.data.seq_len,
         idle=_idle(config, degrees, micro_batches),
         again=_again(config, cost),
-        peak=flops.peak_flops(device, config.precision.compute),
+        peak=flops.peak_flops(device, config.precision.compute, config.metrics.peak_tflops),
     )
 
 
@@ -119,7 +119,8 @@ def _share(plan: Plan) -> str:
 def _speed(plan: Plan, config: Config) -> tuple[str, str]:
     """The lines of utilisation and speed."""
     if plan.step_s is None:
-        why = f"unknown: no peak is known of the device that --device names, in {config.precision.compute}"
+        why = f"unknown: no peak is known of the device that --device names, in {config.precision.compute}; "
+        why += "metrics.peak_tflops states one"
         return f"MFU     {why}", "speed   unknown for the same reason; a run measures it"
     losses = f"{plan.idle:.1%} idle in the pipeline, {plan.again:.1%} computed again"
     rate = plan.step_tokens / plan.step_s / plan.degrees.world

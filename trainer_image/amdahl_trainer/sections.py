@@ -25,7 +25,11 @@ class Run:
     """The run as a whole."""
 
     seed: int = key(1, "initial weights and order of samples", maths=True, low=0)
-    max_steps: int = key(100, "optimizer steps in all, over every restart", low=1)
+    max_steps: int = key(
+        100,
+        "optimizer steps in all, over every restart; the schedule ends with them, unless optim.decay_steps is set",
+        low=1,
+    )
     out_dir: str = key("runs/trainer", "checkpoints and the resolved configuration go here")
     torch_threads: int = key(0, "threads of one torch operator on the CPU; 0 leaves torch's choice", low=0)
     gc_every: int = key(50, "steps between collections of Python's garbage, on all ranks at once", low=1)
@@ -100,7 +104,9 @@ class Optim:
     eps: float = key(1e-8, "Adam's epsilon", maths=True, low=0.0)
     weight_decay: float = key(0.1, "decay of matrices; norms never decay", maths=True, low=0.0)
     warmup_steps: int = key(10, "steps of linear warm-up", maths=True, low=0)
-    decay_steps: int = key(0, "step at which the schedule ends; 0 takes run.max_steps", maths=True, low=0)
+    decay_steps: int = key(
+        0, "step at which the schedule ends, unless it is constant; 0 takes run.max_steps", maths=True, low=0
+    )
     schedule: str = key("cosine", "shape after the warm-up", maths=True, choices=("cosine", "linear", "constant"))
     min_lr_ratio: float = key(0.1, "last learning rate over the peak", maths=True, low=0.0)
     grad_clip: float = key(1.0, "largest gradient norm; 0 does not clip", maths=True, low=0.0)
@@ -194,6 +200,9 @@ class Metrics:
     log_every: int = key(10, "steps between console lines", low=1)
     jsonl: bool = key(True, "a line for each step in out_dir/metrics.jsonl; never in a trial")
     profile_every_steps: int = key(0, "steps between those that torch's profiler records; 0 records none", low=0)
+    peak_tflops: float = key(
+        0.0, "dense peak of a device, TFLOP/s, for MFU; 0 takes the data sheet's if known", low=0.0
+    )
     kubeflow_status: bool = key(False, "post progress to Kubeflow Trainer, which tells pods where; never in a trial")
 
 

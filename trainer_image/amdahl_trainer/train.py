@@ -73,7 +73,7 @@ def train(config: Config, environ: Mapping[str, str], begun_ns: int) -> Exit:
     wants_stop = StopRequest()
     startup = Startup(begun_ns)
     place = Place.from_environ(environ)
-    device = devices.choose(place.local_rank)
+    device = _choose(config, place)
     if device.type == "cpu":
         devices.keep_memory(environ)
     started = start_knobs.take(config, knobs.from_environ(environ), place, device)
@@ -109,12 +109,22 @@ def train(config: Config, environ: Mapping[str, str], begun_ns: int) -> Exit:
     return Exit.FINISHED if is_finished else Exit.YIELDED
 
 
+def _choose(config: Config, place: Place) -> torch.device:
+    """The rank's device, which another process may have filled: the first thing that is asked of it fails then."""
+    try:
+        return devices.choose(place.local_rank)
+    except RuntimeError as error:
+        full = oom.explain(error, config, place, torch.device("cuda", place.local_rank))
+        raise full or error from error
+
+
 def _explain(error: BaseException, peers: Peers, config: Config, place: Place, device: torch.device) -> BaseException:
     """What to end with: the rank that made a collective fail, or this rank's own failure, of which the others hear."""
-    lost = peers.blame(error)
+    full = oom.explain(error, config, place, device)  # before all: NCCL's own lack of it is a failed collective too
+    lost = None if full else peers.blame(error)
     if lost is not None:
         return lost
-    failure = oom.explain(error, config, place, device) or error
+    failure = full or error
     peers.part(failure.code if isinstance(failure, TrainerError) else Exit.CRASHED)
     return failure
 
@@ -184,7 +194,7 @@ def build(job: Job, startup: Startup, wants_stop: Callable[[], bool]) -> Engine:
         ledger=ledger,
         reporter=job.reporter,
         profiler=profiler.of_rank(config, place, device),
-        peak=flops.peak_flops(devices.name(device), config.precision.compute),
+        peak=flops.peak_flops(devices.name(device), config.precision.compute, config.metrics.peak_tflops),
         evaluate=lambda: bits_per_byte(replica, corpora, mesh, job.peers, config.eval.sequences),
         wants_stop=wants_stop,
         knob_file=KnobFile(job.environ.get("AMDAHL_KNOBS_FILE") if place.rank == 0 else None),

@@ -101,7 +101,8 @@ def join_mesh(degrees, rank):
 class Sent(TorchDispatchMode):
     """How often each kind of collective was called, and the types of what it was given, single numbers left out.
 
-    With a single number torch 2.11's pipeline greets its neighbours, and every version sums the norm.
+    With a single number torch 2.11's pipeline greets its neighbours, and every version sums the norm. Counted is too how
+    often a number was read from a tensor (`_local_scalar_dense`): if that is a GPU's, it is waited for.
     """
 
     def __init__(self):
@@ -109,6 +110,8 @@ class Sent(TorchDispatchMode):
         self.types, self.calls = {}, Counter()
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function is torch.ops.aten._local_scalar_dense.default:
+            self.calls["_local_scalar_dense"] += 1
         if function.namespace in ("c10d", "_c10d_functional"):
             given = (leaf for leaf in tree_leaves(args) if isinstance(leaf, torch.Tensor))
             name = function.overloadpacket.__name__

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from amdahl_trainer import attention
+from amdahl_trainer import attention, recompute
 from amdahl_trainer.attention import attend, attend_pieces, lay_out
 from amdahl_trainer.blocks import Flash, Sequences
 from amdahl_trainer.documents import (
@@ -244,6 +244,17 @@ def test_on_a_gpu_packed_rows_go_to_variable_length_flash_attention(pretended, d
         out = attend(*parts, documents)
     assert made.varlen == calls
     assert (out.shape, out.dtype, out.device.type) == (parts[0].shape, dtype, "cuda")
+
+
+@pytest.mark.parametrize(("mode", "again"), [("selective", 0), ("block", 1)])
+def test_on_a_gpu_selective_checkpointing_keeps_what_the_kernel_gave(pretended, mode, again):
+    """What autograd saved is unpacked, as in a backward pass: what came before the kernel is computed again for it."""
+    documents = Documents(ROWS, None, torch.empty(9, dtype=torch.int32, device="cuda"), 16)
+    parts = [part.requires_grad_() for part in to_gpu(make_parts())]
+    out = recompute.choose(mode)(lambda q, k, v: attend(q.sin(), k, v, documents).cos(), *parts)
+    with Calls() as made:
+        assert out.grad_fn._saved_self.shape == out.shape
+    assert (made.varlen, made.names.count("aten.sin.default")) == (again, 1)
 
 
 def test_where_the_kernel_has_no_grouped_heads_they_are_copied(pretended, monkeypatch):

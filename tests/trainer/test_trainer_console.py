@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.autograd.profiler_util import FunctionEvent
 
 from amdahl_probe.spans import PHASES
 from amdahl_trainer import console, profiler
@@ -19,7 +20,7 @@ from amdahl_trainer.flops import PerToken
 from amdahl_trainer.goodput import Account
 from amdahl_trainer.mesh import Degrees
 from amdahl_trainer.peers import Told
-from amdahl_trainer.profiler import Profile, analyse, length, union
+from amdahl_trainer.profiler import Profile, analyse, length, list_kernels, union
 
 MS, S = 1_000_000, 1_000_000_000
 
@@ -156,6 +157,27 @@ def test_a_union_holds_each_moment_once(intervals):
 def test_communication_is_exposed_where_nothing_computes(kernels, expected):
     """Kernels of several streams overlap; what nothing hides is exposed. Without kernels nothing is known."""
     assert analyse(7, "x", kernels) == Profile(7, "x", *expected)
+
+
+def event(name, begin_us, end_us, device="CUDA", is_range=False):
+    """As torch's profiler gives it."""
+    kind = getattr(torch.autograd.DeviceType, device)
+    return FunctionEvent(1, name, 1, begin_us, end_us, device_type=kind, is_user_annotation=is_range, trace_name=None)
+
+
+def test_ranges_that_the_host_named_are_no_kernels():
+    """Nor is what ran on the host. A range from the first kernel to the last would hide all communication."""
+    events = [
+        event("aten::mm", 0, 9, device="CPU"),
+        event("gemm", 1, 3),
+        event("ncclDevKernel_AllReduce_Sum_f32_RING_LL", 2, 8),
+        event("DistributedDataParallel.forward", 1, 3, is_range=True),
+        event("Optimizer.step#AdamW.step", 0, 9, is_range=True),
+        event("nccl:all_reduce", 2, 9, is_range=True),
+    ]
+    kernels = list(list_kernels(events))
+    assert kernels == [("gemm", (1000, 3000)), ("ncclDevKernel_AllReduce_Sum_f32_RING_LL", (2000, 8000))]
+    assert analyse(1, "x", kernels).exposed_comm_ns == 5000
 
 
 def test_a_due_step_is_recorded_and_it_and_the_next_are_tagged(make_engine, tiny, tmp_path):

@@ -223,6 +223,19 @@ def test_gradients_of_a_pipeline_have_the_scale_of_one_process(pool, mode, mista
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("beside", [{}, FSDP], ids=["ddp", "fsdp2"])
+@pytest.mark.parametrize("mode", [AFAB, ONE_EACH, INTERLEAVED], ids=["afab", "1f1b", "interleaved"])
+def test_a_pipeline_reads_no_number_for_a_micro_batch(pool, mode, beside):
+    """4 micro-batches wait for the device as often as 2 do. Documents, which are found in host memory, are left out."""
+
+    def count_reads(rows):
+        found = pool(4).run({**mode, **beside, "data.doc_mask": False, "batch.micro_batch": rows}, watch=True)
+        return found["calls"].get("_local_scalar_dense", 0)
+
+    assert count_reads(1) == count_reads(2)
+
+
+@pytest.mark.slow
 def test_context_parallelism_without_data_parallelism_reduces_gradients(pool):
     """With dp = 1 ranks agree to the last bit; without the reduction over cp they would not, and it would be seen."""
     assert pool(2).run(CP)["spread"] == 0.0

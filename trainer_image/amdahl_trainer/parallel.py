@@ -207,7 +207,8 @@ def _to_torch(module: nn.Module, stage: pp.Stage, config: Config, mesh: Mesh, de
     is_half = mesh.degrees.is_sharded(config.parallel.dp_mode) and config.precision.compute == "bfloat16"
     shape = pp.Shape(
         rows=fits.check_batch(config.batch, degrees.dp),
-        tokens=config.data.seq_len // degrees.cp // (degrees.tp if config.parallel.sp else 1),
+        tokens=config.data.seq_len // degrees.cp,
+        sp=degrees.tp if config.parallel.sp else 1,
         width=model.d_model,
         dtype=torch.bfloat16 if is_half else torch.float32,
     )

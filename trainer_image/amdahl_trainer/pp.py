@@ -10,6 +10,7 @@ the gradient of the mean; dividing by the number of micro-batches as well, or by
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -75,10 +76,26 @@ def split_layers(n_layers: int, stages: int) -> list[Part]:
 
 
 class Hand:
-    """The micro-batches of the step that runs now: what stages need beside the stream, which alone is sent on."""
+    """The micro-batches of the step that runs now: what stages need beside the stream, which alone is sent on.
+
+    Each stage is given them in order, as torch's schedules run its forward passes. Their number as an argument would be
+    a tensor, which data parallelism moves to the device, and reading it there would wait for the device each time.
+    """
 
     def __init__(self) -> None:
-        self.micros: Sequence[Micro] = ()
+        self._micros: Sequence[Micro] = ()
+        self._taken: Counter[Part] = Counter()
+
+    def hold(self, micros: Sequence[Micro]) -> None:
+        """These, and no stage has had any."""
+        self._micros = micros
+        self._taken.clear()
+
+    def take(self, stage: Part) -> Micro:
+        """The first one that this stage has not had."""
+        number = self._taken[stage]
+        self._taken[stage] += 1
+        return self._micros[number]
 
 
 class Stage(nn.Module):
@@ -90,14 +107,9 @@ class Stage(nn.Module):
         self._hand = hand
         self._precision = precision
 
-    def forward(self, x: Tensor, number: Tensor) -> Tensor:
-        """The stream, or (1,) the sum of cross entropies.
-
-        Args:
-            x: (B, S) tokens, or (B, S, D) the stream.
-            number: (1,) of the micro-batch, in host memory.
-        """
-        micro = self._hand.micros[int(number)]
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, S) tokens, or (B, S, D) the stream, to the stream, or to (1,) the sum of cross entropies."""
+        micro = self._hand.take(self.part.part)
         with self._precision():
             found: Tensor = self.part(x, *micro.beside)
         return torch.stack([found]) if self.part.part.is_last else found  # a view would be lost on FSDP2
@@ -105,10 +117,11 @@ class Stage(nn.Module):
 
 @dataclass(frozen=True)
 class Shape:
-    """What stages send: (rows, tokens, width) of the stream on one rank, and its type."""
+    """What stages take on one rank: (rows, tokens), or the stream (rows, tokens / sp, width), and the stream's type."""
 
     rows: int
     tokens: int
+    sp: int
     width: int
     dtype: torch.dtype
 
@@ -120,7 +133,8 @@ def make_stage(
 
     `at` is its index, and how many there are. Shapes are told, so that nothing is run or sent to find them out.
     """
-    stream = torch.empty(shape.rows, shape.tokens, shape.width, dtype=shape.dtype, device="meta", requires_grad=True)
+    sizes = shape.rows, shape.tokens // shape.sp, shape.width
+    stream = torch.empty(sizes, dtype=shape.dtype, device="meta", requires_grad=True)
     tokens = torch.empty(shape.rows, shape.tokens, dtype=torch.int64, device="meta")
     loss = torch.empty(1, device="meta", requires_grad=True)
     return PipelineStage(
@@ -182,12 +196,12 @@ class Pipeline:
 
     def _run(self, packed: Tensor, run: Callable[..., object]) -> list[Tensor]:
         """The losses of all micro-batches, scaled; on ranks without the last stage none."""
-        self._hand.micros = list(self._feed.cut(pad(packed, self.rows)))
-        tokens = [torch.cat([micro.tokens for micro in self._hand.micros])] if self._takes_tokens else []
-        numbers = torch.arange(self._count)
+        micros = list(self._feed.cut(pad(packed, self.rows)))
+        self._hand.hold(micros)
+        tokens = [torch.cat([micro.tokens for micro in micros])] if self._takes_tokens else []
         losses: list[Tensor] = []
-        run(*tokens, number=numbers, target=numbers, losses=losses)
-        self._hand.micros = ()
+        run(*tokens, target=torch.empty(self._count), losses=losses)  # torch takes no loss without a target
+        self._hand.hold(())
         return losses
 
     def _scaled(self, total: Tensor, _: Tensor) -> Tensor:

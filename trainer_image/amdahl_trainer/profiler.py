@@ -62,7 +62,7 @@ class Profiler:
         self._directory.mkdir(parents=True, exist_ok=True)
         path = self._directory / f"step-{step:08d}.json"
         recorded.export_chrome_trace(str(path))
-        found.append(analyse(step, str(path), list(_kernels(recorded.events()))))
+        found.append(analyse(step, str(path), list(list_kernels(recorded.events()))))
 
 
 def of_rank(config: Config, place: Place, device: torch.device) -> Profiler:
@@ -71,10 +71,14 @@ def of_rank(config: Config, place: Place, device: torch.device) -> Profiler:
     return Profiler(config.metrics.profile_every_steps, directory, device)
 
 
-def _kernels(events: Iterable[Any]) -> Iterator[tuple[str, Interval]]:
-    """Name and interval of everything that ran on the GPU; torch gives microseconds."""
+def list_kernels(events: Iterable[Any]) -> Iterator[tuple[str, Interval]]:
+    """Name and interval of everything that ran on the GPU; torch gives microseconds.
+
+    Left out are ranges that the host named (`DistributedDataParallel.forward`, `Optimizer.step#AdamW.step`), which
+    Kineto draws on the GPU's time line as well: from their first kernel to their last, with every gap between.
+    """
     for event in events:
-        if event.device_type.name == "CUDA":
+        if event.device_type.name == "CUDA" and not event.is_user_annotation:
             yield event.name, (int(event.time_range.start * 1000), int(event.time_range.end * 1000))
 
 

@@ -17,7 +17,7 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 
 from amdahl_trainer.seams import Run, run_plainly
 
-#: Operations whose results are kept by `selective`.
+#: Operations whose results are kept by `selective`. Of an operation that calls others only its own name is seen.
 DEAR = {
     torch.ops.aten.mm.default,
     torch.ops.aten.addmm.default,
@@ -25,7 +25,8 @@ DEAR = {
     torch.ops.aten._scaled_dot_product_efficient_attention.default,  # noqa: SLF001
     torch.ops.aten._scaled_dot_product_cudnn_attention.default,  # noqa: SLF001
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,  # noqa: SLF001
-    torch.ops.aten._flash_attention_forward.default,  # noqa: SLF001
+    torch.ops.aten._flash_attention_forward.default,  # noqa: SLF001 (of ring attention)
+    torch.ops.torch_attn._varlen_attn.default,  # noqa: SLF001 (of packed rows)
 }
 
 

@@ -84,11 +84,18 @@ class Hand:
 class Stage(nn.Module):
     """A part of the model in a pipeline. It takes the stream from the stage before, the rest from the rank's hand."""
 
-    def __init__(self, part: Llama, hand: Hand, precision: Callable[[], AbstractContextManager[object]]) -> None:
+    def __init__(
+        self,
+        part: Llama,
+        hand: Hand,
+        precision: Callable[[], AbstractContextManager[object]],
+        mark: Callable[[str], None],
+    ) -> None:
         super().__init__()
         self.part = part
         self._hand = hand
         self._precision = precision
+        self._mark = mark
 
     def forward(self, x: Tensor, number: Tensor) -> Tensor:
         """The stream, or (1,) the sum of cross entropies.
@@ -98,8 +105,10 @@ class Stage(nn.Module):
             number: (1,) of the micro-batch, in host memory.
         """
         micro = self._hand.micros[int(number)]
+        self._mark("forward")
         with self._precision():
             found: Tensor = self.part(x, *micro.beside)
+        self._mark("backward")
         return torch.stack([found]) if self.part.part.is_last else found  # a view would be lost on FSDP2
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import urllib.request
 from collections import deque
 from itertools import accumulate
 
@@ -11,6 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from amdahl_loop.adapters.kube.scrape import Counters, parse_metrics
 from amdahl_probe.spans import Ledger
 from amdahl_trainer import device as devices
 from amdahl_trainer import feed, optim
@@ -113,7 +116,7 @@ LAUNCH = {**QUIET, "forward": (10, 2), "backward": (20, 4), "optimizer": (5, 1),
 def train(gpu, monkeypatch, make_engine, tiny, tmp_path):
     """Train a tiny engine whose every step takes as long as told; gives records and lines of the journal."""
 
-    def go(times, changes=None):
+    def go(times, changes=None, environ=None):
         for owner, name, what in (
             (Loader, "next", "load"), (KnobFile, "poll", "poll"), (Alone, "agree", "agree"), (Checkpoints, "save", "save"),
         ):  # fmt: skip
@@ -123,7 +126,9 @@ def train(gpu, monkeypatch, make_engine, tiny, tmp_path):
             (optim, "apply", "optimizer"),
         ):  # fmt: skip
             before(monkeypatch, owner, name, lambda what=what: gpu.issue(*times[what]))
-        engine = make_engine(tiny({"run.max_steps": 6, "run.gc_every": 1000, "optim.lr": 0.0, **(changes or {})}))
+        engine = make_engine(
+            tiny({"run.max_steps": 6, "run.gc_every": 1000, "optim.lr": 0.0, **(changes or {})}), environ
+        )
 
         def evaluate():
             gpu.issue(*times["eval"])
@@ -224,6 +229,20 @@ def test_the_goodput_of_a_launch_bound_run_has_a_lower_bound(train, tmp_path, ca
     said = capsys.readouterr().out
     assert "launch-bound 98%" in said
     assert "at least: launch-bound" in said
+
+
+def test_metrics_tell_of_the_device_and_are_still_read(train, tmp_path):
+    """Counters of work and idle are the sums of the journal's lines; the operator leaves out what it does not know."""
+    _, lines = train({**BUSY, "load": 40}, environ={"AMDAHL_METRICS_PORT": "0"})
+    port = int((tmp_path / "telemetry" / "metrics.port").read_text())
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as answer:
+        text = answer.read().decode()
+    assert isinstance(parse_metrics(text), Counters)
+    for name, label, field in (("work", "phase", "device_ns"), ("idle", "cause", "idle_cause_ns")):
+        found = re.findall(rf'^amdahl_device_{name}_seconds_total{{{label}="(\w+)"}} (\S+)$', text, re.MULTILINE)
+        sums = {kind: sum(line[field][kind] for line in lines) / 1e9 for kind in lines[0][field] if kind != "idle"}
+        assert {kind: float(value) for kind, value in found} == pytest.approx(sums)
+    assert "amdahl_launch_bound_device_seconds " in text
 
 
 def take_step(clock, gpu):

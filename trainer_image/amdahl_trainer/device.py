@@ -290,7 +290,8 @@ class CudaClock:
         while self._closed:
             marks = self._closed[0]
             if wait:
-                marks.end.synchronize()
+                with self._ledger.span("compute"):  # which the device does meanwhile, whatever it is waited for
+                    marks.end.synchronize()
             elif not _is_past(marks.end):
                 return
             self._closed.popleft()

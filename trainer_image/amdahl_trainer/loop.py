@@ -23,7 +23,7 @@ from amdahl_trainer.ckpt import Checkpoints, Progress
 from amdahl_trainer.config import Config
 from amdahl_trainer.data.counts import Bad
 from amdahl_trainer.data.loader import Batch, Loader, check_bad
-from amdahl_trainer.device import Clock, Reading
+from amdahl_trainer.device import Clock
 from amdahl_trainer.errors import NonFiniteError
 from amdahl_trainer.knobs import KnobFile, Knobs, Update, Window
 from amdahl_trainer.mesh import Seat
@@ -206,7 +206,7 @@ class Engine:
     def _read(self, wait: bool = False) -> None:
         """Write the records of steps whose reading has come."""
         parts = self.parts
-        for reading in self._drain() if wait else parts.clock.ready():
+        for reading in parts.clock.ready(wait):
             step = self._pending.popleft()
             cost = None if parts.peak is None else self._cost(step)
             phases = parts.reporter.step(step, reading, cost, parts.peak)
@@ -221,11 +221,6 @@ class Engine:
                     f"step {step.total}: loss {reading.loss}, gradient norm {reading.grad_norm}; the step was refused, "
                     f"the newest checkpoint is of step {parts.checkpoints.durable}; lower optim.lr or look at the data"
                 )
-
-    def _drain(self) -> list[Reading]:
-        """Let the device finish what it has. It computes meanwhile, whatever it is waited for."""
-        with self.parts.ledger.span("compute"):
-            return [*self.parts.clock.ready(wait=True)]
 
     def _cost(self, step: Step) -> flops.PerToken:
         """FLOPs of a token of this step, whose documents are as long as they are."""

@@ -5,8 +5,10 @@
     python benchmarks/trainer/gpu.py --device cpu --tiny        # that the code works, on any machine
 
 - *mfu*: a Llama of 213 M parameters in bfloat16, compiled, by the engine as it runs, its loader and records included.
-  Its time is taken from outside, the device waited for before and after. *Accounted* is the sum of all phases of the
-  steps' records over that time: 100 % if the accounts leave nothing out and count nothing twice.
+  Its time is taken from outside, the device waited for before and after. *Of the marks* is what the device's accounts
+  of the steps sum to, work and idle, over the time between its first and its last mark; *of the wall* is that time over
+  the one from outside. Both are 100 % if the accounts leave nothing out and count nothing twice; 1 % is allowed. *Idle*
+  is the part without work; *launch-bound* the part at Python's pace, of which an unknown part is idle too.
 - *knobs*: the same with one setting changed at a time; the peak of memory beside what the plan says.
 - *checkpoints*: how long training is blocked by a save, at once or behind its back, the first save apart.
 - *attention*: packed rows, forward and backward: the trainer's own way, a call for each document, a mask.
@@ -115,12 +117,38 @@ class Bench:
 
 
 @dataclass(frozen=True)
+class Device:
+    """What the device's own accounts of some steps sum to, nanoseconds."""
+
+    work_ns: int
+    idle_ns: int
+    launch_bound_ns: int
+    wall_ns: int  # between its marks
+
+    @classmethod
+    def of(cls, lines: Sequence[Mapping[str, Any]]) -> Device | None:
+        """As the journal has them; None where the device is the host."""
+        if not all("device_ns" in line for line in lines):
+            return None
+        idle = sum(line["device_ns"]["idle"] for line in lines)
+        whole = sum(sum(line["device_ns"].values()) for line in lines)
+        paced, wall = (sum(line[name] for line in lines) for name in ("launch_bound_ns", "device_wall_ns"))
+        return cls(whole - idle, idle, paced, wall)
+
+    def describe(self, seconds: float) -> list[str]:
+        """Accounts over marks, marks over the time from outside, and what part of it was idle or launch-bound."""
+        shares = ((self.work_ns + self.idle_ns) / self.wall_ns, self.wall_ns / seconds / 1e9)
+        parts = (self.idle_ns / self.wall_ns, self.launch_bound_ns / self.wall_ns)
+        return [*(f"{share:.2%}" for share in shares), *(f"{part:.1%}" for part in parts)]
+
+
+@dataclass(frozen=True)
 class Ran:
     """What some steps of the engine took."""
 
     config: Config
     seconds: float  # of the scored steps, by the clock outside
-    accounted: float  # seconds of all phases of their records
+    device: Device | None  # None on a CPU
     compiling: float  # seconds
     peak_bytes: int
     blocks_s: Sequence[float]  # of saves, in order
@@ -147,6 +175,8 @@ def engine(bench: Bench, changes: Mapping[str, Scalar]) -> Ran:
     peak = torch.cuda.max_memory_allocated() if bench.device.type == "cuda" else 0
     records = [json.loads(line) for line in Path(home, "rank-0.jsonl").read_text().splitlines()]
     phases = [record["ph"] for record in records if record["k"] == "step"]
+    journal = [json.loads(line) for line in Path(home, "metrics.jsonl").read_text().splitlines()]
+    lines = [line for line in journal if line["schema"] == "trainer.step/1"]
     torch._dynamo.reset()  # noqa: SLF001 (torch has no public name for it): the next engine's code is other code
     gc.collect()
     if bench.device.type == "cuda":
@@ -154,7 +184,7 @@ def engine(bench: Bench, changes: Mapping[str, Scalar]) -> Ran:
     return Ran(
         config,
         seconds=passed[1 + last] - passed[1 + first],
-        accounted=sum(sum(lap.values()) for lap in phases[first:last]) / 1e9,
+        device=Device.of(lines[first:last]),
         compiling=sum(lap.get("warmup", 0) for lap in phases) / 1e9,
         peak_bytes=peak,
         blocks_s=[one["block_ns"] / 1e9 for one in records if one["k"] == "save" and not one.get("durable")],
@@ -162,7 +192,7 @@ def engine(bench: Bench, changes: Mapping[str, Scalar]) -> Ran:
 
 
 def describe(bench: Bench, ran: Ran) -> list[str]:
-    """Milliseconds a step, tokens/s, utilisation by convention, memory and what was planned, accounts, compiling."""
+    """Milliseconds a step, tokens/s, utilisation by convention, memory and what was planned, the device, compiling."""
     config = ran.config
     step_s = ran.seconds / bench.scored
     rate = config.batch.global_sequences * config.data.seq_len / step_s
@@ -176,13 +206,16 @@ def describe(bench: Bench, ran: Ran) -> list[str]:
         *(f"{share[name]:.1%}" if share else "-" for name in ("palm", "causal")),
         f"{ran.peak_bytes / 2**30:.2f}",
         f"{planned / 2**30:.2f}",
-        f"{ran.accounted / ran.seconds:.2%}",
+        *(["-"] * 4 if ran.device is None else ran.device.describe(ran.seconds)),
         f"{ran.compiling:.1f}",
     ]
 
 
 #: What `describe` gives.
-COLUMNS = ("ms a step", "tokens/s", "MFU palm", "MFU causal", "peak GiB", "planned GiB", "accounted", "compiling, s")
+COLUMNS = (
+    *("ms a step", "tokens/s", "MFU palm", "MFU causal", "peak GiB", "planned GiB"),
+    *("of the marks", "of the wall", "idle", "launch-bound", "compiling, s"),
+)
 
 
 def mfu(bench: Bench) -> Iterator[Sequence[str]]:

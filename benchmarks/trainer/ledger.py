@@ -336,7 +336,7 @@ def agreement_rank(rounds: int = 2000) -> None:
     torch.set_num_threads(1)
     place = peers.Place.from_environ(os.environ)
     peers.join(place, torch.device("cpu"), 60)
-    now = 4 + len(PHASES)
+    now = 6 + len(PHASES)
     sizes = {"3 numbers": 3, "now, 2 ranks": now + 2, "64 ranks": now + 64, "600 ranks": now + 600}
     told: dict[str, list[int]] = {name: [] for name in sizes}
     for _ in range(rounds):

@@ -22,7 +22,8 @@ def histories(draw):
         events.append(Began(step))
         for _ in range(draw(st.integers(0, 8))):
             step += draw(st.integers(0, 2))
-            events.append(Spent(step, draw(PHASE_TIMES)))
+            phases = draw(PHASE_TIMES)
+            events.append(Spent(step, phases, draw(st.integers(0, phases.get("compute", 0)))))
         reached = max(reached, step)
     return events
 
@@ -35,6 +36,7 @@ def test_held_is_useful_and_badput_exactly(events):
     assert account.held_ns == account.useful_ns + sum(account.badput_ns.values())
     assert account.held_ns == sum(ns for lap in laps for ns in lap.phases.values())
     assert account.useful_ns + account.badput_ns.get(LOST, 0) == sum(lap.phases.get("compute", 0) for lap in laps)
+    assert 0 <= account.launch_ns <= account.useful_ns
     assert all(ns > 0 for ns in account.badput_ns.values())
     assert set(account.badput_ns) <= set(CAUSES)
     assert account.attempts == sum(isinstance(event, Began) for event in events)
@@ -45,10 +47,12 @@ def test_held_is_useful_and_badput_exactly(events):
     [(None, 111, 0), (3, 111, 0), (2, 11, 100), (1, 1, 110), (0, 0, 111), (7, 111, 0)],
 )
 def test_a_restart_throws_away_the_steps_after_the_one_it_resumes_from(resumed, useful, lost):
-    """Compute of 1, 10 and 100 in steps 1, 2 and 3; what else they cost stays what it was."""
-    events = [Began(0), *(Spent(step, {"compute": 10 ** (step - 1), "input": 5}) for step in (1, 2, 3))]
+    """Compute of 1, 10 and 100 in steps 1, 2 and 3, launch-bound; what else they cost stays what it was."""
+    times = ((step, 10 ** (step - 1)) for step in (1, 2, 3))
+    events = [Began(0), *(Spent(step, {"compute": ns, "input": 5}, ns) for step, ns in times)]
     account = Book([*events, *([] if resumed is None else [Began(resumed)])]).account()
     assert (account.useful_ns, account.badput_ns.get(LOST, 0), account.badput_ns["input"]) == (useful, lost, 15)
+    assert account.launch_ns == useful
 
 
 def test_a_run_that_never_trained_has_no_goodput():

@@ -121,12 +121,13 @@ def write_history(path, steps, settled_every, began=(0,)):
         book.add(Began(first))
         written.write("start", {"resumed_step": first, "parameters": 10**9})
         for step in range(first + 1, first + steps + 1):
-            book.add(spent := Spent(step, {"compute": 1, "input": 2}))
-            written.write("step", {"step": step, "all_ns": spent.phases, "padding": "." * 500})
+            book.add(spent := Spent(step, {"compute": 1, "input": 2}, step % 2))
+            told = {"all_ns": spent.phases, "all_launch_bound_ns": spent.launch_ns}
+            written.write("step", {"step": step, **told, "padding": "." * 500})
             if step % settled_every == 0:
                 account = book.account()
                 fields = {"attempts": account.attempts, "useful_ns": account.useful_ns, "badput_ns": account.badput_ns}
-                written.write("goodput", {"step": step, **fields})
+                written.write("goodput", {"step": step, **fields, "launch_bound_ns": account.launch_ns})
     written.close()
     return book
 

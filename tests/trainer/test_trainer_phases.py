@@ -15,6 +15,7 @@ from amdahl_trainer.data.loader import Loader
 from amdahl_trainer.device import HostClock, Reading, attribute
 from amdahl_trainer.knobs import KnobFile
 from amdahl_trainer.peers import Alone
+from amdahl_trainer.timeline import Lap
 
 MS = 1_000_000
 
@@ -106,33 +107,49 @@ def test_tags_name_what_lies_in_a_step(make_engine, tiny, tmp_path):
 NS = st.integers(0, 10**10)
 
 
+IDLE = ("input", "comm", "checkpoint", "other")
+
+
+def told(tail_ns, idle_ns):
+    """What a clock says: time that was `comm`, and what the device idled for, by cause; None where there is none."""
+    lap = None if idle_ns is None else Lap({}, {cause: idle_ns.get(cause, 0) for cause in IDLE}, 0, 0)
+    return Reading(1.0, 1.0, False, tail_ns, lap)
+
+
 @given(
     st.dictionaries(st.sampled_from(PHASES), NS),
     NS,
-    st.one_of(st.none(), NS),
+    st.one_of(st.none(), st.dictionaries(st.sampled_from(IDLE), NS)),
 )
 def test_correcting_an_account_never_changes_its_sum(phases, tail_ns, idle_ns):
     """Whatever a reading says, no nanosecond is made or lost and none is negative."""
-    corrected = attribute(phases, Reading(1.0, 1.0, False, tail_ns, idle_ns))
+    corrected = attribute(phases, told(tail_ns, idle_ns))
     assert sum(corrected.values()) == sum(phases.values())
     assert all(ns >= 0 for ns in corrected.values())
+
+
+HOST = {"input": 30, "comm": 20, "checkpoint": 5, "compute": 40, "other": 10}
 
 
 @pytest.mark.parametrize(
     ("tail", "idle", "expected"),
     [
-        (0, None, {"input": 30, "compute": 70}),
-        (10, None, {"input": 30, "compute": 60, "comm": 10}),
-        (0, 30, {"input": 30, "compute": 70}),
-        (0, 50, {"input": 30, "compute": 70}),
-        (0, 12, {"input": 12, "compute": 88}),
-        (0, 0, {"input": 0, "compute": 100}),
-        (200, 0, {"input": 0, "compute": 30, "comm": 70}),
+        (0, None, HOST),
+        (10, None, {**HOST, "compute": 30, "comm": 30}),
+        (50, None, {**HOST, "compute": 0, "comm": 60}),
+        (0, {"input": 30, "comm": 20, "other": 10}, HOST),
+        (0, {"input": 50, "comm": 50, "other": 50}, HOST),
+        (0, {"input": 12, "comm": 20, "other": 10}, {**HOST, "input": 12, "compute": 58}),
+        (0, {"input": 30, "comm": 4, "other": 10}, {**HOST, "comm": 4, "compute": 56}),
+        (0, {"input": 30, "comm": 20, "other": 1}, {**HOST, "other": 1, "compute": 49}),
+        (0, {}, {"input": 0, "comm": 0, "checkpoint": 5, "compute": 100, "other": 0}),
+        (7, {}, {"input": 0, "comm": 7, "checkpoint": 5, "compute": 93, "other": 0}),
+        (200, {}, {"input": 0, "comm": 100, "checkpoint": 5, "compute": 0, "other": 0}),
     ],
 )
-def test_a_wait_counts_as_input_only_where_the_device_idled(tail, idle, expected):
-    """Host account of 30 input and 70 compute; the device says how much of the wait it idled and what was tail."""
-    assert attribute({"input": 30, "compute": 70}, Reading(1.0, 1.0, False, tail, idle)) == expected
+def test_time_of_the_host_counts_only_where_the_device_idled(tail, idle, expected):
+    """A save is a save: the device has been waited for before. What was waiting on the device is `comm` thereafter."""
+    assert attribute(HOST, told(tail, idle)) == expected
 
 
 def test_the_tail_is_what_follows_the_last_gradient():

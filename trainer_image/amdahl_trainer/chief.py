@@ -25,6 +25,7 @@ from amdahl_trainer.goodput import Account, Began, Book, Spent
 from amdahl_trainer.journal import Journal
 from amdahl_trainer.kubeflow import Address, Sink, State
 from amdahl_trainer.peers import Agreement, Told
+from amdahl_trainer.timeline import Lap
 
 #: Steps after which an account is written though no checkpoint has become durable: what a restart reads at most.
 SETTLED_EVERY = 1000
@@ -89,16 +90,22 @@ class Chief:
         self._is_finished = False
         self._slow = _compare((0,))  # of the last step
         self._excess_ns = 0  # of all steps
+        self._work_ns: Mapping[str, int] = {}  # of this rank's device, where it has a clock
+        self._idle_ns: Mapping[str, int] = {}
         self._book.add(Began(facts.resumed_step))
         self.journal.write("start", {"run": run, "attempt": self._book.attempts, **asdict(facts)})
 
     def step(self, step: Step, reading: Reading, phases: Mapping[str, int], mfu: Mapping[str, float]) -> None:
         """A step of this rank whose reading is known. Its line waits for what the others tell."""
         self._waiting.append((step.total, _render_own(step, reading, phases, mfu, self._facts.step_slots)))
+        if reading.lap is not None:  # new ones, since another thread may look at the old
+            self._work_ns = _sum(self._work_ns, reading.lap.work_ns)
+            self._idle_ns = _sum(self._idle_ns, reading.lap.idle_ns)
 
     def agreed(self, agreement: Agreement, durable_step: int | None) -> None:
         """Write the lines that waited. The last one gets what all ranks have told since the line before."""
-        self._told = Told(spent=[*map(add, self._told.spent, agreement.told.spent)])
+        before, now = self._told, agreement.told
+        self._told = Told(spent=[*map(add, before.spent, now.spent)], launch_ns=before.launch_ns + now.launch_ns)
         for number, own in self._waiting[:-1]:
             self.journal.append("step", own)
             self._step = number
@@ -106,7 +113,8 @@ class Chief:
             self._step, own = self._waiting.pop()
             self._slow = _compare(agreement.busy_ns)
             self._excess_ns += self._slow["excess_ns"]
-            told = f'"all_ns":{_render_ns(self._count())},"ranks":{_render_ns(self._slow)}'
+            launch = f'"all_launch_bound_ns":{ns},' if (ns := self._told.launch_ns) else ""
+            told = f'{launch}"all_ns":{_render_ns(self._count())},"ranks":{_render_ns(self._slow)}'
             durable = "null" if durable_step is None else durable_step
             self.journal.append("step", f'{own},{told},"durable_step":{durable}')
         self._waiting.clear()
@@ -133,13 +141,24 @@ class Chief:
             "amdahl_goodput_ratio": Family("gauge", "Useful over held device time.", {"": account.share}),
             "amdahl_useful_device_seconds": Family("gauge", _OF_RUN, {"": account.useful_ns / 1e9}),
             "amdahl_badput_device_seconds": Family("gauge", _OF_RUN, badput),
+            **(self._of_device(account) if self._work_ns else {}),
+        }
+
+    def _of_device(self, account: Account) -> dict[str, Family]:
+        work = {f'phase="{phase}"': ns / 1e9 for phase, ns in self._work_ns.items()}
+        idle = {f'cause="{cause}"': ns / 1e9 for cause, ns in self._idle_ns.items()}
+        launch = "At most so much of the useful device time was idle, at Python's pace."
+        return {
+            "amdahl_device_work_seconds_total": Family("counter", "Time on this rank's device by phase.", work),
+            "amdahl_device_idle_seconds_total": Family("counter", "Time without work by what the host did.", idle),
+            "amdahl_launch_bound_device_seconds": Family("gauge", launch, {"": account.launch_ns / 1e9}),
         }
 
     def _count(self) -> dict[str, int]:
         """Enter what was told into the account."""
         phases = {phase: ns for phase, ns in zip(PHASES, self._told.spent, strict=True) if ns}
+        self._book.add(Spent(self._step, phases, self._told.launch_ns))
         self._told = Told()
-        self._book.add(Spent(self._step, phases))
         return phases
 
     def line(self, step: Step, reading: Reading, interval: Interval) -> str:
@@ -184,13 +203,14 @@ def _compare(busy_ns: Sequence[int]) -> dict[str, int]:
 
 
 def _render(account: Account) -> dict[str, Any]:
-    badput = dict(account.badput_ns)
+    launch = {"launch_bound_ns": account.launch_ns} if account.launch_ns else {}
     return {
         "attempts": account.attempts,
         "held_ns": account.held_ns,
         "useful_ns": account.useful_ns,
-        "badput_ns": badput,
+        "badput_ns": dict(account.badput_ns),
         "goodput": account.share,
+        **launch,
     }
 
 
@@ -203,8 +223,20 @@ def _render_own(step: Step, reading: Reading, phases: Mapping[str, int], mfu: Ma
         f'"tokens":{{"slots":{slots},"valid":{step.valid},"pad":{slots - step.valid},"sum_len_sq":{step.squares}}},'
         f'"mfu":{journal.encode(mfu) if mfu else "null"},'
         f'"loader":{{"batches":{step.loader.batches},"sum_ns":{step.loader.sum_ns}}},"knob_seq":{step.seq},'
-        f'"tags":{journal.encode(step.tags) if step.tags else "[]"}'
+        f'"tags":{journal.encode(step.tags) if step.tags else "[]"}{_render_lap(reading.lap)}'
     )
+
+
+def _render_lap(lap: Lap | None) -> str:
+    if lap is None:
+        return ""
+    work = {**lap.work_ns, "idle": sum(lap.idle_ns.values())}
+    told = f'"device_ns":{_render_ns(work)},"device_wall_ns":{lap.wall_ns},"idle_cause_ns":{_render_ns(lap.idle_ns)}'
+    return f',{told},"launch_bound_ns":{lap.launch_bound_ns}'
+
+
+def _sum(one: Mapping[str, int], other: Mapping[str, int]) -> dict[str, int]:
+    return {name: one.get(name, 0) + ns for name, ns in other.items()}
 
 
 def _render_ns(named: Mapping[str, int]) -> str:

@@ -21,6 +21,9 @@ BAR = 40
 #: A rank is called slow on a console line where the others waited this share of the time for it.
 SLOW = 0.02
 
+#: A run is called launch-bound where the device went at Python's pace for this share of the time.
+PACED = 0.1
+
 MIB = 1 << 20
 
 
@@ -81,13 +84,15 @@ class Interval:
     def __init__(self) -> None:
         self._spent = dict.fromkeys(PHASES, 0)
         self._busy_ns: list[int] = []
+        self._launch_ns = 0
         self._steps = 0
         self._tokens = 0
 
-    def add(self, phases: Mapping[str, int], tokens: int) -> None:
-        """A step of this rank; tokens are those of all ranks."""
+    def add(self, phases: Mapping[str, int], tokens: int, launch_ns: int = 0) -> None:
+        """A step of this rank, and how much of it was launch-bound; tokens are those of all ranks."""
         for phase, ns in phases.items():
             self._spent[phase] += ns
+        self._launch_ns += launch_ns
         self._steps += 1
         self._tokens += tokens
 
@@ -116,7 +121,9 @@ class Interval:
         shares = "  ".join(
             f"{p} {ns / self.wall_ns:.0%}" for p, ns in self._spent.items() if ns >= 0.005 * self.wall_ns
         )
-        return "  ".join(part for part in (speed, shares, self._describe_straggler()) if part)
+        paced = self._launch_ns / self.wall_ns
+        launch = f"launch-bound {paced:.0%}" if paced >= PACED else ""
+        return "  ".join(part for part in (speed, shares, launch, self._describe_straggler()) if part)
 
     def _describe_straggler(self) -> str:
         if len(self._busy_ns) < 2:
@@ -139,12 +146,14 @@ def summarise(account: Account, facts: Facts, peak_bytes: int, *, is_resident: b
             lines.append(f"  {name:<10} {ns / 1e9:12.3f} s {ns / held_ns:7.1%}  {bar}")
             before_ns += ns
     kind, expected = "resident" if is_resident else "allocated", f"{facts.expected_bytes / MIB:,.0f} MiB expected"
+    least = account.share - account.launch_share
+    paced = f", {least:.1%} at least: launch-bound" if account.launch_ns else ""
     attempts = f" in {account.attempts} attempts" if account.attempts > 1 else ""
     return "\n".join(
         (
             f"where the time went{attempts}, device-seconds, {facts.degrees.world} rank(s) now",
             *lines,
-            f"  {'held':<10} {account.held_ns / 1e9:12.3f} s   goodput {account.share:.1%}",
+            f"  {'held':<10} {account.held_ns / 1e9:12.3f} s   goodput {account.share:.1%}{paced}",
             f"  peak memory of rank 0 {peak_bytes / MIB:,.0f} MiB {kind}, {expected} in tensors",
         )
     )

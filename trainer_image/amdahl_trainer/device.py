@@ -11,17 +11,24 @@ import contextlib
 import ctypes
 import resource
 import threading
-from collections import deque
-from collections.abc import Iterator, Mapping
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from amdahl_probe.spans import Ledger
+from amdahl_trainer import timeline
 from amdahl_trainer.errors import ConfigError
+from amdahl_trainer.timeline import Lap, Mark
+
+#: Phases of the host that cost nothing while the device has work. A save is none: it waits for the device to finish.
+HIDDEN = ("input", "comm", "other")
 
 #: Waits for other ranks that a GPU's clock brackets in one step, so that what they cost has a bound.
 BRACKETS = 16
@@ -32,14 +39,14 @@ class Reading(NamedTuple):
 
     Attributes:
         comm_ns: booked as `compute`, but spent waiting for other ranks.
-        input_idle_ns: how long the device idled for want of a batch; None where the ledger says it all.
+        lap: the device's own account; None where the ledger says it all.
     """
 
     loss: float
     grad_norm: float
     refused: bool
     comm_ns: int
-    input_idle_ns: int | None
+    lap: Lap | None
 
 
 class Clock(Protocol):
@@ -50,6 +57,9 @@ class Clock(Protocol):
 
     def begin(self) -> None:
         """The batch is in hand; the next kernel belongs to the step."""
+
+    def mark(self, phase: str) -> None:
+        """What is issued from here on belongs to a phase of `timeline.ISSUED`."""
 
     def gradient(self) -> None:
         """A local gradient is complete; the last such mark of a step counts."""
@@ -86,6 +96,9 @@ class HostClock:
     def begin(self) -> None:
         """Forget the last step's gradients."""
         self._last_gradient_ns = None
+
+    def mark(self, phase: str) -> None:
+        """The host's ledger says it all."""
 
     def gradient(self) -> None:
         """Stamp."""
@@ -146,22 +159,46 @@ def extrapolate(bracketed_ns: int, bracketed: int, seen: int) -> int:
     return bracketed_ns * seen // bracketed if bracketed else 0
 
 
+class _Edge(NamedTuple):
+    """A phase begins: its event on the compute stream, and when the host recorded it."""
+
+    phase: str
+    event: torch.cuda.Event
+    host_ns: int
+
+
+class _Bracket(NamedTuple):
+    """A wait for other ranks, and the phase that it lies in."""
+
+    phase: str
+    before: torch.cuda.Event
+    after: torch.cuda.Event
+
+
 @dataclass
 class _Marks:
-    """The events of one step on the compute stream, and its scalars on their way to the host.
+    """The edges of one step, and its scalars on their way to the host.
 
-    `brackets` are of waits before the last local gradient, of which there were `waits`; later ones lie in the tail.
+    Attributes:
+        gradient: the last local gradient so far, recorded anew for each.
+        tail: how many edges, brackets and waits there were at it; None before the first.
+        brackets: of waits outside the tail, of which there were `waits`.
+        before_ns: what the host did since the step before, by `timeline.BEFORE`.
     """
 
-    asked: torch.cuda.Event
-    begin: torch.cuda.Event
-    gradient: torch.cuda.Event
-    backward_done: torch.cuda.Event
-    end: torch.cuda.Event
     scalars: Tensor
-    has_gradient: bool = False
-    brackets: list[tuple[torch.cuda.Event, torch.cuda.Event]] = field(default_factory=list)
-    before_tail: tuple[int, int] = (0, 0)
+    gradient: torch.cuda.Event
+    gradient_ns: int = 0
+    tail: tuple[int, int, int] | None = None
+    edges: list[_Edge] = field(default_factory=list)
+    brackets: list[_Bracket] = field(default_factory=list)
+    waits: int = 0
+    before_ns: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def end(self) -> torch.cuda.Event:
+        """The last edge."""
+        return self.edges[-1].event
 
 
 class CudaClock:
@@ -171,39 +208,55 @@ class CudaClock:
     apart as the stream stood still. On several GPUs this is unverified so far.
     """
 
-    def __init__(self, ledger: Ledger) -> None:
+    def __init__(self, ledger: Ledger, now: Callable[[], int] = time.monotonic_ns) -> None:
         self._ledger = ledger
+        self._now = now
         self._open: _Marks | None = None
         self._closed: deque[_Marks] = deque()
+        self._last: _Edge | None = None  # of the step read last: where the next one's lap begins
         self._spare: list[_Marks] = []
-        self._pairs: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+        self._events: list[torch.cuda.Event] = []
         self._sampling = Sampling()
         self._main = threading.get_ident()
 
     def ask(self) -> None:
         """An event behind all work issued so far: the device passes it when it runs out of work."""
-        self._open = self._spare.pop() if self._spare else _new_marks()
-        self._open.has_gradient = False
-        self._open.asked.record()
+        self._open = self._spare.pop() if self._spare else _Marks(_scalars(), _event())
+        self._edge(timeline.INPUT)
 
     def begin(self) -> None:
         """An event before the step's first copy or kernel: an idle device passes it at once."""
         self._sampling.begin()
-        self._marks.begin.record()
+        self._marks.before_ns = {phase: self._ledger.spent(phase) for phase in timeline.BEFORE}
+        self._edge(timeline.AGREE)
+
+    def mark(self, phase: str) -> None:
+        """An event, unless the phase goes on, or no step is under way: evaluations pass here too."""
+        if self._open is not None and self._open.edges[-1].phase != phase:
+            self._edge(phase)
 
     def gradient(self) -> None:
         """Recorded again for each gradient; the last stands."""
         marks = self._marks
         marks.gradient.record()
-        marks.has_gradient = True
-        marks.before_tail = len(marks.brackets), self._sampling.seen
+        marks.gradient_ns = self._now()
+        marks.tail = len(marks.edges), len(marks.brackets), self._sampling.seen
 
     def backward_done(self) -> None:
-        """After DDP made the compute stream wait for its reductions."""
+        """After DDP made the compute stream wait for its reductions; the sum of losses over ranks follows.
+
+        The tail since the last local gradient is all waiting, whatever was seen in it.
+        """
         marks = self._marks
-        marks.backward_done.record()
-        if not marks.has_gradient:
-            marks.before_tail = len(marks.brackets), self._sampling.seen
+        if marks.tail is None:
+            self._edge("comm")
+            return
+        edges, brackets, seen = marks.tail
+        self._events += [edge.event for edge in marks.edges[edges:]]
+        self._drop(marks.brackets[brackets:])
+        del marks.edges[edges:], marks.brackets[brackets:]
+        marks.waits = seen - self._sampling.seen
+        marks.edges.append(_Edge("comm", marks.gradient, marks.gradient_ns))
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
@@ -211,11 +264,12 @@ class CudaClock:
         if not (self._is_step() and self._sampling.take()):
             yield
             return
-        before, after = self._pairs.pop() if self._pairs else (_event(), _event())
+        before, after = self._new_event(), self._new_event()
         before.record()
         yield
         after.record()
-        self._marks.brackets.append((before, after))
+        marks = self._marks
+        marks.brackets.append(_Bracket(marks.edges[-1].phase, before, after))
 
     def _is_step(self) -> bool:
         """The training thread, or one of autograd's, which Python did not start; not one that writes a checkpoint."""
@@ -226,7 +280,8 @@ class CudaClock:
         """Start copying the scalars, and mark the end behind the copy."""
         marks = self._marks
         marks.scalars.copy_(scalars, non_blocking=True)
-        marks.end.record()
+        marks.waits += self._sampling.seen
+        self._edge(timeline.BETWEEN)
         self._closed.append(marks)
         self._open = None
 
@@ -235,7 +290,8 @@ class CudaClock:
         while self._closed:
             marks = self._closed[0]
             if wait:
-                marks.end.synchronize()
+                with self._ledger.span("compute"):  # which the device does meanwhile, whatever it is waited for
+                    marks.end.synchronize()
             elif not _is_past(marks.end):
                 return
             self._closed.popleft()
@@ -243,15 +299,43 @@ class CudaClock:
 
     def _read(self, marks: _Marks) -> Reading:
         loss, norm, refused = marks.scalars.tolist()
-        tail_ns = _between_ns(marks.gradient, marks.backward_done) if marks.has_gradient else 0
-        idle_ns = _between_ns(marks.asked, marks.begin)
-        bracketed, seen = marks.before_tail
-        bracketed_ns = sum(_between_ns(*pair) for pair in marks.brackets[:bracketed])
-        self._pairs += marks.brackets
-        marks.brackets, marks.before_tail = [], (0, 0)
+        lap = self._account(marks)
+        self._recycle(marks)
+        return Reading(loss, norm, bool(refused), lap.work_ns["comm"], lap)
+
+    def _account(self, marks: _Marks) -> Lap:
+        edges = marks.edges if self._last is None else [self._last, *marks.edges]
+        device_ns, on_device = 0, [Mark(edges[0].phase, 0, edges[0].host_ns)]
+        for before, edge in pairwise(edges):
+            device_ns += _between_ns(before.event, edge.event)
+            on_device.append(Mark(edge.phase, device_ns, edge.host_ns))
+        bracketed_ns = Counter[str]()
+        for bracket in marks.brackets:
+            bracketed_ns[bracket.phase] += _between_ns(bracket.before, bracket.after)
+        seen = len(marks.brackets), marks.waits
+        comm_ns = {phase: extrapolate(ns, *seen) for phase, ns in bracketed_ns.items()}
+        return timeline.account(on_device, comm_ns, marks.before_ns, _between_ns(edges[0].event, marks.end))
+
+    def _recycle(self, marks: _Marks) -> None:
+        """All may be recorded anew, but for the event with which the next lap begins."""
+        if self._last is not None:
+            self._events.append(self._last.event)
+        *others, self._last = marks.edges
+        self._events += [edge.event for edge in others if edge.event is not marks.gradient]
+        self._drop(marks.brackets)
+        marks.edges, marks.brackets, marks.tail, marks.waits = [], [], None, 0
         self._spare.append(marks)
-        comm_ns = tail_ns + extrapolate(bracketed_ns, bracketed, seen)
-        return Reading(loss, norm, bool(refused), comm_ns, idle_ns)
+
+    def _drop(self, brackets: Iterable[_Bracket]) -> None:
+        self._events += [event for bracket in brackets for event in (bracket.before, bracket.after)]
+
+    def _edge(self, phase: str) -> None:
+        event = self._new_event()
+        event.record()
+        self._marks.edges.append(_Edge(phase, event, self._now()))
+
+    def _new_event(self) -> torch.cuda.Event:
+        return self._events.pop() if self._events else _event()
 
     @property
     def _marks(self) -> _Marks:
@@ -259,8 +343,8 @@ class CudaClock:
         return self._open
 
 
-def _new_marks() -> _Marks:
-    return _Marks(_event(), _event(), _event(), _event(), _event(), torch.empty(3, pin_memory=True))
+def _scalars() -> Tensor:
+    return torch.empty(3, pin_memory=True)
 
 
 def _event() -> torch.cuda.Event:
@@ -272,26 +356,28 @@ def _is_past(event: torch.cuda.Event) -> bool:
 
 
 def _between_ns(earlier: torch.cuda.Event, later: torch.cuda.Event) -> int:
-    return max(0, int(earlier.elapsed_time(later) * 1e6))
+    return max(0, round(earlier.elapsed_time(later) * 1e6))
 
 
 def attribute(phases: dict[str, int], reading: Reading) -> dict[str, int]:
     """Correct the host's account of a step by what its reading says; the sum stays exactly the same.
 
+    While the device still had work nothing that the host did cost anything: of a wait for input, of agreeing with the
+    other ranks, and of what lies between steps only the part that the device idled too stays, the rest is `compute`.
     Waits for other ranks that the host did not see are `comm`: the tail of the backward pass, in which only reductions
-    run, and on a GPU what the compute stream stood still. A wait for input during which the device
-    still had work cost nothing: only the part that it idled too stays `input`, the rest is `compute`.
+    run, and on a GPU what the compute stream stood still.
     """
-    if not reading.comm_ns and reading.input_idle_ns is None:
+    if not reading.comm_ns and reading.lap is None:
         return phases
     corrected = dict(phases)
+    if reading.lap is not None:
+        for phase in HIDDEN:
+            hidden_ns = corrected.get(phase, 0) - reading.lap.idle_ns[phase]
+            if hidden_ns > 0:
+                _move(corrected, phase, "compute", hidden_ns)
     comm_ns = min(reading.comm_ns, corrected.get("compute", 0))
     if comm_ns:
         _move(corrected, "compute", "comm", comm_ns)
-    if reading.input_idle_ns is not None:
-        hidden_ns = max(0, corrected.get("input", 0) - reading.input_idle_ns)
-        if hidden_ns:
-            _move(corrected, "input", "compute", hidden_ns)
     return corrected
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -38,6 +38,7 @@ class Feed:
         tokens: of a whole row.
         doc_mask: tokens see their own document only.
         context: ranks that share each row's tokens, if any.
+        mark: told of each phase of a step that begins.
     """
 
     rows: int
@@ -45,6 +46,7 @@ class Feed:
     doc_mask: bool
     device: torch.device
     context: Context | None = None
+    mark: Callable[[str], None] = lambda _: None
 
     def cut(self, packed: Tensor) -> Iterator[Micro]:
         """The micro-batches, in order, of a rank's rows: (3, rows, S) as the loader gives them."""
@@ -52,6 +54,7 @@ class Feed:
 
     def place(self, packed: Tensor) -> Micro:
         """One micro-batch from (3, B, S) inputs, targets and segments in host memory."""
+        self.mark("h2d")
         documents = find_documents(packed[2], self.device) if self.doc_mask else None
         tokens, targets = (part.to(self.device, non_blocking=True) for part in (packed[0], packed[1]))
         if self.context is not None:

@@ -5,6 +5,8 @@ without a gap, so what is held is the time from the start of the processes to th
 the `compute` of steps that the run still has. Everything else is badput, by phase, and so is the compute of steps that
 a restart threw away: those after the step that it resumed from, `lost`. Steps that no checkpoint holds yet count as
 useful until a restart says otherwise.
+
+Of what is useful a GPU may have idled a part between kernels, waiting for Python. Only a bound is known: `launch_ns`.
 """
 
 from __future__ import annotations
@@ -33,10 +35,11 @@ class Began(NamedTuple):
 
 
 class Spent(NamedTuple):
-    """Laps ended, the last of them with `step`; nanoseconds by phase, of all ranks."""
+    """Laps ended, the last of them with `step`; nanoseconds of all ranks by phase, and of compute the launch-bound."""
 
     step: int
     phases: Mapping[str, int]
+    launch_ns: int = 0
 
 
 class Settled(NamedTuple):
@@ -46,15 +49,17 @@ class Settled(NamedTuple):
     attempts: int
     useful_ns: int
     badput_ns: Mapping[str, int]
+    launch_ns: int = 0
 
 
 @dataclass(frozen=True)
 class Account:
-    """Device-nanoseconds of a run."""
+    """Device-nanoseconds of a run. At most `launch_ns` of what is useful were idle."""
 
     attempts: int
     useful_ns: int
     badput_ns: Mapping[str, int]
+    launch_ns: int = 0
 
     @property
     def held_ns(self) -> int:
@@ -66,16 +71,22 @@ class Account:
         """Goodput: useful over held."""
         return self.useful_ns / self.held_ns if self.held_ns else 0.0
 
+    @property
+    def launch_share(self) -> float:
+        """By how much goodput may be less."""
+        return self.launch_ns / self.held_ns if self.held_ns else 0.0
+
 
 class Book:
-    """The account of a run as it goes on. It keeps 16 bytes a step: a restart may throw away any of them."""
+    """The account of a run as it goes on. It keeps 24 bytes a step: a restart may throw away any of them."""
 
     def __init__(self, events: Iterable[Began | Spent | Settled] = ()) -> None:
         """With what has happened so far."""
         self.attempts = 0
         self._badput = dict.fromkeys(CAUSES, 0)
         self._steps, self._useful = array("q"), array("q")  # in order: a restart begins where it takes up the run
-        self._useful_ns = 0
+        self._launch = array("q")
+        self._useful_ns = self._launch_ns = 0
         for event in events:
             self.add(event)
 
@@ -95,17 +106,20 @@ class Book:
                 self._badput[cause] += ns
         self._steps.append(event.step)
         self._useful.append(useful_ns)
+        self._launch.append(event.launch_ns)
         self._useful_ns += useful_ns
+        self._launch_ns += event.launch_ns
 
     def _throw_away(self, step: int) -> None:
         """What was computed after a step is lost: the run begins there again."""
         kept = bisect_right(self._steps, step)
         lost_ns = sum(self._useful[kept:])
-        del self._steps[kept:], self._useful[kept:]
+        self._launch_ns -= sum(self._launch[kept:])
+        del self._steps[kept:], self._useful[kept:], self._launch[kept:]
         self._useful_ns -= lost_ns
         self._badput[LOST] += lost_ns
 
     def account(self) -> Account:
         """What it comes to."""
         badput = {cause: ns for cause, ns in self._badput.items() if ns}
-        return Account(self.attempts, self._useful_ns, badput)
+        return Account(self.attempts, self._useful_ns, badput, self._launch_ns)

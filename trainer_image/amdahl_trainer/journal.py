@@ -136,7 +136,9 @@ def _parse(line: bytes) -> Began | Spent | Settled | None:
         if found["schema"] == "trainer.start/1":
             return Began(found["resumed_step"])
         if found["schema"] == "trainer.goodput/1":
-            return Settled(found["step"], found["attempts"], found["useful_ns"], found["badput_ns"])
-        return Spent(found["step"], found["all_ns"]) if "all_ns" in found else None
+            useful_ns, badput_ns = found["useful_ns"], found["badput_ns"]
+            return Settled(found["step"], found["attempts"], useful_ns, badput_ns, found.get("launch_bound_ns", 0))
+        launch_ns = found.get("all_launch_bound_ns", 0)
+        return Spent(found["step"], found["all_ns"], launch_ns) if "all_ns" in found else None
     except (ValueError, KeyError, TypeError):  # cut off, or not ours
         return None

@@ -71,6 +71,7 @@ class Engine:
         self.steps = 0
         self._pending: deque[Step] = deque()
         self._untold: dict[str, int] = {}  # phases of laps that the other ranks do not know of
+        self._untold_launch_ns = 0
         self._bad: set[Bad] = set()  # left out by any rank
         self._tags: list[str] = ["warmup"]
         self._last_saved = progress.step
@@ -113,7 +114,7 @@ class Engine:
         valid, squares = (batch.valid, squares) if parts.seat.reads else (0, 0)
         bad = parts.loader.take_bad()
         with parts.ledger.span("comm"):
-            told = Told(squares, self._tell(), len(bad))
+            told = self._tell(squares, len(bad))
             agreed = parts.peers.agree(valid, parts.wants_stop(), news is not None, told)
             if agreed.told.bad:
                 self._bad.update(parts.peers.gather(bad))
@@ -127,10 +128,11 @@ class Engine:
         for phase, ns in phases.items():
             self._untold[phase] = self._untold.get(phase, 0) + ns
 
-    def _tell(self) -> list[int]:
-        """What this rank spent since it last told, by phase."""
+    def _tell(self, squares: int = 0, bad: int = 0) -> Told:
+        """What this rank spent since it last told, beside what it has for the step."""
         untold, self._untold = self._untold, {}
-        return [untold.get(phase, 0) for phase in PHASES]
+        launch_ns, self._untold_launch_ns = self._untold_launch_ns, 0
+        return Told(squares, [untold.get(phase, 0) for phase in PHASES], bad, launch_ns)
 
     def _end(self) -> None:
         """All ranks come here together, with the run finished or a request to stop."""
@@ -141,7 +143,7 @@ class Engine:
             self._save(asynchronous=False)
         self._report_durable(wait=True)
         self._leave_untold(parts.ledger.take())
-        agreed = parts.peers.agree(0, stop=False, news=False, told=Told(0, self._tell()))
+        agreed = parts.peers.agree(0, stop=False, news=False, told=self._tell())
         parts.reporter.finish(agreed, self.progress.step, devices.peak_bytes(parts.device))
 
     def _is_finished(self) -> bool:
@@ -174,6 +176,7 @@ class Engine:
         parts.clock.backward_done()
         with parts.ledger.span("comm"):
             loss = parts.peers.total(loss)
+        parts.clock.mark("optimizer")
         lr = optim.learning_rate(self.progress.step, config.optim, config.decay_steps)
         norm, refused = optim.apply(parts.optimizer, config.optim, lr, loss, parts.replica.stages)
         parts.clock.finish(torch.stack((loss, norm, refused)))
@@ -206,7 +209,10 @@ class Engine:
         for reading in parts.clock.ready(wait):
             step = self._pending.popleft()
             cost = None if parts.peak is None else self._cost(step)
-            self._leave_untold(parts.reporter.step(step, reading, cost, parts.peak))
+            phases = parts.reporter.step(step, reading, cost, parts.peak)
+            self._leave_untold(phases)
+            if reading.lap is not None:
+                self._untold_launch_ns += reading.lap.bound_of(phases)
             if step.total % parts.config.metrics.log_every == 0:
                 parts.reporter.line(step, reading)
             if reading.refused:
@@ -239,6 +245,7 @@ class Engine:
             self.apply(text)
 
     def _evaluate(self) -> None:
+        self._read(wait=True)  # what the device has not finished is no part of the evaluation
         self._tags.append("eval")
         with self.parts.ledger.span("eval"):
             bits = self.parts.evaluate()

@@ -72,7 +72,13 @@ def _check_context(config: Config, degrees: Degrees) -> None:
         raise ConfigError(f"parallel.cp is {degrees.cp}: {error}") from error
 
 
-def parallelize(config: Config, mesh: Mesh, device: torch.device, on_gradient: Callable[[], None]) -> Replica:
+def parallelize(
+    config: Config,
+    mesh: Mesh,
+    device: torch.device,
+    on_gradient: Callable[[], None],
+    on_phase: Callable[[str], None] = lambda _: None,
+) -> Replica:
     """Make this rank's part of the model, its first values drawn, ready to compute gradients.
 
     Args:
@@ -80,13 +86,14 @@ def parallelize(config: Config, mesh: Mesh, device: torch.device, on_gradient: C
         mesh: of `fit`'s degrees.
         device: where the rank computes.
         on_gradient: called as local gradients become complete, where gradients are reduced.
+        on_phase: called with the name of each of `timeline.ISSUED` that begins in a step's passes.
     """
     degrees = mesh.degrees
     micro_batch = fits.check_batch(config.batch, degrees.dp)
     if config.run.compile != "none":
         compiled.check(device)
     context = _context(config, mesh)
-    feed = Feed(micro_batch, config.data.seq_len, config.data.doc_mask, device, context)
+    feed = Feed(micro_batch, config.data.seq_len, config.data.doc_mask, device, context, on_phase)
     autocast = precision(
         "float32" if mesh.degrees.is_sharded(config.parallel.dp_mode) else config.precision.compute, device
     )
@@ -97,7 +104,7 @@ def parallelize(config: Config, mesh: Mesh, device: torch.device, on_gradient: C
         reduced = _reduce(parts[0], parts[0], config, mesh, device, on_gradient)
         return Whole(parts[0], reduced, feed, autocast, mesh.seat.tells_loss)
     hand = pp.Hand()
-    stages = [pp.Stage(part, hand, autocast) for part in parts]
+    stages = [pp.Stage(part, hand, autocast, on_phase) for part in parts]
     wrapped = [_reduce(stage, stage.part, config, mesh, device, on_gradient) for stage in stages]
     return pp.Pipeline(
         gather(parts),

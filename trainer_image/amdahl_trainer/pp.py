@@ -101,17 +101,26 @@ class Hand:
 class Stage(nn.Module):
     """A part of the model in a pipeline. It takes the stream from the stage before, the rest from the rank's hand."""
 
-    def __init__(self, part: Llama, hand: Hand, precision: Callable[[], AbstractContextManager[object]]) -> None:
+    def __init__(
+        self,
+        part: Llama,
+        hand: Hand,
+        precision: Callable[[], AbstractContextManager[object]],
+        mark: Callable[[str], None],
+    ) -> None:
         super().__init__()
         self.part = part
         self._hand = hand
         self._precision = precision
+        self._mark = mark
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, S) tokens, or (B, S, D) the stream, to the stream, or to (1,) the sum of cross entropies."""
         micro = self._hand.take(self.part.part)
+        self._mark("forward")
         with self._precision():
             found: Tensor = self.part(x, *micro.beside)
+        self._mark("backward")
         return torch.stack([found]) if self.part.part.is_last else found  # a view would be lost on FSDP2
 
 

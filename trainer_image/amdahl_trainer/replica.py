@@ -86,8 +86,10 @@ class Whole:
         count = -(-packed.shape[1] // self.feed.rows)
         for number, micro in enumerate(self.feed.cut(packed), start=1):
             with self.reduced.sync(number == count):
+                self.feed.mark("forward")
                 with self.precision():
                     part = self.reduced.forward(micro.tokens, *micro.beside)
+                self.feed.mark("backward")
                 torch.autograd.backward(part, slope)
             total += part.detach()
         return total.div_(valid) if self.tells_loss else torch.zeros_like(total)

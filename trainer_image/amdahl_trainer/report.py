@@ -125,7 +125,8 @@ class Reporter:
             tokens_per_s = step.valid / self._place.world / max(1, sum(phases.values())) * 1e9
             mfu = flops.utilisation(cost, tokens_per_s, peak)
             self._counters.mfu.update(mfu)
-        self._interval.add(phases, step.valid)
+        launch_ns = 0 if reading.lap is None else reading.lap.bound_of(phases)
+        self._interval.add(phases, step.valid, launch_ns)
         if self._chief is not None:
             self._chief.step(step, reading, phases, mfu)
         if self._trace is not None:

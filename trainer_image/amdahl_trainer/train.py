@@ -169,7 +169,7 @@ def build(job: Job, startup: Startup, wants_stop: Callable[[], bool]) -> Engine:
     mesh = Mesh(parallel.fit(config, place), place.rank, device)
     ledger = job.reporter.new_ledger(startup.begun_ns)
     clock = devices.clock(device, ledger)
-    replica = parallel.parallelize(config, mesh, device, clock.gradient)
+    replica = parallel.parallelize(config, mesh, device, clock.gradient, clock.mark)
     optimizer = optim.build(replica.model, config.optim)
     startup.end("model")
     checkpoints = Checkpoints(config, place.rank, place.world)

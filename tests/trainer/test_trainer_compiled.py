@@ -63,6 +63,16 @@ def test_a_machine_without_a_compiler_is_told_so(monkeypatch):
             compiled.check(torch.device(device))
 
 
+@pytest.fixture
+def searched_anew():
+    """Torch remembers a compiler that it has found, also for tests that hide it."""
+    from torch._inductor.cpp_builder import cpp_compiler_search
+
+    yield
+    cpp_compiler_search.cache_clear()
+
+
+@pytest.mark.usefixtures("searched_anew")
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_a_machine_without_pythons_headers_is_told_so(monkeypatch, tmp_path, device):
     """What torch makes for either device includes them; Debian's Python leaves them to a package of their own."""

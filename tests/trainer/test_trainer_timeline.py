@@ -205,6 +205,14 @@ def test_a_step_beside_a_save_and_an_evaluation(train):
     assert in_ms(lines[3]["idle_cause_ns"]) == {"checkpoint": 8}
 
 
+def test_what_the_device_finishes_at_the_end_is_useful(gpu, train, tmp_path):
+    """Of a run on a device that never idles all is useful: also what it is waited for after the last step."""
+    train(BUSY)
+    told = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+    account = [line for line in told if line["schema"] == "trainer.goodput/1"][-1]
+    assert (account["useful_ns"], account["badput_ns"]) == (gpu.busy_ns, {})
+
+
 def test_the_first_step_waits_for_its_start(train):
     """What passes until the first batch is start-up for the host, and to the device no fault of the input."""
     steps, lines = train({**BUSY, "load": 30, "agree": 2})

@@ -356,7 +356,8 @@ def _is_past(event: torch.cuda.Event) -> bool:
 
 
 def _between_ns(earlier: torch.cuda.Event, later: torch.cuda.Event) -> int:
-    return max(0, round(earlier.elapsed_time(later) * 1e6))
+    elapsed_ms: float = earlier.elapsed_time(later)
+    return max(0, round(elapsed_ms * 1e6))
 
 
 def attribute(phases: dict[str, int], reading: Reading) -> dict[str, int]:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from amdahl_trainer import config as configs
-from amdahl_trainer import memory, parallel
+from amdahl_trainer import memory, parallel, speed
 from amdahl_trainer.peers import Alone, Place
 from mesh_parity import MISTAKES, TINY, Pool, apart, reference, take_step
 
@@ -286,6 +286,35 @@ def test_in_bfloat16_gradients_are_summed_in_float32(pool, world, values, types)
     assert {name: found["sent"].get(name, set()) & (FULL | HALF) for name in types} == types
     assert found["kept"] == FULL
     assert found["loss"].dtype == found["norm"].dtype == torch.float32
+
+
+WHOLE_ROWS = {"data.doc_mask": False}
+SENDS = {
+    "ddp": {},
+    "fsdp2": {**FSDP, "batch.micro_batch": 1},
+    "fsdp2, again": {**FSDP, "batch.micro_batch": 1, **WHOLE_BLOCK},
+    "tp": TP,
+    "tp, again": {**TP, **WHOLE_BLOCK},
+    "tp without sp": {**TP, **NO_SP},
+    "async tp": {**TP, **ASYNC},
+    "pp 1f1b": ONE_EACH,
+    "pp interleaved": INTERLEAVED,
+    "cp": CP,
+    "cp ulysses": {**CP, **ULYSSES},
+    "cp ring": {**CP, **RING, **WHOLE_ROWS},
+    "cp ring, again": {**CP, **RING, **WHOLE_BLOCK, **WHOLE_ROWS},
+    "cp x fsdp2": {**CP, **FSDP},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("values", SENDS.values(), ids=SENDS)
+def test_a_rank_sends_as_much_as_the_plan_says(pool, values):
+    """Within 5 %: sums of the loss, a few numbers a token, are left out; one gather is done before, in an evaluation."""
+    config = configs.build({**TINY, **values})
+    planned = speed.find(config, parallel.fit(config, Place(0, 2, 0, 2)), 2, 1.0, speed.Assumed()).messages
+    sent = pool(2).run(values, watch=True)["bytes"]
+    assert sum(message.sent_bytes for message in planned) == pytest.approx(sent, rel=0.05)
 
 
 @pytest.mark.slow

@@ -109,7 +109,9 @@ def test_each_technique_saves_what_it_is_for():
     for mode in ("selective", "block"):
         assert make(memory__activation_checkpoint=mode).needs[0].activations < plain.activations
     logits = 4 * 8192 * 128256
-    assert make(memory__loss_chunks=8).needs[0].total < plain.total - 1.9 * logits  # of 3, for one sum of gradients more
+    assert (
+        make(memory__loss_chunks=8).needs[0].total < plain.total - 1.9 * logits
+    )  # of 3, for one sum of gradients more
     assert make(parallel__tp=8).needs[0].moments < plain.moments / 7.9
     assert make(parallel__cp=2).needs[0].working < plain.working / 1.6  # the gradient of the head is whole
     staged = make(parallel__pp=4)

@@ -37,11 +37,13 @@ class Told(NamedTuple):
         squares: of the lengths of the step's documents, in tokens, summed: what attention within them costs.
         spent: nanoseconds by phase, in the order of `PHASES`, of the laps that ended since the rank last told.
         bad: samples left out that the rank has not told of.
+        due: whether its clock says that a checkpoint is due after this step.
     """
 
     squares: int = 0
     spent: Sequence[int] = (0,) * len(PHASES)
     bad: int = 0
+    due: int = 0
 
     @property
     def busy_ns(self) -> int:
@@ -153,11 +155,12 @@ class Group:
         """One small all-reduce. A rank's own number has a place for each rank, and zeros in the others'."""
         busy_ns = [0] * dist.get_world_size()
         busy_ns[dist.get_rank()] = told.busy_ns
-        said = torch.tensor([valid, stop, news, told.squares, told.bad, *told.spent, *busy_ns], dtype=torch.int64)
+        flags = valid, stop, news, told.squares, told.bad, told.due
+        said = torch.tensor([*flags, *told.spent, *busy_ns], dtype=torch.int64)
         dist.all_reduce(said)
-        tokens, stops, tells, squares, bad, *rest = said.tolist()
+        tokens, stops, tells, squares, bad, due, *rest = said.tolist()
         spent, busy_ns = rest[: len(PHASES)], rest[len(PHASES) :]
-        return Agreement(tokens, stops > 0, tells > 0, Told(squares, spent, bad), busy_ns)
+        return Agreement(tokens, stops > 0, tells > 0, Told(squares, spent, bad, due), busy_ns)
 
     def total(self, value: Tensor) -> Tensor:
         """One all-reduce, in place."""

@@ -6,6 +6,7 @@ Ranks see the same rows: ragged, with several documents each and padding, made f
 import itertools
 import json
 import time
+import weakref
 from collections import Counter
 from contextlib import nullcontext
 from functools import cache
@@ -99,15 +100,16 @@ def join_mesh(degrees, rank):
 
 
 class Sent(TorchDispatchMode):
-    """How often each kind of collective was called, and the types of what it was given, single numbers left out.
+    """How often each kind of collective was called, the types of what it was given, and what one of two ranks sent.
 
-    With a single number torch 2.11's pipeline greets its neighbours, and every version sums the norm. Counted is too how
-    often a number was read from a tensor (`_local_scalar_dense`): if that is a GPU's, it is waited for.
+    Single numbers are left out: with one torch 2.11's pipeline greets its neighbours, and every version sums the norm.
+    Counted is too how often a number was read from a tensor (`_local_scalar_dense`): if that is a GPU's, it is waited
+    for.
     """
 
     def __init__(self):
         super().__init__()
-        self.types, self.calls = {}, Counter()
+        self.types, self.calls, self.bytes = {}, Counter(), 0
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         if function is torch.ops.aten._local_scalar_dense.default:
@@ -116,9 +118,22 @@ class Sent(TorchDispatchMode):
             given = (leaf for leaf in tree_leaves(args) if isinstance(leaf, torch.Tensor))
             name = function.overloadpacket.__name__
             self.calls[name] += 1
-            many = (leaf for leaf in given if leaf.numel() > 1)
+            many = [leaf for leaf in given if leaf.numel() > 1]
             self.types.setdefault(name, set()).update(str(leaf.dtype).removeprefix("torch.") for leaf in many)
+            self.bytes += sent_by_one_of_two(name, many)
         return function(*args, **(kwargs or {}))
+
+
+def sent_by_one_of_two(name, given):
+    """Round a ring: half of what is gathered or scattered, and of an all-reduce, which is both, as much as it is given.
+
+    A gather may be given its whole result beside this rank's half, or that half alone.
+    """
+    sizes = [leaf.nbytes for leaf in given if leaf.is_floating_point()]
+    if name.startswith(("allreduce", "all_reduce", "send", "all_gather_into")):
+        return sum(sizes)
+    is_half = name.startswith(("_allgather_base", "_reduce_scatter_base", "reduce_scatter", "alltoall"))
+    return max(sizes, default=0) // 2 if is_half else 0
 
 
 def take_step(values, place, others, mistake=None, take=None, watch=False):
@@ -161,6 +176,7 @@ def take_step(values, place, others, mistake=None, take=None, watch=False):
         kept += [value for state in optimizer.state.values() for value in state.values()]
         found |= {
             "sent": sent.types,
+            "bytes": sent.bytes,
             "calls": dict(sent.calls),
             "kept": {str(value.dtype).removeprefix("torch.") for value in kept},
         }
@@ -181,6 +197,51 @@ def merge(found, tensors, place):
         for name, tensor in ((name, tensor) for rank in gathered for name, tensor in rank[kind].items()):
             found["spread"] = max(found["spread"], float((merged.setdefault(name, tensor) - tensor).abs().max()))
     return found
+
+
+class Live(TorchDispatchMode):
+    """The most bytes that tensors which operations made, and which still existed, ever took.
+
+    Sizes are asked for each time: FSDP empties and fills the same storages. A DTensor takes itself apart, so that what
+    its operations make inside is seen.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.known, self.peak = weakref.WeakValueDictionary(), 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if any(issubclass(kind, DTensor) for kind in types):
+            return NotImplemented
+        found = function(*args, **(kwargs or {}))
+        made = [leaf.untyped_storage() for leaf in tree_leaves(found) if isinstance(leaf, torch.Tensor) and leaf.is_cpu]
+        new = {storage._cdata: storage for storage in made if storage._cdata not in self.known}
+        if new:
+            self.known.update(new)
+            self.peak = max(self.peak, sum(map(occupied, self.known.values())))
+        return found
+
+
+def occupied(storage):
+    try:
+        return storage.nbytes() if storage.data_ptr() else 0
+    except RuntimeError:  # a DTensor's own, which has no memory
+        return 0
+
+
+def measure_peak(values, place, others):
+    """The most bytes that tensors took on each rank, from the making of the model through two steps."""
+    config = configs.build(values)
+    mesh = join_mesh(parallel.fit(config, place), place.rank)
+    rows = make_rows(config)
+    valid, mine = int((rows[2] > 0).sum()), rows[:, mesh.seat.dp :: mesh.degrees.dp].contiguous()
+    with Live() as live:
+        replica = parallel.parallelize(config, mesh, CPU, lambda: None)
+        optimizer = optim.build(replica.model, config.optim)
+        for _ in range(2):
+            loss = others.total(replica.accumulate(mine, valid))
+            optim.apply(optimizer, config.optim, config.optim.lr, loss, replica.stages)
+    return others.gather([live.peak])
 
 
 def copies(model):
@@ -218,7 +279,7 @@ class Pool:
         self.is_open = True
 
     def run(self, values, timeout_s=900, **how):
-        """What one step of a configuration does on these ranks; `how` is for `take_step`."""
+        """What one step of a configuration does on these ranks; `how` is for `take_step`, or is its `memory`."""
         number, self.count = self.count, self.count + 1
         self._tell(number, {"values": {**TINY, **values}, **how})
         result = self.home / f"result-{number}.pt"

@@ -1,7 +1,7 @@
 """Run in each rank of a `pool.Pool`: takes cases from a directory, one after the other, and leaves what came of them.
 
 Rank 0 sees a case first and tells the others. A case is a configuration; the result is what one step did: loss,
-gradients and parameters afterwards, put together from all ranks.
+gradients and parameters afterwards, put together from all ranks; or how much memory each rank's tensors took.
 """
 
 import gc
@@ -19,7 +19,7 @@ from amdahl_trainer.errors import Exit, TrainerError
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from mesh_parity import CPU, take_step
+from mesh_parity import CPU, measure_peak, take_step
 
 
 def main():
@@ -36,7 +36,8 @@ def main():
         if case is None:
             break
         try:
-            found = take_step(case.pop("values"), place, others, **case)
+            work = measure_peak if case.pop("memory", False) else take_step
+            found = work(case.pop("values"), place, others, **case)
         except TrainerError as error:
             found = {"refused_with": str(error)}
         except Exception:  # noqa: BLE001 (the others may be waiting: nobody can go on)

@@ -28,6 +28,15 @@ def newest(done, tiny, name):
 
 
 @pytest.mark.slow
+def test_ranks_save_together_when_the_clock_of_the_first_says_so(run):
+    """Every rank after every step, and nothing once more at the end."""
+    ended = run("timed", {"run.max_steps": 3, "checkpoint.every_seconds": 1e-9}, nproc=2)
+    assert ended.codes == [Exit.FINISHED] * 2
+    for rank in (0, 1):
+        assert [save["step"] for save in ended.of("save", rank) if save.get("durable")] == [1, 2, 3]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["thread", "process"])
 def test_a_sigterm_to_every_process_finishes_the_save_under_way(start, mode):
     """Rank, loader and writer all get it, as from a terminal or a supervisor; the run yields with its last step."""

@@ -59,6 +59,16 @@ def test_each_step_has_a_line_whose_phases_are_its_wall(make_engine, tiny, tmp_p
     assert [line["tags"] for line in steps] == [["warmup"], [], ["ckpt"], [], ["ckpt"]]
 
 
+@pytest.mark.parametrize(
+    ("every_s", "durable"),
+    [(1e-9, [1, 2, 3, 4]), (1e9, [None, None, None, 4]), (0.0, [None, None, None, 4])],
+)
+def test_checkpoints_are_made_as_often_as_the_clock_says(make_engine, tiny, tmp_path, every_s, durable):
+    """After every step, or at the end alone; without the key no clock is asked."""
+    train(make_engine, tiny({"run.max_steps": 4, "checkpoint.every_seconds": every_s}))
+    assert [line["durable_step"] for line in of("step", lines_of(tmp_path / "out"))] == durable
+
+
 def test_the_account_at_the_end_is_the_sum_of_the_lines(make_engine, tiny, tmp_path):
     """What was held is all that the ledger counted, from the start of the process to the last agreement."""
     ledger = Ledger()
@@ -196,16 +206,19 @@ def test_a_disk_that_refuses_ends_the_journal_and_nothing_else(tmp_path, capsys)
     ("loss", "mfu", "tags"),
     [(2.5, {}, ()), (math.nan, {"palm": 0.25}, ("ckpt", "eval")), (1e-7, {"palm": 1.0}, ("gc",))],
 )
-def test_a_steps_line_says_what_was_told(tmp_path, loss, mfu, tags, world):
+@pytest.mark.parametrize("peak_bytes", [None, 12_345])
+def test_a_steps_line_says_what_was_told(tmp_path, loss, mfu, tags, world, peak_bytes):
     """It is put together by hand, and yet JSON with every field; what is no finite number is null."""
     facts = Facts("cpu", Degrees(), 1, 1, 1, 8, 1024, 1, flops.PerToken(1.0, 1.0, 1.0), None, 7, 10)
     chief = Chief(Outlets(Journal(tmp_path / journal.NAME), None, Book()), facts, "r")
     phases = {"input": 3, "compute": 40, "comm": 0, "other": 7}
     nothing = describe(Batch(torch.zeros(3, 1, 64, dtype=torch.int64), [0], 0, 0), is_counted=False)
-    step = Step(0, 8, 0, phases, nothing, Batches(1, 9, 81), 1000, 50_000, 1e-05, 2, tags)
+    step = Step(0, 8, 0, phases, nothing, Batches(1, 9, 81), 1000, 50_000, 1e-05, 2, tags, peak_bytes)
     chief.step(step, Reading(loss, math.inf, False, 0, None), phases, mfu)
     told = [phases.get(phase, 0) * world for phase in PHASES]
     chief.agreed(Agreement(0, False, False, Told(0, told), [47 + rank for rank in range(world)]), None)
+    shown = chief.families().get("amdahl_peak_bytes")
+    assert (shown and dict(shown.values)) == (peak_bytes and {"": peak_bytes})
     chief.close("exit")
     (line,) = of("step", lines_of(tmp_path))
     line.pop("t_ns")
@@ -213,7 +226,7 @@ def test_a_steps_line_says_what_was_told(tmp_path, loss, mfu, tags, world):
         "schema": "trainer.step/1", "step": 8, "wall_ns": 50, "phases_ns": {"input": 3, "compute": 40, "other": 7},
         "loss": None if math.isnan(loss) else loss, "grad_norm": None, "lr": 1e-05,
         "tokens": {"slots": 1024, "valid": 1000, "pad": 24, "sum_len_sq": 50_000}, "mfu": mfu or None,
-        "loader": {"batches": 1, "sum_ns": 9}, "knob_seq": 2, "tags": list(tags),
+        "loader": {"batches": 1, "sum_ns": 9}, "knob_seq": 2, "peak_bytes": peak_bytes, "tags": list(tags),
         "all_ns": {"input": 3 * world, "compute": 40 * world, "other": 7 * world},
         "ranks": {"slowest": world - 1, "excess_ns": world - 1, "busy_max_ns": 46 + world, "busy_min_ns": 47},
         "durable_step": None,

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from amdahl_trainer import config as configs
-from amdahl_trainer import memory, parallel
+from amdahl_trainer import memory, parallel, speed
 from amdahl_trainer.peers import Alone, Place
 from mesh_parity import MISTAKES, TINY, Pool, apart, reference, take_step
 
@@ -302,6 +302,35 @@ def test_in_bfloat16_gradients_are_summed_in_float32(pool, world, values, types)
     assert found["loss"].dtype == found["norm"].dtype == torch.float32
 
 
+WHOLE_ROWS = {"data.doc_mask": False}
+SENDS = {
+    "ddp": {},
+    "fsdp2": {**FSDP, "batch.micro_batch": 1},
+    "fsdp2, again": {**FSDP, "batch.micro_batch": 1, **WHOLE_BLOCK},
+    "tp": TP,
+    "tp, again": {**TP, **WHOLE_BLOCK},
+    "tp without sp": {**TP, **NO_SP},
+    "async tp": {**TP, **ASYNC},
+    "pp 1f1b": ONE_EACH,
+    "pp interleaved": INTERLEAVED,
+    "cp": CP,
+    "cp ulysses": {**CP, **ULYSSES},
+    "cp ring": {**CP, **RING, **WHOLE_ROWS},
+    "cp ring, again": {**CP, **RING, **WHOLE_BLOCK, **WHOLE_ROWS},
+    "cp x fsdp2": {**CP, **FSDP},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("values", SENDS.values(), ids=SENDS)
+def test_a_rank_sends_as_much_as_the_plan_says(pool, values):
+    """Within 5 %: sums of the loss, a few numbers a token, are left out; one gather is done before, in an evaluation."""
+    config = configs.build({**TINY, **values})
+    planned = speed.find(config, parallel.fit(config, Place(0, 2, 0, 2)), 2, 1.0, speed.Assumed()).messages
+    sent = pool(2).run(values, watch=True)["bytes"]
+    assert sum(message.sent_bytes for message in planned) == pytest.approx(sent, rel=0.05)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("again", [{}, WHOLE_BLOCK], ids=["plainly", "blocks again"])
 def test_gradients_of_pieces_are_scattered_with_every_micro_batch(pool, again):
@@ -330,3 +359,58 @@ def test_a_rank_holds_as_many_parameters_as_the_plan_says(pool, values):
     degrees = parallel.fit(config, Place(0, 4, 0, 4))
     planned = max(memory.estimate(config, degrees, stage).parameters for stage in range(degrees.pp))
     assert pool(4).run(values)["held"] * 4 == planned
+
+
+#: Activations, logits, blocks and what lies outside them weigh alike, and a step takes a second.
+HEAVY = {
+    "model.d_model": 128,
+    "model.d_ff": 352,
+    "model.vocab_size": 1024,
+    "model.n_layers": 4,
+    "data.seq_len": 128,
+    "data.doc_mask": False,
+    "batch.global_sequences": 16,
+    "parallel.bucket_mb": 25,
+}
+#: Parameters weigh more, and then those outside blocks.
+FEW_ROWS = {"batch.global_sequences": 4, "batch.micro_batch": 1, "data.seq_len": 64}
+WIDE = {"model.d_model": 256, "model.d_ff": 704, **FEW_ROWS, "data.seq_len": 128}
+ENDS = {"model.vocab_size": 8192, **FEW_ROWS, **WHOLE_BLOCK, **CHUNKS}
+HALF_TYPE = {"precision.compute": "bfloat16"}
+
+MEMORY = {
+    "ddp": (2, {}),
+    "ddp, large vocabulary": (2, ENDS),
+    "fsdp2": (2, FSDP),
+    "fsdp2, wide, bfloat16": (2, {**FSDP, **WIDE, **HALF_TYPE}),
+    "fsdp2, wide, blocks again": (2, {**FSDP, **WIDE, **WHOLE_BLOCK, **CHUNKS}),
+    "fsdp2, large vocabulary": (2, {**FSDP, **ENDS}),
+    "tp": (2, {"parallel.tp": 2}),
+    "tp without sp, blocks again": (2, {"parallel.tp": 2, **NO_SP, **WHOLE_BLOCK}),
+    "pp afab": (2, AFAB),
+    "pp 1f1b": (2, ONE_EACH),
+    "pp 1f1b, blocks again, bfloat16": (2, {**ONE_EACH, **WHOLE_BLOCK, **HALF_TYPE}),
+    "pp interleaved": (2, INTERLEAVED),
+    "cp": (2, CP),
+    "cp ring": (2, {**CP, **RING}),
+    "cp x fsdp2": (4, {**CP, **FSDP}),
+    "cp x fsdp2, wide": (4, {**CP, **FSDP, **WIDE}),
+    "tp x fsdp2": (4, {"parallel.tp": 2, **FSDP}),
+    "pp x fsdp2, wide": (4, {**ONE_EACH, **FSDP, **WIDE}),
+    "pp x fsdp2, large vocabulary": (4, {**ONE_EACH, **FSDP, **ENDS}),
+    "pp 4 1f1b": (4, {"parallel.pp": 4}),
+    "pp 4 afab": (4, {"parallel.pp": 4, "parallel.pp_schedule": "afab"}),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("world", "changes"), MEMORY.values(), ids=MEMORY)
+def test_peak_memory_of_ranks_is_predicted_within_a_tenth(pool, world, changes):
+    """The rank of each stage that takes the most: gathered pieces, activations under way, messages and the loss."""
+    values = {**HEAVY, **changes}
+    config, place = configs.build({**TINY, **values}), Place(0, world, 0, world)
+    degrees = parallel.fit(config, place)
+    taken = pool(world).run(values, memory=True)
+    for stage in range(degrees.pp):
+        worst = max(peak for rank, peak in enumerate(taken) if degrees.seat(rank).pp == stage)
+        assert memory.estimate(config, degrees, stage, on_gpu=False).total == pytest.approx(worst, rel=0.1)

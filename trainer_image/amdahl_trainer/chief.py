@@ -50,6 +50,7 @@ class Step(NamedTuple):
     lr: float
     seq: int
     tags: tuple[str, ...]
+    peak_bytes: int | None = None  # that tensors took so far, where the allocator counts
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,7 @@ class Chief:
         self._told = Told()
         self._step = self._settled_step = facts.resumed_step
         self._durable: int | None = facts.resumed_step or None
+        self._peak_bytes: int | None = None
         self._is_finished = False
         self._slow = _compare((0,))  # of the last step
         self._excess_ns = 0  # of all steps
@@ -97,6 +99,7 @@ class Chief:
 
     def step(self, step: Step, reading: Reading, phases: Mapping[str, int], mfu: Mapping[str, float]) -> None:
         """A step of this rank whose reading is known. Its line waits for what the others tell."""
+        self._peak_bytes = step.peak_bytes
         self._waiting.append((step.total, _render_own(step, reading, phases, mfu, self._facts.step_slots)))
         if reading.lap is not None:  # new ones, since another thread may look at the old
             self._work_ns = _sum(self._work_ns, reading.lap.work_ns)
@@ -135,7 +138,9 @@ class Chief:
         account = self._book.account()
         badput = {f'cause="{cause}"': ns / 1e9 for cause, ns in account.badput_ns.items()}
         excess = "Busy time of each step's slowest rank beyond the median rank's."
-        return {
+        peak = "Most bytes of the device's memory that tensors of rank 0 took so far."
+        found = {} if self._peak_bytes is None else {"amdahl_peak_bytes": Family("gauge", peak, {"": self._peak_bytes})}
+        return found | {
             "amdahl_rank_excess_seconds_total": Family("counter", excess, {"": self._excess_ns / 1e9}),
             "amdahl_straggler_rank": Family("gauge", "Slowest rank of the last step.", {"": self._slow["slowest"]}),
             "amdahl_goodput_ratio": Family("gauge", "Useful over held device time.", {"": account.share}),
@@ -223,6 +228,7 @@ def _render_own(step: Step, reading: Reading, phases: Mapping[str, int], mfu: Ma
         f'"tokens":{{"slots":{slots},"valid":{step.valid},"pad":{slots - step.valid},"sum_len_sq":{step.squares}}},'
         f'"mfu":{journal.encode(mfu) if mfu else "null"},'
         f'"loader":{{"batches":{step.loader.batches},"sum_ns":{step.loader.sum_ns}}},"knob_seq":{step.seq},'
+        f'"peak_bytes":{"null" if step.peak_bytes is None else step.peak_bytes},'
         f'"tags":{journal.encode(step.tags) if step.tags else "[]"}{_render_lap(reading.lap)}'
     )
 

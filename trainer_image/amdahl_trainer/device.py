@@ -423,10 +423,16 @@ def name(device: torch.device) -> str:
     return "cpu" if device.type == "cpu" else f"cuda:{torch.cuda.get_device_name(device)}"
 
 
+def allocated_bytes(device: torch.device) -> int | None:
+    """The most memory that tensors took so far; None on a CPU, whose allocator does not count."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+
+
 def peak_bytes(device: torch.device) -> int:
     """The most memory in use so far: allocated on a GPU; on a CPU resident, torch's own code included."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
+    allocated = allocated_bytes(device)
+    if allocated is not None:
+        return allocated
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts it in KiB
 
 

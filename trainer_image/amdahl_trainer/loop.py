@@ -75,6 +75,7 @@ class Engine:
         self._bad: set[Bad] = set()  # left out by any rank
         self._tags: list[str] = ["warmup"]
         self._last_saved = progress.step
+        self._last_saved_s = time.monotonic()
 
     def run(self, startup: Callable[[], None]) -> bool:
         """Train to the end, or to a request to stop. True if the run is finished.
@@ -114,12 +115,18 @@ class Engine:
         valid, squares = (batch.valid, squares) if parts.seat.reads else (0, 0)
         bad = parts.loader.take_bad()
         with parts.ledger.span("comm"):
-            told = self._tell(squares, len(bad))
+            told = self._tell(squares, len(bad))._replace(due=self._is_save_due())
             agreed = parts.peers.agree(valid, parts.wants_stop(), news is not None, told)
             if agreed.told.bad:
                 self._bad.update(parts.peers.gather(bad))
                 check_bad(self._bad, parts.config.data.max_bad_samples)
         return agreed
+
+    def _is_save_due(self) -> bool:
+        """By rank 0's clock, for all ranks; in a trial windows alone say when to save."""
+        every_s = self.parts.config.checkpoint.every_seconds
+        asks = every_s > 0 and self.parts.place.rank == 0 and not self.parts.is_trial
+        return asks and time.monotonic() - self._last_saved_s >= every_s
 
     def _leave_untold(self, phases: Mapping[str, int]) -> None:
         if not self._untold:
@@ -197,6 +204,7 @@ class Engine:
             lr=lr,
             seq=self.seq,
             tags=tags,
+            peak_bytes=devices.allocated_bytes(parts.device),
         )
         self.steps += 1
         self._pending.append(step)
@@ -232,7 +240,7 @@ class Engine:
         config, step = self.parts.config, self.progress.step
         every = self.knobs.checkpoint_every if self.save_every is None else self.save_every
         self._report_durable()
-        if every and step % every == 0:
+        if agreed.told.due or (every and step % every == 0):
             self._save(self.knobs.async_checkpoint)
         if config.eval.every_steps and step % config.eval.every_steps == 0:
             self._evaluate()
@@ -262,7 +270,7 @@ class Engine:
             parts.checkpoints.save(parts.replica.model, parts.optimizer, self.progress, asynchronous)
             parts.peers.barrier()
         block_ns = time.monotonic_ns() - begun_ns
-        self._last_saved = self.progress.step
+        self._last_saved, self._last_saved_s = self.progress.step, time.monotonic()
         parts.reporter.recorder.save(block_ns, asynchronous, self.progress.step)
         if not asynchronous:
             parts.reporter.recorder.durable(block_ns, False, self.progress.step, block_ns)

@@ -48,12 +48,14 @@ class Told(NamedTuple):
         spent: nanoseconds by phase, in the order of `PHASES`, of the laps that ended since the rank last told.
         bad: samples left out that the rank has not told of.
         launch_ns: of `compute` in `spent`, what was done at Python's pace.
+        due: whether its clock says that a checkpoint is due after this step.
     """
 
     squares: int = 0
     spent: Sequence[int] = (0,) * len(PHASES)
     bad: int = 0
     launch_ns: int = 0
+    due: int = 0
 
     @property
     def busy_ns(self) -> int:
@@ -167,12 +169,12 @@ class Group:
         """One small all-reduce. A rank's own number has a place for each rank, and zeros in the others'."""
         busy_ns = [0] * dist.get_world_size()
         busy_ns[dist.get_rank()] = told.busy_ns
-        own = (told.squares, told.bad, told.launch_ns)
+        own = (told.squares, told.bad, told.launch_ns, told.due)
         said = torch.tensor([valid, stop, news, *own, *told.spent, *busy_ns], dtype=torch.int64)
         dist.all_reduce(said, group=self._control)
-        tokens, stops, tells, squares, bad, launch_ns, *rest = said.tolist()
+        tokens, stops, tells, squares, bad, launch_ns, due, *rest = said.tolist()
         spent, busy_ns = rest[: len(PHASES)], rest[len(PHASES) :]
-        return Agreement(tokens, stops > 0, tells > 0, Told(squares, spent, bad, launch_ns), busy_ns)
+        return Agreement(tokens, stops > 0, tells > 0, Told(squares, spent, bad, launch_ns, due), busy_ns)
 
     def total(self, value: Tensor) -> Tensor:
         """One all-reduce, in place."""

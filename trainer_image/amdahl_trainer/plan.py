@@ -1,8 +1,8 @@
-"""What would a run look like on machines that are not here? Mesh, memory, arithmetic and the best speed to hope for.
+"""What would a run look like on machines that are not here? Mesh, memory, arithmetic, messages and speed.
 
-`python -m amdahl_trainer.plan --world 64 --device H100 -- --config x.yaml` needs no device and starts nothing. The
-speed is a bound, not a promise: the share of a device's peak that large products reach, less what a pipeline idles and
-what is computed twice. Exposed communication and waiting for input come off that, and only a run shows how much.
+`python -m amdahl_trainer.plan --world 64 --device H100 -- --config x.yaml` needs no device and starts nothing. `speed`
+says what its two speeds count: one that no run can pass, and one to expect, whose assumptions the page names and the
+command line changes.
 """
 
 from __future__ import annotations
@@ -15,15 +15,13 @@ from dataclasses import asdict, dataclass
 
 from amdahl_trainer import config as configs
 from amdahl_trainer import fit as fits
-from amdahl_trainer import flops, memory, parallel, pp
+from amdahl_trainer import flops, memory, parallel, speed
 from amdahl_trainer.config import Config
 from amdahl_trainer.errors import TrainerError
 from amdahl_trainer.memory import Needs
 from amdahl_trainer.mesh import Degrees
 from amdahl_trainer.peers import Place
-
-#: Share of the data sheet's peak that an 8192-cubed bfloat16 product of random numbers reached on one H200.
-REACHABLE = 0.78
+from amdahl_trainer.speed import Assumed, Speed
 
 MIB, GIB = 1 << 20, 1 << 30
 
@@ -39,54 +37,38 @@ class Plan:
     needs: tuple[Needs, ...]  # of each stage's ranks
     cost: flops.PerToken
     step_tokens: int
-    idle: float  # share of time that a pipeline's ends leave a stage without work
-    again: float  # arithmetic done a second time, over that which counts
     peak: float | None
+    assumed: Assumed
+    speed: Speed | None  # where the device's peak is known
 
-    @property
-    def mfu(self) -> float:
-        """The most that model FLOP utilisation (palm) can be."""
-        return REACHABLE * (1 - self.idle) / (1 + self.again)
+    def rate(self, step_s: float) -> float:
+        """Tokens a second of each device, of steps that take this long."""
+        return self.step_tokens / step_s / self.degrees.world
 
-    @property
-    def step_s(self) -> float | None:
-        """The least that a step can take, seconds; None where the device's peak is unknown."""
-        if self.peak is None:
-            return None
-        return self.step_tokens * self.cost.palm / (self.degrees.world * self.peak * self.mfu)
+    def mfu(self, step_s: float) -> dict[str, float]:
+        """Model FLOP utilisation by convention; `packed` only where the length of documents is known."""
+        shares = flops.utilisation(self.cost, self.rate(step_s), self.peak)
+        return shares if self.assumed.document else {name: shares[name] for name in ("palm", "causal")}
 
 
-def make(config: Config, world: int, local_world: int, device: str) -> Plan:
+def make(config: Config, world: int, local_world: int, device: str, assumed: Assumed | None = None) -> Plan:
     """Plan a run. Raises ConfigError for one that could not be."""
     degrees = parallel.fit(config, Place(0, world, 0, local_world))
     micro_batch = fits.check_batch(config.batch, degrees.dp)
-    micro_batches = config.batch.global_sequences // degrees.dp // micro_batch
-    cost = flops.per_token(config.model, config.data.seq_len, float(config.data.seq_len))
+    peak = flops.peak_flops(device, config.precision.compute, config.metrics.peak_tflops)
+    assumed = assumed or Assumed()
     return Plan(
         degrees=degrees,
         micro_batch=micro_batch,
-        micro_batches=micro_batches,
+        micro_batches=config.batch.global_sequences // degrees.dp // micro_batch,
         parameters=memory.count_parameters(config.model),
         needs=tuple(memory.estimate(config, degrees, stage) for stage in range(degrees.pp)),
-        cost=cost,
+        cost=flops.per_token(config.model, config.data.seq_len, assumed.document),
         step_tokens=config.batch.global_sequences * config.data.seq_len,
-        idle=_idle(config, degrees, micro_batches),
-        again=_again(config, cost),
-        peak=flops.peak_flops(device, config.precision.compute, config.metrics.peak_tflops),
+        peak=peak,
+        assumed=assumed,
+        speed=None if peak is None else speed.find(config, degrees, local_world, peak, assumed),
     )
-
-
-def _idle(config: Config, degrees: Degrees, micro_batches: int) -> float:
-    """The ramps at either end of a pipeline: pp - 1 turns of a stage among all (arXiv 2104.04473)."""
-    turns = micro_batches * pp.count_stages(config.parallel) // degrees.pp
-    return (degrees.pp - 1) / (turns + degrees.pp - 1)
-
-
-def _again(config: Config, cost: flops.PerToken) -> float:
-    """Forward passes of blocks, and of the head where the loss comes in pieces, over all forwards and backwards."""
-    head = 2 * config.model.d_model * config.model.vocab_size
-    blocks = cost.palm / 3 - head if config.memory.activation_checkpoint == "block" else 0.0
-    return (blocks + (head if config.memory.loss_chunks > 1 else 0.0)) / cost.palm
 
 
 def describe(plan: Plan, config: Config) -> str:
@@ -116,18 +98,47 @@ def _share(plan: Plan) -> str:
     return f"which holds {shares} of the parameters" + (", by stage" if len(held) > 1 else "")
 
 
-def _speed(plan: Plan, config: Config) -> tuple[str, str]:
-    """The lines of utilisation and speed."""
-    if plan.step_s is None:
+def _speed(plan: Plan, config: Config) -> tuple[str, ...]:
+    """The lines of utilisation, speed, messages, and what is assumed of them."""
+    if plan.speed is None:
         why = f"unknown: no peak is known of the device that --device names, in {config.precision.compute}; "
         why += "metrics.peak_tflops states one"
         return f"MFU     {why}", "speed   unknown for the same reason; a run measures it"
-    losses = f"{plan.idle:.1%} idle in the pipeline, {plan.again:.1%} computed again"
-    rate = plan.step_tokens / plan.step_s / plan.degrees.world
-    more = "; waits for other ranks come on top" if plan.degrees.world > 1 else ""
+    found = plan.speed
+    expected, most = (
+        f"{plan.rate(each):,.0f} tokens/s a device, {each:.2f} s a step" for each in (found.expected_s, found.least_s)
+    )
+    shares, limits = (
+        ", ".join(f"{share:.1%} ({name})" for name, share in plan.mfu(each).items())
+        for each in (found.expected_s, found.least_s)
+    )
     return (
-        f"MFU     at most {plan.mfu:.1%} (palm): {REACHABLE:.0%} reachable, {losses}",
-        f"speed   at most {rate:,.0f} tokens/s a device: a step takes {plan.step_s:.2f} s or longer{more}",
+        f"MFU     expected {shares}; at most {limits}",
+        f"speed   expected {expected}; at most {most}",
+        f"losses  {found.idle:.1%} idle in the pipeline, {found.again:.1%} computed again",
+        *(
+            f"sends   {each.sent_bytes / GIB:.2f} GiB a rank and step for {each.name}: {each.seconds:.2f} s, "
+            f"of which {each.exposed_s:.2f} s exposed"
+            for each in found.messages
+        ),
+        *_assumptions(plan, config),
+    )
+
+
+def _assumptions(plan: Plan, config: Config) -> tuple[str, ...]:
+    assumed, told = plan.assumed, plan.assumed.document
+    if not config.data.doc_mask:
+        documents = "a row is one document"
+    elif told:
+        documents = f"documents of {told:,.0f} tokens"
+    else:
+        documents = "expected: a document fills its row; at most: none is longer than a token (tell --document)"
+    links = f"; a device sends {assumed.within / 1e9:g} GB/s within a machine, {assumed.between / 1e9:g} GB/s between"
+    return (
+        f"assumed layers reach {assumed.reached:.0%} of the peak, {speed.REACHABLE:.0%} at most"
+        + (links if plan.degrees.world > 1 else ""),
+        f"assumed {documents}",
+        "assumed nothing for input, slower ranks, the optimizer and saves; palm counts pairs that kernels leave out",
     )
 
 
@@ -138,10 +149,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--local-world", type=int, default=8, help="ranks on each machine")
     parser.add_argument("--device", default="H100", help="part of the device's name, as in `H100` or `A100`")
     parser.add_argument("--config", default=None, help="a configuration")
+    default = Assumed()
+    parser.add_argument("--document", type=float, default=0.0, help="tokens of the document of the average token")
+    parser.add_argument("--reached", type=float, default=default.reached, help="share of the peak that layers reach")
+    parser.add_argument("--within", type=float, default=default.within / 1e9, help="GB/s of a device on its machine")
+    parser.add_argument("--between", type=float, default=default.between / 1e9, help="GB/s of it between machines")
     options, rest = parser.parse_known_args(arguments)
     try:
         config = configs.load(options.config, os.environ, [word for word in rest if word != "--"])
-        plan = make(config, options.world, min(options.local_world, options.world), options.device)
+        assumed = Assumed(options.reached, options.within * 1e9, options.between * 1e9, options.document)
+        plan = make(config, options.world, min(options.local_world, options.world), options.device, assumed)
     except TrainerError as error:
         print(f"amdahl_trainer.plan: {error}", file=sys.stderr)
         return int(error.code)

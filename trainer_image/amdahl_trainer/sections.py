@@ -174,6 +174,7 @@ class Checkpoint:
     """When and how state is saved."""
 
     every_steps: int = key(0, "steps between checkpoints; 0 saves only at the end and on SIGTERM", low=0)
+    every_seconds: float = key(0.0, "seconds between checkpoints, by rank 0's clock; 0 asks no clock", low=0.0)
     async_save: bool = key(False, "write behind the training, which goes on once the state is copied")
     async_mode: str = key(
         "thread",

@@ -132,7 +132,7 @@ def _assumptions(plan: Plan, config: Config) -> tuple[str, ...]:
     elif told:
         documents = f"documents of {told:,.0f} tokens"
     else:
-        documents = "expected: a document fills its row; at most: none is longer than a token (tell --document)"
+        documents = "a document fills its row; shorter ones take less (tell --document)"
     links = f"; a device sends {assumed.within / 1e9:g} GB/s within a machine, {assumed.between / 1e9:g} GB/s between"
     return (
         f"assumed layers reach {assumed.reached:.0%} of the peak, {speed.REACHABLE:.0%} at most"

@@ -2,8 +2,8 @@
 
 *At least* counts what kernels must compute: products of matrices and pairs of a token with those before it in its
 document, twice where activations are computed again, at the share of the peak that large products reach, and a
-pipeline's idle ends. Rows hold documents of a length that only the data know. Until it is told the bound counts no
-pairs where documents are kept apart, and the expectation a document as long as its row.
+pipeline's idle ends. Rows hold documents of a length that only the data know: until it is told, a document is taken to
+be as long as its row, and shorter ones take less.
 
 *Expected* is the same work at the share that whole layers are assumed to reach, and what is exposed of the messages.
 Those of gradients, pieces of parameters and the ring travel beside arithmetic, and are exposed as far as they take
@@ -34,7 +34,7 @@ class Assumed:
         reached: share of the peak that whole layers reach, all but messages included.
         within: bytes a second that a device sends to others on its machine: NVLink of an H100, by its data sheet.
         between: the same between machines: a port of 400 Gbit/s for each device.
-        document: tokens of the document that the average token lies in; 0 is unknown.
+        document: tokens of the document that the average token lies in; 0 is unknown, and taken to be the row's.
     """
 
     reached: float = 0.5
@@ -68,9 +68,8 @@ def find(config: Config, degrees: Degrees, local_world: int, peak: float, assume
     """The speed of a step on devices of this peak, FLOP/s, `local_world` of them on each machine."""
     seq, micro_batches = config.data.seq_len, _micro_batches(config, degrees)
     device_tokens = config.batch.global_sequences * seq / degrees.world
-    shortest = assumed.document if config.data.doc_mask else seq
-    least_s = device_tokens * sum(work(config, shortest)) / (peak * REACHABLE)
-    useful, again = work(config, shortest or seq)
+    useful, again = work(config, (config.data.doc_mask and assumed.document) or seq)
+    least_s = device_tokens * (useful + again) / (peak * REACHABLE)
     compute_s = device_tokens * (useful + again) / (peak * assumed.reached)
     rank = memory.Rank(config, degrees, stage=0)  # its stage has the most blocks
     messages = tuple(_Sender(rank, local_world, assumed, compute_s, micro_batches).messages())

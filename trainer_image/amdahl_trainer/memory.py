@@ -275,5 +275,5 @@ class _Saved:
         """One piece: the softmax, its gradient and that of the logits; and the gradients of the head's weight."""
         model, chunks = self.config.model, self.config.memory.loss_chunks
         columns = model.vocab_size // self.degrees.tp
-        weights = columns * model.d_model * (2 if chunks > 1 else 1)  # a sum of pieces, and the next one
-        return FULL * (3 * ceil(self.tokens / chunks) * columns + weights)
+        each = FULL + self.size if chunks > 1 else FULL  # a sum of pieces, and the next one
+        return FULL * 3 * ceil(self.tokens / chunks) * columns + each * columns * model.d_model

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from amdahl_trainer.config import Config
 from amdahl_trainer.data import sources
 from amdahl_trainer.data.counts import Counts
 from amdahl_trainer.data.loader import Flag, Loader, Patience, Settings
@@ -93,6 +95,20 @@ def test_batches_say_what_they_hold_and_cost(data):
     assert batch.inputs.shape == batch.targets.shape == batch.segments.shape == (8, 64)
     assert batch.valid == int((batch.targets != IGNORED).sum())
     assert batch.cost_ns > 0
+
+
+@pytest.mark.parametrize(("has_gpu", "asked", "pinned"), [(True, True, 1), (True, False, 0), (False, True, 0)])
+def test_batches_are_page_locked_where_there_is_a_gpu(plain, monkeypatch, has_gpu, asked, pinned):
+    """By default, and not if that is switched off; without a GPU nothing is asked of torch."""
+    made = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda batch: made.append(1) or batch)
+    assert Config().data.pin_memory
+    loader = plain.loader(Settings(0, 2, asked))
+    loader.open(0)
+    loader.next()
+    loader.close()
+    assert len(made) == pinned
 
 
 def test_counts_are_of_what_is_consumed_whoever_made_it(data):

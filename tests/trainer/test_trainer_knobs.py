@@ -99,7 +99,7 @@ def test_no_value_from_outside_raises(values):
 
 def test_the_configuration_is_where_knobs_begin():
     """Unset knobs keep the configuration's values; empty variables are unset."""
-    assert Knobs.from_config(Config()) == Knobs(Settings(0, 2, False), 0, False, start_knobs.present(Config()))
+    assert Knobs.from_config(Config()) == Knobs(Settings(0, 2, True), 0, False, start_knobs.present(Config()))
     assert knobs.from_environ({"AMDAHL_DATALOADER_WORKERS": "2", "AMDAHL_REPLICAS": "", "AMDAHL_RUN_ID": "x"}) == {
         "dataloaderWorkers": "2"
     }

@@ -258,8 +258,8 @@ def test_local_gradients_are_marked_where_a_reduction_follows(pool, values, has_
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "values",
-    [{}, FSDP, {**FSDP, **WHOLE_BLOCK}, TP, {**TP, **NO_SP}, ONE_EACH, CP],
-    ids=["ddp", "fsdp2", "fsdp2, again", "tp", "tp without sp", "pp", "cp"],
+    [{}, CHUNKS, FSDP, {**FSDP, **CHUNKS, **WHOLE_BLOCK}, TP, {**TP, **NO_SP}, {**TP, **CHUNKS}, ONE_EACH, CP],
+    ids=["ddp", "ddp, pieces", "fsdp2", "fsdp2, again", "tp", "tp without sp", "tp, pieces", "pp", "cp"],
 )
 def test_bfloat16_is_near_and_parameters_stay_float32(pool, values):
     """Products in half precision move the loss by less than 1 %, gradients by less than 5 %; ranks still agree."""
@@ -287,7 +287,7 @@ SENT = {
     "cp": (2, CP, {**PIECES, **BUCKETS}),
     "cp ulysses": (2, {**CP, **ULYSSES}, {"alltoall_base_": HALF, **BUCKETS}),
     "cp ring": (2, {**CP, **RING}, {"send": FULL | HALF, "recv_": FULL | HALF, **BUCKETS}),
-    "tp x fsdp2": (4, {**TP, **FSDP}, {**PIECES, "all_reduce": FULL, "reduce_scatter_tensor": HALF}),
+    "tp x fsdp2": (4, {**TP, **FSDP, **CHUNKS}, {**PIECES, "all_reduce": FULL, "reduce_scatter_tensor": HALF}),
     "tp x ddp": (4, TP, {**BUCKETS, "all_reduce": FULL, "reduce_scatter_tensor": HALF}),
 }
 

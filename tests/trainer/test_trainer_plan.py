@@ -38,6 +38,7 @@ VOCABULARY = {"model.vocab_size": 8192, "model.tie_embeddings": False}
         {**VOCABULARY, "memory.activation_checkpoint": "block", "memory.loss_chunks": 4, "model.n_layers": 8},
         {"precision.compute": "bfloat16"},
         {**VOCABULARY, "precision.compute": "bfloat16"},
+        {**VOCABULARY, "precision.compute": "bfloat16", "memory.loss_chunks": 8},
     ],
     ids=str,
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -104,24 +106,21 @@ def test_the_vocab_parallel_loss_is_cross_entropy(alone, scale, dtype):
         assert gradient.dtype == dtype
 
 
-class Counting(nn.Module):
+class Counting(nn.Linear):
     """A head that remembers the most tokens it was ever given at once."""
 
-    def __init__(self):
-        super().__init__()
-        self.linear = nn.Linear(8, 20, bias=False)
-        self.most = 0
+    most = 0
 
     def forward(self, x):
         self.most = max(self.most, x.shape[1])
-        return self.linear(x)
+        return super().forward(x)
 
 
 @pytest.mark.parametrize(("chunks", "tokens", "most"), [(1, 12, 12), (3, 12, 4), (5, 12, 3), (20, 12, 1)])
 def test_logits_of_one_piece_exist_at_a_time(chunks, tokens, most):
     """Loss and gradients are those of one piece, also where pieces do not come out even."""
     torch.manual_seed(0)
-    head, x, targets = Counting(), torch.randn(2, tokens, 8), torch.randint(0, 20, (2, tokens))
+    head, x, targets = Counting(8, 20, bias=False), torch.randn(2, tokens, 8), torch.randint(0, 20, (2, tokens))
     targets[1, 9:] = IGNORED
     found = []
     for pieces in (1, chunks):
@@ -130,6 +129,23 @@ def test_logits_of_one_piece_exist_at_a_time(chunks, tokens, most):
         leaf = x.clone().requires_grad_()
         loss = Criterion(pieces)(head, leaf, targets)
         loss.backward()
-        found.append((loss.detach(), leaf.grad, head.linear.weight.grad.clone()))
+        found.append((loss.detach(), leaf.grad, head.weight.grad.clone()))
     assert head.most == most
     assert all(torch.allclose(ours, whole, atol=1e-5) for ours, whole in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize("is_half", [False, True], ids=["autocast", "half as FSDP gathers it"])
+def test_the_gradient_of_the_head_is_as_exact_in_pieces_as_in_one(is_half):
+    """In bfloat16 a sum of pieces would lose a little with each: 32 of them three times as much as one, 128 five."""
+    torch.manual_seed(0)
+    head, x, targets = nn.Linear(64, 512, bias=False), torch.randn(1, 2048, 64), torch.randint(0, 512, (1, 2048))
+
+    def find_gradient(pieces, dtype):
+        half = copy.deepcopy(head).to(dtype if is_half else torch.float32)
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16 and not is_half):
+            Criterion(pieces)(half, x.to(half.weight.dtype), targets).backward()
+        return half.weight.grad.float()
+
+    exact = find_gradient(1, torch.float32)
+    errors = [float((find_gradient(pieces, torch.bfloat16) - exact).norm() / exact.norm()) for pieces in (1, 32, 128)]
+    assert 0 < max(errors) < 1.5 * errors[0]

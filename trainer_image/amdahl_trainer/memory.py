@@ -393,4 +393,5 @@ class Rank:
         logits = FULL * ceil(self.tokens / chunks) * columns
         if chunks == 1:
             return 2 * logits + self.head_gradient
-        return max(3 * logits + 2 * self.head_gradient, 3 * self.head_gradient)  # the sum so far, a piece's, their sum
+        summed = columns * self.config.model.d_model * (FULL + self.size)  # the sum so far, and a piece's own
+        return 3 * logits + summed

@@ -83,7 +83,7 @@ class Data:
     doc_mask: bool = key(True, "tokens see only their own document", maths=True)
     num_workers: int = key(0, "loader processes a rank; 0 loads in the training process", low=0)
     prefetch_factor: int = key(2, "batches each loader process keeps ready", low=1)
-    pin_memory: bool = key(False, "page-locked batches, for copies to a GPU")
+    pin_memory: bool = key(True, "page-locked batches, for copies to a GPU; nothing where there is none")
 
 
 @dataclass(frozen=True)

@@ -228,7 +228,7 @@ class Stopwatch:
 Timed = list[tuple[Any, str, Any]]
 SPANS: Timed = [(Ledger, name, None) for name in ("push", "pop", "rest")]
 LAPS: Timed = [(Ledger, "take", {}), (Ledger, "spent", 0)]
-CLOCK: Timed = [(HostClock, name, None) for name in ("gradient", "begin", "mark", "backward_done")]
+CLOCK: Timed = [(HostClock, name, None) for name in ("gradient", "begin", "backward_done")]
 REPORTER: Timed = [(Reporter, "step", {}), (Reporter, "agreed", None)]
 BATCH: Timed = [(loop, "describe", BatchDigest(0, 0, 0, 0, 0)), (loop, "count_squares", 0)]
 

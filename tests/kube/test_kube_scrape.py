@@ -46,7 +46,11 @@ def test_what_is_told_beside_them_does_not_matter() -> None:
     before = parse_metrics(metrics.render())
     metrics.mfu = {"palm": 0.4, "causal": 0.38, "packed": 0.37}
     lost = {'cause="restart"': 1.0, 'cause="lost"': 2.0}
-    metrics.families = lambda: {"amdahl_badput_device_seconds": Family("gauge", "Lost.", lost)}
+    work = {'phase="forward"': 1.5, 'phase="eval"': 0.5}
+    metrics.families = lambda: {
+        "amdahl_badput_device_seconds": Family("gauge", "Lost.", lost),
+        "amdahl_device_work_seconds_total": Family("counter", "Of the device.", work),
+    }
     text = metrics.render()
     assert text.count("amdahl_badput_device_seconds{") == 2
     assert isinstance(before, Counters)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from amdahl_trainer import attention
+from amdahl_trainer import attention, recompute
 from amdahl_trainer.attention import attend, attend_pieces, lay_out
 from amdahl_trainer.blocks import Flash, Sequences
 from amdahl_trainer.documents import (
@@ -244,6 +244,16 @@ def test_on_a_gpu_packed_rows_go_to_variable_length_flash_attention(pretended, d
         out = attend(*parts, documents)
     assert made.varlen == calls
     assert (out.shape, out.dtype, out.device.type) == (parts[0].shape, dtype, "cuda")
+
+
+def test_on_a_gpu_attention_of_packed_rows_is_among_what_selective_checkpointing_keeps(pretended):
+    """Its operator is torch's own, within which the kernel's is not seen."""
+    documents = Documents(ROWS, None, torch.empty(9, dtype=torch.int32, device="cuda"), 16)
+    with Calls() as made:
+        attend(*to_gpu(make_parts()), documents)
+    kernels = {name for name in made.names if "attn" in name or "attention" in name}
+    assert kernels
+    assert kernels <= {str(operation) for operation in recompute.DEAR}
 
 
 def test_where_the_kernel_has_no_grouped_heads_they_are_copied(pretended, monkeypatch):

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.attention import varlen  # noqa: F401 (it registers the last of `DEAR`)
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from amdahl_trainer.seams import Run, run_plainly
@@ -26,6 +27,7 @@ DEAR = {
     torch.ops.aten._scaled_dot_product_cudnn_attention.default,  # noqa: SLF001
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,  # noqa: SLF001
     torch.ops.aten._flash_attention_forward.default,  # noqa: SLF001
+    torch.ops.torch_attn._varlen_attn.default,  # noqa: SLF001 (attention of packed rows: it hides the kernel's call within)
 }
 
 

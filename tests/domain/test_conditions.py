@@ -418,6 +418,7 @@ class TestStatus:
         [
             (Reason.AS_DECLARED, True),
             (Reason.STARTING, True),
+            (Reason.MAKING_WAY, True),
             (Reason.SUSPENDED, False),
             (Reason.QUEUED, False),
             (Reason.FINISHED, False),

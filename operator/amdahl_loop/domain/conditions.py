@@ -74,9 +74,10 @@ class Facts(Frozen):
 
     @property
     def holds_devices(self) -> bool:
-        """Whether the job holds what it can waste."""
+        """Whether the job holds what it can waste; one that makes way for a trial has it back in a moment."""
         stands = STANDINGS[self.standing.reason]
-        return not (stands.is_suspended or stands.is_complete or stands.has_failed)
+        is_away = stands.is_suspended and self.standing.reason is not Reason.MAKING_WAY
+        return not (is_away or stands.is_complete or stands.has_failed)
 
 
 class Finding(NamedTuple):

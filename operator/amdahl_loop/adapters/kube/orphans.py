@@ -8,7 +8,7 @@ from amdahl_loop.adapters.kube.client import ApiUnavailable, KubeClient, Refused
 from amdahl_loop.adapters.kube.closing import OPEN, mark_closed
 from amdahl_loop.adapters.kube.experiments import diff, say_closed
 from amdahl_loop.adapters.kube.index import ExperimentIndex, key_of
-from amdahl_loop.adapters.kube.kinds import Kind
+from amdahl_loop.adapters.kube.kinds import Kind, Object
 from amdahl_loop.adapters.kube.objects import controller_uid
 from amdahl_loop.domain.api.records import StoredExperiment, close, read_experiment
 from amdahl_loop.domain.children import EXPERIMENT_LABEL, JOB_LABEL
@@ -27,12 +27,8 @@ async def let_go(
     """
     labels = f"{JOB_LABEL}={name},{EXPERIMENT_LABEL}"
     async for raw in client.list(Kind.JOB, namespace, labels):
-        metadata = raw["metadata"]
-        if keep_uid and controller_uid(raw) in ("", keep_uid):
-            continue
-        gone = await client.delete(Kind.JOB, namespace, metadata["name"], metadata["uid"])
-        if isinstance(gone, Refused) and not gone.is_outdated:
-            raise ApiUnavailable(f"cannot delete Job {metadata['name']}: {gone.status} {gone.message}", gone)
+        if not (keep_uid and controller_uid(raw) in ("", keep_uid)):
+            await take_away(client, raw)
     async for listed in client.list(Kind.EXPERIMENT, namespace, OPEN):
         document, stored, key = listed, read_experiment(listed), key_of(listed)
         if not isinstance(stored, StoredExperiment) or stored.experiment.plan.job != name:
@@ -49,3 +45,11 @@ async def let_go(
                 raise ApiUnavailable(f"cannot close Experiment {where}: {answer.status} {answer.message}", answer)
             document = answer
         index.learn(await mark_closed(client, document))
+
+
+async def take_away(client: KubeClient, raw: Object) -> None:
+    """Delete a Job, pods included. ApiUnavailable where that is refused."""
+    metadata = raw["metadata"]
+    gone = await client.delete(Kind.JOB, metadata["namespace"], metadata["name"], metadata["uid"])
+    if isinstance(gone, Refused) and not gone.is_outdated:
+        raise ApiUnavailable(f"cannot delete Job {metadata['name']}: {gone.status} {gone.message}", gone)

@@ -8,6 +8,7 @@ from amdahl_loop.adapters.kube.client import ApiUnavailable, KubeClient, Refused
 from amdahl_loop.adapters.kube.jobs import SeenJob
 from amdahl_loop.adapters.kube.kinds import Kind, Object
 from amdahl_loop.adapters.kube.objects import controller_uid, read_job
+from amdahl_loop.adapters.kube.orphans import take_away
 from amdahl_loop.domain.children import EXPERIMENT_LABEL, JOB_LABEL
 
 
@@ -18,16 +19,9 @@ async def stand_down(client: KubeClient, seen: SeenJob) -> None:
         if controller_uid(raw) != seen.uid:
             continue
         if EXPERIMENT_LABEL in raw["metadata"]["labels"]:
-            await _delete(client, raw)
+            await take_away(client, raw)
         elif is_suspended:
             await _suspend(client, raw)
-
-
-async def _delete(client: KubeClient, raw: Object) -> None:
-    metadata = raw["metadata"]
-    gone = await client.delete(Kind.JOB, metadata["namespace"], metadata["name"], metadata["uid"])
-    if isinstance(gone, Refused) and not gone.is_outdated:
-        raise ApiUnavailable(f"cannot delete Job {metadata['name']}: {gone.status} {gone.message}", gone)
 
 
 async def _suspend(client: KubeClient, raw: Object) -> None:

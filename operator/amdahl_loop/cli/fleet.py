@@ -31,7 +31,7 @@ from amdahl_loop.domain.reasons import Reason
 from amdahl_loop.domain.resources import TrainingJob
 from amdahl_loop.domain.withholding import is_withheld
 from amdahl_loop.operate import say_failure
-from amdahl_loop.passing import identify
+from amdahl_loop.passing import OVER, identify
 
 TYPES = JobConditionType
 NOT_SEEN = "The operator has not looked at this job yet."
@@ -69,7 +69,7 @@ async def take_snapshot(
     identity = identify(held.job)
     memory = await records.recall(seen, identity.fingerprint, identity.family)
     is_ended = _condition(seen.status, TYPES.COMPLETE).status is ConditionStatus.TRUE
-    is_suspended = _condition(seen.status, TYPES.SUSPENDED).reason in (Reason.SUSPENDED, Reason.QUEUED)
+    is_suspended = _condition(seen.status, TYPES.SUSPENDED).reason in OVER
     return Snapshot(
         job=held.job,
         job_uid=identity.job_uid,

@@ -12,7 +12,7 @@ from amdahl_loop.domain.knob_values import KnobName, Knobs, KnobValue
 from amdahl_loop.domain.ledger import Application, ApplicationKind
 from amdahl_loop.domain.reasons import Reason
 from amdahl_loop.domain.stewards import Claim, Ignore, Steward, hand_over_rules, name_stewards, steward_of
-from amdahl_loop.domain.tuning import Mode
+from amdahl_loop.domain.tuning import APPLYING, Mode
 from amdahl_loop.domain.values import Frozen
 
 MAX_REVERTS = 2
@@ -101,8 +101,6 @@ Decision = WriteSpec | KeepOverlay | Conflict | RecordRevert | RecordRelease | N
 
 WRITING = (Mode.AUTO, Mode.SPEC)
 """Modes in which proven values belong into the spec."""
-WATCHING = (Mode.OBSERVE, Mode.RECOMMEND)
-"""Modes in which nothing of the loop's runs."""
 
 
 class Position(Enum):
@@ -147,7 +145,7 @@ def decide(
     if ban is not None:
         said = f"Not in force: {_say(newest.experiment, missing)}. {ban}."
         return Nothing(reason=Reason.OUTSIDE_LIMITS, sentence=said)
-    if mode in WATCHING:
+    if mode not in APPLYING:
         said = f"Not in force, since tuning.mode is {mode}: {_say(newest.experiment, missing)}."
         return Nothing(reason=Reason.MODE_KEEPS_SPEC, sentence=said)
     return _write_or_hold(mode, declared, applications, tuple(refused))

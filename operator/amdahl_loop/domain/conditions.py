@@ -20,7 +20,6 @@ from amdahl_loop.domain.knob_values import Knobs
 from amdahl_loop.domain.ledger import ApplicationKind
 from amdahl_loop.domain.phases import Unobservable
 from amdahl_loop.domain.plan import (
-    APPLYING,
     Action,
     Apply,
     Challenge,
@@ -37,7 +36,7 @@ from amdahl_loop.domain.plan import (
 from amdahl_loop.domain.reasons import Reason
 from amdahl_loop.domain.standing_still import Standstill
 from amdahl_loop.domain.stewards import Ignore
-from amdahl_loop.domain.tuning import Mode
+from amdahl_loop.domain.tuning import APPLYING, Mode
 from amdahl_loop.domain.values import Frozen
 
 TRUE, FALSE, UNKNOWN = ConditionStatus.TRUE, ConditionStatus.FALSE, ConditionStatus.UNKNOWN

@@ -43,7 +43,7 @@ from amdahl_loop.domain.resources import TrainingJob
 from amdahl_loop.domain.runs import RunRequest, block_request, observation_request
 from amdahl_loop.domain.screening import Rejected, find_breach, screen
 from amdahl_loop.domain.spending import Worth, weigh
-from amdahl_loop.domain.tuning import Mode
+from amdahl_loop.domain.tuning import APPLYING, Mode
 from amdahl_loop.domain.values import Frozen
 from amdahl_loop.domain.verdicts import CANCELLED, Verdict, VerdictWord
 
@@ -69,9 +69,6 @@ OBSERVATION_SEED = 1
 
 YIELD_S = 15.0
 """How long a trial that may not run waits before it asks again."""
-
-APPLYING = (Mode.AUTO, Mode.SPEC, Mode.OVERLAY)
-"""Modes in which the loop changes values, and takes them back."""
 
 
 class Snapshot(Frozen):

@@ -95,6 +95,10 @@ class Mode(StrEnum):
     OVERLAY = "Overlay"
 
 
+APPLYING = (Mode.AUTO, Mode.SPEC, Mode.OVERLAY)
+"""Modes in which the loop changes values, and takes them back; in the others nothing of the loop's runs."""
+
+
 class Objective(StrEnum):
     """What cost means: device-seconds per sample, or seconds per sample."""
 

@@ -45,6 +45,11 @@ def says_complete(job: Object) -> bool:
     return any(said["type"] == "Complete" for said in job["status"].get("conditions") or ())
 
 
+def has_no_pods(job: Object) -> bool:
+    """Whether the Job's controller has counted its last pod away."""
+    return not (job["status"].get("active") or job["status"].get("terminating"))
+
+
 def test_jobs_at_rest_cost_a_restart_nothing(plane: Cluster, tmp_path: Path) -> None:
     """The controller writes to a Job after we have said how it stands; the next operator knows, and makes no pass."""
     namespace, log = plane.create_namespace("return"), tmp_path / "operator.log"
@@ -66,6 +71,7 @@ def test_jobs_at_rest_cost_a_restart_nothing(plane: Cluster, tmp_path: Path) -> 
             pause = '{"spec": {"suspend": true}}'
             plane.admin.kubectl("patch", "trainingjob", "pauses", "-n", namespace, "--type=merge", "-p", pause)
             wait_for_rest("pauses", "Suspended")
+            wait_for(lambda: has_no_pods(read(plane, namespace, "jobs", "pauses-r0")), TIMEOUT_S, "its pods are gone")
         (pod,) = (pod for pod in read(plane, namespace, "pods")["items"] if pod["metadata"]["name"].startswith("ends"))
         path = f"/api/v1/namespaces/{namespace}/pods/{pod['metadata']['name']}/status"
         plane.admin.request("PATCH", path, {"status": ENDED}, "application/merge-patch+json")

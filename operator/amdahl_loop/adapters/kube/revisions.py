@@ -116,7 +116,7 @@ class Decision:
 
 ENDED = Note(reason=Reason.FINISHED, sentence="The job has run to its end.")
 """Of a job whose only Job is complete, whatever its spec says by now."""
-SUSPENDED = Note(reason=Reason.SUSPENDED, sentence="spec.suspend is true; the job has no pods.")
+SUSPENDED = Note(reason=Reason.SUSPENDED, sentence="spec.suspend is true; the job keeps no pods.")
 
 
 def find_rest(

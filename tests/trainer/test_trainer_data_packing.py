@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from amdahl_trainer.data import sources, subset
 from amdahl_trainer.data.counts import Meter
-from amdahl_trainer.data.pack import best_fit, cut, measure
+from amdahl_trainer.data.pack import best_fit, cut, end_to_end, measure
 from amdahl_trainer.errors import ConfigError
 from amdahl_trainer.loss import IGNORED
 from token_builders import make_documents, make_folder, over
@@ -86,6 +86,30 @@ def test_packing_is_tight(lengths):
     assert found.pad_share == pytest.approx(1 - sum(fills) / found.slots)
 
 
+def plain_end_to_end(documents, capacity):
+    """A token at a time: what laying all of them at once must equal."""
+    rows, room = [], 0
+    for begin, end in documents:
+        for token in range(begin, end):
+            if not room:
+                rows.append([])
+            if not room or token == begin:
+                rows[-1].append([token, token])
+            room = (room or capacity) - 1
+            rows[-1][-1][1] = token + 1
+    return rows
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 40)), max_size=40), st.integers(1, 32))
+def test_documents_end_to_end_are_cut_where_rows_end_alone(gaps_and_lengths, capacity):
+    """Whatever was left out between them, and be they empty: in order, every row full but the last."""
+    ends = np.cumsum([gap + length for gap, length in gaps_and_lengths], dtype=np.int64)
+    begins = ends - np.array([length for _, length in gaps_and_lengths], dtype=np.int64)
+    pieces, starts = end_to_end(begins, ends, capacity)
+    rows = [pieces[first:last].tolist() for first, last in pairwise(starts)]
+    assert rows == plain_end_to_end(zip(begins.tolist(), ends.tolist(), strict=True), capacity)
+
+
 def documents_of(rows):
     """All targets of a split, piece by piece, by where the piece lies: (source, shard, begin) -> tokens."""
     found = {}
@@ -113,6 +137,23 @@ def test_rows_of_shards_hold_every_token_once(tiny, tmp_path):
     assert len(corpora.train.parts[0].plan.first_rows) > 10
     assert corpora.train.packing.valid == len(joined)
     assert corpora.held_out.row(0).targets[:3].tolist() == [1, 2, 3]
+
+
+def test_rows_end_to_end_hold_every_token_once_and_are_full(tiny, tmp_path):
+    """Each shard's last row alone has padding. What is held out is packed as ever, so that results compare."""
+    documents = make_documents(200, seed=1, longest=150)
+    folder = make_folder(tmp_path / "joined", documents, shard_tokens=900)
+    best, joined = (
+        sources.ensure(tiny({**over(folder), "data.packing": packing})) for packing in ("best_fit", "concat")
+    )
+    found = documents_of(joined.train)
+    assert [token for _, tokens in sorted(found.items()) for token in tokens] == [t for d in documents for t in d]
+    fills = [int((joined.train.row(index).segments > 0).sum()) for index in range(len(joined.train))]
+    last = [first - 1 for first in joined.train.parts[0].plan.first_rows[1:]]
+    assert {fills[at] for at in range(len(fills)) if at not in last} == {joined.train.seq_len}
+    assert len(joined.train) < len(best.train)
+    assert joined.train.packing.pieces > best.train.packing.pieces
+    assert joined.held_out.packing == best.held_out.packing
 
 
 def test_a_plan_is_made_once_and_belongs_to_its_choice(tiny, tmp_path, cache):

@@ -64,6 +64,17 @@ def test_a_loss_that_is_not_finite_stops_every_mode_alike(run, mode):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("mode", ["fsdp2", "tp", "cp"])
+def test_every_mode_has_a_repeatable_way(run, mode):
+    """No operation of ours lacks one (torch would name it and end the run), and two runs give the same bits."""
+    told = {**MODEL, **MODES[mode], "run.max_steps": 3, "run.deterministic": True}
+    first, again = run("first", told, nproc=2), run("again", told, nproc=2)
+    assert first.codes == again.codes == [0, 0], first.output + again.output
+    assert first.losses == again.losses
+    assert bits(first) == bits(again) != []
+
+
+@pytest.mark.slow
 def test_a_run_in_bfloat16_stays_within_a_hundredth_of_float32(run):
     """Forty steps of one process and of two that share everything: each loss, and what is held out at the end."""
     told = {**MODEL, "run.max_steps": 40, "eval.every_steps": 40}

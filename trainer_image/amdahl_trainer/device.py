@@ -13,7 +13,7 @@ import resource
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -402,6 +402,20 @@ def keep_memory(environ: Mapping[str, str]) -> bool:
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     return mallopt is not None and all((mallopt(_TRIM_THRESHOLD, (1 << 31) - 1), mallopt(_MMAP_MAX, 0)))
+
+
+def set_arithmetic(environ: MutableMapping[str, str], *, deterministic: bool, tf32: bool) -> None:
+    """How products and sums are computed from now on. To be said before a GPU is asked for anything.
+
+    cuBLAS repeats itself only with a workspace of its own, which it reads from the environment as it starts
+    (docs.nvidia.com/cuda/cublas, "Results reproducibility"). An operation that has no repeatable way raises by name.
+    """
+    torch.backends.cuda.matmul.fp32_precision = "tf32" if tf32 else "ieee"
+    if deterministic:
+        environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        # each new tensor would be written once more; torch makes the name a property of the module, unseen by mypy
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    torch.use_deterministic_algorithms(deterministic)
 
 
 def choose(local_rank: int) -> torch.device:

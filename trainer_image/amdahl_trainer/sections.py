@@ -33,6 +33,7 @@ class Run:
     out_dir: str = key("runs/trainer", "checkpoints and the resolved configuration go here")
     torch_threads: int = key(0, "threads of one torch operator on the CPU; 0 leaves torch's choice", low=0)
     gc_every: int = key(50, "steps between collections of Python's garbage, on all ranks at once", low=1)
+    deterministic: bool = key(False, "the same bits in every run: of two ways the repeatable one, or an error")
     compile: str = key(
         "none", "fuse the operations of each block and of the loss, by torch.compile", choices=("none", "blocks")
     )
@@ -80,6 +81,12 @@ class Data:
     max_bad_samples: int = key(100, "different samples that all ranks together leave out before the run fails", low=0)
     max_restarts: int = key(3, "times that each rank's loader is started again after a failure", low=0)
     seq_len: int = key(256, "tokens in a row", maths=True, low=64)
+    packing: str = key(
+        "best_fit",
+        "no document that fits a row is cut, or documents lie end to end and are cut where rows end",
+        maths=True,
+        choices=("best_fit", "concat"),
+    )
     doc_mask: bool = key(True, "tokens see only their own document", maths=True)
     num_workers: int = key(0, "loader processes a rank; 0 loads in the training process", low=0)
     prefetch_factor: int = key(2, "batches each loader process keeps ready", low=1)
@@ -119,6 +126,7 @@ class Precision:
     compute: str = key(
         "float32", "matrix products; parameters stay float32", maths=True, choices=("float32", "bfloat16")
     )
+    matmul_tf32: bool = key(False, "on a GPU, products in float32 take factors of 10 bits", maths=True)
 
 
 @dataclass(frozen=True)

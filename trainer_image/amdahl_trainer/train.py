@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
@@ -73,6 +74,8 @@ def train(config: Config, environ: Mapping[str, str], begun_ns: int) -> Exit:
     wants_stop = StopRequest()
     startup = Startup(begun_ns)
     place = Place.from_environ(environ)
+    tf32, deterministic = config.precision.matmul_tf32, config.run.deterministic
+    devices.set_arithmetic(os.environ, deterministic=deterministic, tf32=tf32)
     device = _choose(config, place)
     if device.type == "cpu":
         devices.keep_memory(environ)

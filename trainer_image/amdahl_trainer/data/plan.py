@@ -23,7 +23,7 @@ import numpy as np
 from amdahl_trainer.data import pack
 from amdahl_trainer.data.files import File, Reader, check_size
 from amdahl_trainer.data.pack import Numbers, Packing
-from amdahl_trainer.data.shards import SPLITS, Shard, Source, Split
+from amdahl_trainer.data.shards import SPLITS, Source, Split
 from amdahl_trainer.data.subset import Subset
 from amdahl_trainer.errors import DataError
 
@@ -33,10 +33,15 @@ _PAIR = Struct("<qq")
 
 @dataclass(frozen=True)
 class Choice:
-    """Which documents of a source are used: the first ones, and of the training ones among them a subset."""
+    """Which documents of a source are used: the first ones, and of the training ones among them a subset; and how.
+
+    `packing` is that of training rows. Held-out ones are always packed by best fit, so that what is measured on them
+    can be compared.
+    """
 
     first: int
     subset: Subset
+    packing: str = "best_fit"
 
     def documents(self, total: int) -> int:
         """How many of a split's documents come into question."""
@@ -105,7 +110,11 @@ def _write_split(
             wanted = np.arange(document, document + shard.documents) < total
             if limit is not None:
                 wanted &= choice.subset.draws(document, document + shard.documents) <= np.uint64(limit)
-            pieces, starts, packing = _pack(source, shard, wanted, seq_len, reader)
+            ends = source.read_ends(reader, shard)
+            begins = np.concatenate((np.zeros(1, dtype=np.int64), ends[:-1]))
+            pack_them = _PACKINGS[choice.packing if split == "train" else "best_fit"]
+            pieces, starts = pack_them(begins[wanted], ends[wanted], seq_len)
+            packing = pack.measure(pieces[:, 1] - pieces[:, 0], len(starts) - 1, seq_len)
             pieces_file.write(pieces.astype("<i8").tobytes())
             starts_file.write((starts[:-1] + pieces_before).astype("<i8").tobytes())
             packings.append(packing)
@@ -116,12 +125,11 @@ def _write_split(
     return {"packing": asdict(pack.total(packings)), "first_rows": first_rows}
 
 
-def _pack(
-    source: Source, shard: Shard, wanted: np.ndarray[tuple[int], np.dtype[np.bool_]], seq_len: int, reader: Reader
-) -> tuple[Numbers, Numbers, Packing]:
-    ends = source.read_ends(reader, shard)
-    begins = np.concatenate((np.zeros(1, dtype=np.int64), ends[:-1]))
-    pieces = pack.cut(begins[wanted], ends[wanted], seq_len)
-    lengths = pieces[:, 1] - pieces[:, 0]
-    order, starts = pack.best_fit(lengths, seq_len)
-    return pieces[order], starts, pack.measure(lengths, len(starts) - 1, seq_len)
+def _best_fit(begins: Numbers, ends: Numbers, seq_len: int) -> tuple[Numbers, Numbers]:
+    pieces = pack.cut(begins, ends, seq_len)
+    order, starts = pack.best_fit(pieces[:, 1] - pieces[:, 0], seq_len)
+    return pieces[order], starts
+
+
+#: By `data.packing`: begins and ends of documents, and tokens of a row, to pieces and where in them each row begins.
+_PACKINGS = {"best_fit": _best_fit, "concat": pack.end_to_end}

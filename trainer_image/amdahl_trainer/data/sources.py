@@ -173,7 +173,7 @@ def _write(home: Path, vocabulary: Vocabulary, documents: dict[Split, list[bytes
 
 def _plan(source: Source, config: Config, reader: Reader) -> dict[Split, plan.Plan]:
     data = config.data
-    choice = Choice(data.max_documents, subset.parse(data.subset, data.subset_seed))
+    choice = Choice(data.max_documents, subset.parse(data.subset, data.subset_seed), data.packing)
     told = f"{source.digest} {data.seq_len} {choice}"
     home = Path(data.cache_dir).expanduser() / f"{hashlib.sha256(told.encode()).hexdigest()[:16]}.rows"
     return plan.read(build_once(home, lambda home: plan.write(home, source, choice, data.seq_len)), reader)

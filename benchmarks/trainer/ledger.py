@@ -41,6 +41,7 @@ from amdahl_probe.emit import Recorder
 from amdahl_probe.spans import PHASES, Ledger
 from amdahl_trainer import entry, loop, peers
 from amdahl_trainer.ckpt import Checkpoints
+from amdahl_trainer.data import loader
 from amdahl_trainer.data.loader import Loader
 from amdahl_trainer.device import HostClock
 from amdahl_trainer.errors import Exit
@@ -230,7 +231,8 @@ SPANS: Timed = [(Ledger, name, None) for name in ("push", "pop", "rest")]
 LAPS: Timed = [(Ledger, "take", {}), (Ledger, "spent", 0)]
 CLOCK: Timed = [(HostClock, name, None) for name in ("gradient", "begin", "backward_done")]
 REPORTER: Timed = [(Reporter, "step", {}), (Reporter, "agreed", None)]
-BATCH: Timed = [(loop, "describe", BatchDigest(0, 0, 0, 0, 0)), (loop, "count_squares", 0)]
+NOTHING = BatchDigest(0, 0, 0, 0, 0)
+BATCH: Timed = [(loader, "digest_rows", NOTHING), (loop, "describe", NOTHING), (loop, "count_squares", 0)]
 
 
 def cost_rank(part: str, arguments: Sequence[str]) -> None:

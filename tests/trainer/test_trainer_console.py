@@ -58,11 +58,11 @@ def test_the_table_at_the_start_says_what_the_run_is():
 @pytest.mark.parametrize(
     ("busy", "expected"),
     [
-        ([5], Straggler(0, 0)),
-        ([5, 9], Straggler(1, 4)),
-        ([9, 5], Straggler(0, 4)),
-        ([5, 5, 5], Straggler(0, 0)),
-        ([5, 7, 30, 6], Straggler(2, 24)),
+        ([5], Straggler(0, 0, 5, 5)),
+        ([5, 9], Straggler(1, 4, 9, 5)),
+        ([9, 5], Straggler(0, 4, 9, 5)),
+        ([5, 5, 5], Straggler(0, 0, 5, 5)),
+        ([5, 7, 30, 6], Straggler(2, 24, 30, 5)),
     ],
 )
 def test_the_straggler_is_the_rank_with_the_least_waiting(busy, expected):

@@ -16,7 +16,7 @@ import torch
 from amdahl_trainer.config import Config
 from amdahl_trainer.data import sources
 from amdahl_trainer.data.counts import Counts
-from amdahl_trainer.data.loader import Flag, Loader, Patience, Settings
+from amdahl_trainer.data.loader import Flag, Loader, Patience, Settings, digest_rows
 from amdahl_trainer.data.order import Order, Share
 from amdahl_trainer.errors import DataError
 from amdahl_trainer.loss import IGNORED
@@ -55,6 +55,27 @@ def data(request, tiny, tmp_path):
 @pytest.fixture
 def plain(tiny):
     return Data(tiny())
+
+
+@pytest.mark.parametrize(
+    ("change", "same"),
+    [
+        ({}, ["samples", "elements", "sig", "shape", "ids"]),
+        ({"samples": [9, 4]}, ["samples", "elements", "sig", "shape", "ids"]),
+        ({"samples": [4, 8]}, ["samples", "elements", "sig", "shape"]),
+        ({"token": 7}, ["samples", "elements", "shape", "ids"]),
+        ({"rows": 3, "samples": [4, 9, 2]}, ["shape"]),
+        ({"seq_len": 60}, ["samples", "ids"]),
+    ],
+)
+def test_a_digest_tells_whether_two_batches_are_the_same_work(change, same):
+    """What is alike whatever the order of rows, and what an other token, row or length changes."""
+
+    def digest(rows=2, seq_len=64, samples=(4, 9), token=3):
+        return digest_rows(np.full((3, rows, seq_len), token, dtype=np.int64), samples)
+
+    one, other = digest(), digest(**change)
+    assert [name for name in one._fields if getattr(one, name) == getattr(other, name)] == same
 
 
 def take(loader, count):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import resource
 from pathlib import Path
 
 import pytest
@@ -199,6 +200,21 @@ def test_a_disk_that_refuses_ends_the_journal_and_nothing_else(tmp_path, capsys)
     kept.write("step", {"step": 1})
     kept.close()
     assert capsys.readouterr().err.count("ends here") == 1
+
+
+def test_a_disk_that_takes_half_a_line_ends_the_journal_too(tmp_path, capsys):
+    """A full disk may take what it has room for; a file may grow no further here."""
+    kept = Journal(tmp_path / journal.NAME)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+    try:
+        kept.write("step", {"step": 1, "why": "x" * 200})
+        kept.write("step", {"step": 2})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    kept.close()
+    assert (tmp_path / journal.NAME).stat().st_size == 100
+    assert capsys.readouterr().err.count("ends here: the disk is full") == 1
 
 
 @pytest.mark.parametrize("world", [1, 2])

@@ -7,7 +7,7 @@ therefore written one step late, with the sum over all ranks and the rank that t
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from operator import add
 from pathlib import Path
@@ -24,7 +24,7 @@ from amdahl_trainer.device import Reading
 from amdahl_trainer.goodput import Account, Began, Book, Spent
 from amdahl_trainer.journal import Journal
 from amdahl_trainer.kubeflow import Address, Sink, State
-from amdahl_trainer.peers import Agreement, Told
+from amdahl_trainer.peers import NOTHING, Agreement, Told
 from amdahl_trainer.timeline import Lap
 
 #: Steps after which an account is written though no checkpoint has become durable: what a restart reads at most.
@@ -85,12 +85,12 @@ class Chief:
         self._book = outlets.book
         self._facts = facts
         self._waiting: list[tuple[int, str]] = []
-        self._told = Told()
+        self._told = NOTHING
         self._step = self._settled_step = facts.resumed_step
         self._durable: int | None = facts.resumed_step or None
         self._peak_bytes: int | None = None
         self._is_finished = False
-        self._slow = _compare((0,))  # of the last step
+        self._slow = console.find_straggler((0,))  # of the last step
         self._excess_ns = 0  # of all steps
         self._work_ns: Mapping[str, int] = {}  # of this rank's device, where it has a clock
         self._idle_ns: Mapping[str, int] = {}
@@ -107,20 +107,22 @@ class Chief:
 
     def agreed(self, agreement: Agreement, durable_step: int | None) -> None:
         """Write the lines that waited. The last one gets what all ranks have told since the line before."""
-        before, now = self._told, agreement.told
-        self._told = Told(spent=[*map(add, before.spent, now.spent)], launch_ns=before.launch_ns + now.launch_ns)
-        for number, own in self._waiting[:-1]:
-            self.journal.append("step", own)
-            self._step = number
+        self._told = _add_told(self._told, agreement.told)
         if self._waiting:
-            self._step, own = self._waiting.pop()
-            self._slow = _compare(agreement.busy_ns)
-            self._excess_ns += self._slow["excess_ns"]
+            *others, (self._step, own) = self._waiting
+            for _, line in others:
+                self.journal.append("step", line)
+            self._slow = slow = console.find_straggler(agreement.busy_ns)
+            self._excess_ns += slow.excess_ns
             launch = f'"all_launch_bound_ns":{ns},' if (ns := self._told.launch_ns) else ""
-            told = f'{launch}"all_ns":{_render_ns(self._count())},"ranks":{_render_ns(self._slow)}'
             durable = "null" if durable_step is None else durable_step
-            self.journal.append("step", f'{own},{told},"durable_step":{durable}')
-        self._waiting.clear()
+            self.journal.append(
+                "step",
+                f'{own},{launch}"all_ns":{_render_ns(self._count())},"ranks":{{"slowest":{slow.rank},'
+                f'"excess_ns":{slow.excess_ns},"busy_max_ns":{slow.most_ns},"busy_min_ns":{slow.least_ns}}},'
+                f'"durable_step":{durable}',
+            )
+            self._waiting.clear()
         if durable_step != self._durable or self._step - self._settled_step >= SETTLED_EVERY:
             self._durable = durable_step
             self.journal.turn()
@@ -142,7 +144,7 @@ class Chief:
         found = {} if self._peak_bytes is None else {"amdahl_peak_bytes": Family("gauge", peak, {"": self._peak_bytes})}
         return found | {
             "amdahl_rank_excess_seconds_total": Family("counter", excess, {"": self._excess_ns / 1e9}),
-            "amdahl_straggler_rank": Family("gauge", "Slowest rank of the last step.", {"": self._slow["slowest"]}),
+            "amdahl_straggler_rank": Family("gauge", "Slowest rank of the last step.", {"": self._slow.rank}),
             "amdahl_goodput_ratio": Family("gauge", "Useful over held device time.", {"": account.share}),
             "amdahl_useful_device_seconds": Family("gauge", _OF_RUN, {"": account.useful_ns / 1e9}),
             "amdahl_badput_device_seconds": Family("gauge", _OF_RUN, badput),
@@ -163,7 +165,7 @@ class Chief:
         """Enter what was told into the account."""
         phases = {phase: ns for phase, ns in zip(PHASES, self._told.spent, strict=True) if ns}
         self._book.add(Spent(self._step, phases, self._told.launch_ns))
-        self._told = Told()
+        self._told = NOTHING
         return phases
 
     def line(self, step: Step, reading: Reading, interval: Interval) -> str:
@@ -197,14 +199,11 @@ class Chief:
             self._sink.close()
 
 
-def _compare(busy_ns: Sequence[int]) -> dict[str, int]:
-    slow = console.find_straggler(busy_ns)
-    return {
-        "slowest": slow.rank,
-        "excess_ns": slow.excess_ns,
-        "busy_max_ns": max(busy_ns),
-        "busy_min_ns": min(busy_ns),
-    }
+def _add_told(before: Told, now: Told) -> Told:
+    """All that was told and is not written yet; as a rule there is nothing but the newest."""
+    if before is NOTHING:
+        return now
+    return Told(spent=[*map(add, before.spent, now.spent)], launch_ns=before.launch_ns + now.launch_ns)
 
 
 def _render(account: Account) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from operator import add
-from statistics import median_low
+from typing import NamedTuple
 
 from amdahl_probe.spans import PHASES
 from amdahl_trainer.flops import PerToken
@@ -64,18 +64,23 @@ def introduce(facts: Facts) -> str:
     return "\n".join(f"  {name:<14} {text}" for name, text in rows.items())
 
 
-@dataclass(frozen=True)
-class Straggler:
-    """The rank that the others waited for, and for how long: its busy time beyond the median rank's."""
+class Straggler(NamedTuple):
+    """The rank that the others waited for, and for how long: its busy time beyond the median rank's.
+
+    `most_ns` and `least_ns` are the busy times of the slowest and of the fastest rank.
+    """
 
     rank: int
     excess_ns: int
+    most_ns: int
+    least_ns: int
 
 
 def find_straggler(busy_ns: Sequence[int]) -> Straggler:
     """The slowest of all ranks, by the time that each spent on anything but waiting for others."""
-    rank = max(range(len(busy_ns)), key=busy_ns.__getitem__)
-    return Straggler(rank, busy_ns[rank] - median_low(busy_ns))
+    ordered = sorted(busy_ns)
+    most_ns, median_ns = ordered[-1], ordered[(len(ordered) - 1) // 2]  # of two in the middle the lower one
+    return Straggler(busy_ns.index(most_ns), most_ns - median_ns, most_ns, ordered[0])
 
 
 class Interval:

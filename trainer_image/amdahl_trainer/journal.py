@@ -13,6 +13,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -33,18 +34,18 @@ encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False, check_circular
 
 
 class Journal:
-    """The file, open at its end; without a path, nothing."""
+    """The file, open at its end and unbuffered; without a path, nothing."""
 
     def __init__(self, path: Path | None) -> None:
         """Go on with what is there, on a line of its own."""
         self._path = path
-        self._is_on = path is not None
+        self._file: FileIO | None = None
         if path is None:
             return
         try:
-            self._file = path.open("a")
+            self._file = path.open("ab", buffering=0)
             if _is_cut_off(path):
-                self._file.write("\n")
+                self._file.write(b"\n")
         except OSError as error:
             self._give_up(error)
 
@@ -54,36 +55,37 @@ class Journal:
 
     def append(self, kind: str, fields: str) -> None:
         """The same, of fields that are JSON already, without the braces. It is in the kernel's hands when this ends."""
-        if not self._is_on:
+        if self._file is None:
             return
+        line = f'{{"schema":"trainer.{kind}/1","t_ns":{time.time_ns()},{fields}}}\n'.encode()
         try:
-            self._file.write(f'{{"schema":"trainer.{kind}/1","t_ns":{time.time_ns()},{fields}}}\n')
-            self._file.flush()
+            if self._file.write(line) != len(line):
+                self._give_up("the disk is full")
         except OSError as error:
             self._give_up(error)
 
     def turn(self) -> None:
         """Begin a new file if this one is full. Only an account may follow, since none is sought behind it."""
-        if not self._is_on or self._path is None:
+        if self._file is None or self._path is None:
             return
         try:
             if self._file.tell() < LIMIT_BYTES:
                 return
             self._path.replace(self._path.with_name(OLDER))
             self._file.close()
-            self._file = self._path.open("a")
+            self._file = self._path.open("ab", buffering=0)
         except OSError as error:
             self._give_up(error)
 
     def close(self) -> None:
         """No more lines."""
-        if self._is_on:
-            self._is_on = False
+        if self._file is not None:
             self._file.close()
+            self._file = None
 
-    def _give_up(self, error: OSError) -> None:
-        self._is_on = False
-        print(f"amdahl_trainer: {self._path} ends here: {error}", file=sys.stderr)
+    def _give_up(self, why: object) -> None:
+        self.close()
+        print(f"amdahl_trainer: {self._path} ends here: {why}", file=sys.stderr)
 
 
 def _is_cut_off(path: Path) -> bool:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import mmap
 import multiprocessing
 import signal
+import zlib
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.context import ForkContext
@@ -26,6 +27,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from amdahl_probe import process_tree
+from amdahl_probe.digests import STRIDED, BatchDigest, combine, digest_ids
 from amdahl_trainer.data import order as orders
 from amdahl_trainer.data.counts import Bad, Counts, Meter
 from amdahl_trainer.data.order import Share
@@ -33,11 +35,15 @@ from amdahl_trainer.data.rows import Rows
 from amdahl_trainer.ends import describe_end
 from amdahl_trainer.errors import BadSamplesError, DataError
 
+#: Of nothing.
+NO_BATCH = combine(())
+
 
 class Batch(NamedTuple):
     """A rank's rows of one step, `packed` as (3, rows, seq) int64, their sample numbers, and what they cost to make.
 
     `row_squares` is of the tokens of each row, squared and summed; `counts.sum_len_sq` of those of each document.
+    `digest` tells whether two batches are the same work.
     """
 
     packed: Tensor
@@ -46,6 +52,7 @@ class Batch(NamedTuple):
     cost_ns: int
     counts: Counts = Counts()
     row_squares: int = 0
+    digest: BatchDigest = NO_BATCH
 
     @property
     def inputs(self) -> Tensor:
@@ -76,13 +83,15 @@ class Made:
     cost_ns: int
     counts: Counts
     row_squares: int
+    digest: BatchDigest
     bad: tuple[Bad, ...]
 
     def to_batch(self, is_pinned: bool) -> Batch:
         """The same, as a tensor, in page-locked memory if copies to a GPU shall not wait."""
         packed = torch.from_numpy(self.packed)
         packed = packed.pin_memory() if is_pinned else packed
-        return Batch(packed, self.samples, self.counts.tokens, self.cost_ns, self.counts, self.row_squares)
+        told = self.counts.tokens, self.cost_ns, self.counts, self.row_squares, self.digest
+        return Batch(packed, self.samples, *told)
 
 
 @dataclass(frozen=True)
@@ -115,10 +124,22 @@ class RowsByPosition(Dataset[Made]):
         packed = np.empty((3, len(samples), self._rows.seq_len), dtype=np.int64)
         for row, sample in enumerate(samples):
             self._rows.fill(packed[:, row], sample, meter)
-        tokens = np.count_nonzero(packed[2], axis=1)
+        tokens, digest = np.count_nonzero(packed[2], axis=1), digest_rows(packed, samples)
         meter.end("pack_ns")
         counts = meter.counts(len(samples), packed[2].size, int(tokens.sum()))
-        return Made(packed, samples, meter.total_ns, counts, int(tokens @ tokens), tuple(meter.bad))
+        return Made(packed, samples, meter.total_ns, counts, int(tokens @ tokens), digest, tuple(meter.bad))
+
+
+def digest_rows(packed: npt.NDArray[np.int64], samples: Sequence[int]) -> BatchDigest:
+    """What `amdahl_probe.digests` says of a batch, of (3, rows, seq): a few input tokens, the shape, the samples.
+
+    Where rows are made, so that the training thread need not.
+    """
+    inputs = packed[0].reshape(-1)
+    few = inputs[:: max(1, inputs.size // STRIDED - 1)][:STRIDED]  # not whole rows, which all begin alike
+    sig = zlib.crc32(few.tobytes(), zlib.crc32(b"%d %d %d" % packed.shape))
+    shape = zlib.crc32(b"%d" % packed.shape[2])
+    return BatchDigest(len(samples), packed.size, sig, shape, digest_ids(samples))
 
 
 class _Failure(NamedTuple):

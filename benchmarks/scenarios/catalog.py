@@ -157,6 +157,13 @@ SCENARIOS = (
         Direction.WHOLE,
         sweep=Sweep("AMDAHL_DATA_PARALLEL", ("fsdp", "ddp"), steps="--run.max_steps"),
     ),
+    Scenario(
+        "small-messages",
+        "CommBound",
+        "bucketMb",
+        Direction.UP,
+        sweep=Sweep("AMDAHL_BUCKET_MB", (1, 25, 100), steps="--run.max_steps"),
+    ),
 )
 
 TRAPS = (
@@ -175,5 +182,4 @@ TRAPS = (
     Trap("forged-records", ("Vetoed", "Inconclusive"), ("meter", "work", "variant_missing")),
     Trap("lost-metrics", ("Vetoed", "Inconclusive"), ("variant_missing", "meter")),
     Trap("augmentation", ("Won",)),
-    Trap("small-messages", ("NoGain",), template="small-messages", may_stay_closed=True),
 )

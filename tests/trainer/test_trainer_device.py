@@ -43,24 +43,26 @@ ARITHMETIC = """
 import json, sys, torch
 from amdahl_trainer import device
 
-environ = json.loads(sys.argv[1])
-device.set_arithmetic(environ, deterministic=json.loads(sys.argv[2]), tf32=json.loads(sys.argv[3]))
-found = [torch.backends.cuda.matmul.fp32_precision, torch.are_deterministic_algorithms_enabled()]
-print(json.dumps([*found, environ.get("CUBLAS_WORKSPACE_CONFIG")]))
+environ, deterministic, tf32, has_gpu = map(json.loads, sys.argv[1:])
+torch.cuda.is_available = lambda: has_gpu
+device.set_arithmetic(environ, deterministic=deterministic, tf32=tf32)
+found = [torch.backends.cuda.matmul.allow_tf32, torch.get_float32_matmul_precision() != "highest"]
+print(json.dumps([*found, torch.are_deterministic_algorithms_enabled(), environ.get("CUBLAS_WORKSPACE_CONFIG")]))
 """
 
 
 @pytest.mark.parametrize(
-    ("environ", "deterministic", "tf32", "found"),
+    ("environ", "deterministic", "tf32", "has_gpu", "found"),
     [
-        ({}, False, False, ["ieee", False, None]),
-        ({}, False, True, ["tf32", False, None]),
-        ({}, True, False, ["ieee", True, ":4096:8"]),
-        ({"CUBLAS_WORKSPACE_CONFIG": ":16:8"}, True, False, ["ieee", True, ":16:8"]),
+        ({}, False, False, True, [False, False, False, None]),
+        ({}, False, True, True, [True, True, False, None]),
+        ({}, False, True, False, [False, False, False, None]),
+        ({}, True, False, True, [False, False, True, ":4096:8"]),
+        ({"CUBLAS_WORKSPACE_CONFIG": ":16:8"}, True, False, True, [False, False, True, ":16:8"]),
     ],
 )
-def test_arithmetic_is_what_was_asked_for(environ, deterministic, tf32, found):
-    """A workspace of cuBLAS's that repeats itself, unless somebody has chosen one."""
-    asked = [json.dumps(value) for value in (environ, deterministic, tf32)]
+def test_arithmetic_is_what_was_asked_for(environ, deterministic, tf32, has_gpu, found):
+    """TF32 on GPUs alone, asked for as torch's compiler reads it; a workspace of cuBLAS's that repeats itself."""
+    asked = [json.dumps(value) for value in (environ, deterministic, tf32, has_gpu)]
     done = subprocess.run([sys.executable, "-c", ARITHMETIC, *asked], capture_output=True, text=True, check=True)
     assert json.loads(done.stdout) == found

@@ -409,8 +409,12 @@ def set_arithmetic(environ: MutableMapping[str, str], *, deterministic: bool, tf
 
     cuBLAS repeats itself only with a workspace of its own, which it reads from the environment as it starts
     (docs.nvidia.com/cuda/cublas, "Results reproducibility"). An operation that has no repeatable way raises by name.
+
+    Of torch's two ways to ask for TF32 the newer one makes its compiler fail, which reads the older (pytorch#166387).
+    That one rounds a CPU's products as well, so there it is not used.
     """
-    torch.backends.cuda.matmul.fp32_precision = "tf32" if tf32 else "ieee"
+    if tf32 and torch.cuda.is_available():
+        torch.set_float32_matmul_precision("high")
     if deterministic:
         environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         # each new tensor would be written once more; torch makes the name a property of the module, unseen by mypy

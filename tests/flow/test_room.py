@@ -10,7 +10,7 @@ from amdahl_loop.domain.experiments import Experiment, Loss
 from amdahl_loop.domain.plan import Challenge, Halt, Wait
 from amdahl_loop.domain.reasons import Reason
 from amdahl_loop.domain.resources import TrainingJob
-from amdahl_loop.domain.room import FIRST_WAIT_S, JITTER, LONGEST_WAIT_S, PATIENCE_H, find_waiting, wait_s
+from amdahl_loop.domain.room import BESIDE, JITTER, PATIENCE_H, STOPPING, Pace, find_waiting, wait_s
 from amdahl_loop.domain.runs import Finished, RunRequest, RunState, Unplaced
 from amdahl_loop.domain.tuning import Placement
 from amdahl_loop.domain.verdicts import VerdictWord
@@ -163,19 +163,50 @@ def test_a_first_block_that_is_taken_for_a_day_leaves_its_question_open() -> Non
     assert experiment.blocks == ()
 
 
-def test_waits_grow_are_bounded_and_spread() -> None:
+@pytest.mark.parametrize("pace", [BESIDE, STOPPING])
+def test_waits_grow_are_bounded_and_spread(pace: Pace) -> None:
     """Twice as long each time, up to a bound; each block spreads by its own name, the same after every restart."""
     for tries in range(1, 60):
-        planned_s = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2 ** (tries - 1))
-        assert (1 - JITTER) * planned_s <= wait_s("e-d0", tries) <= (1 + JITTER) * planned_s
-    assert len({wait_s(f"e{number}-d0", 3) for number in range(100)}) > 90
+        planned_s = min(pace.longest_s, pace.first_s * 2 ** (tries - 1))
+        assert (1 - JITTER) * planned_s <= wait_s("e-d0", tries, pace) <= (1 + JITTER) * planned_s
+    assert len({wait_s(f"e{number}-d0", 3, pace) for number in range(100)}) > 90
+
+
+@pytest.mark.parametrize(
+    ("placement", "why", "pace"),
+    [
+        pytest.param(Placement.SPARE, FULL, BESIDE, id="beside the job"),
+        pytest.param(Placement.IN_TURN, FULL, STOPPING, id="the job stood still for it"),
+        pytest.param(Placement.IN_TURN, "no_checkpoint: none for 30 min", BESIDE, id="the job ran on"),
+    ],
+)
+def test_a_try_for_which_the_job_stood_still_is_not_soon_made_again(placement: Placement, why: str, pace: Pace) -> None:
+    """Each one stops training and starts it anew."""
+    plan = make_plan()
+    run = plan.run_name(plan.blocks[0])
+    tried = Experiment(plan=plan).with_loss(Loss(run=run, started_at_s=1000.0, held_device_s=0, why=why))
+    waiting = find_waiting(tried, run, placement)
+    assert waiting is not None
+    assert waiting.wait_s == wait_s(run, 1, pace)
+
+
+def test_a_job_stands_still_a_few_times_a_day_for_a_trial_that_finds_no_place() -> None:
+    """Where it takes turns with its trials; beside them there are three times as many tries, which cost it nothing."""
+    tries = {}
+    for placement in Placement:
+        job = make_job({"dataloaderWorkers": 0}, {"profile": "quick", "trial": {"placement": placement.value}})
+        runner = FullCluster(Truth(phases_s=loader_bound), now_s=1e6, free_from_s=1e12)
+        live(runner, MemoryLedger(), job)
+        tries[placement] = len(runner.refused)
+    assert tries[Placement.IN_TURN] <= 7
+    assert tries[Placement.SPARE] > 2 * tries[Placement.IN_TURN]
 
 
 @pytest.mark.parametrize(
     ("now_s", "holds", "is_over"),
     [
         pytest.param(1000.0, True, False, id="just tried"),
-        pytest.param(1000.0 + 2 * FIRST_WAIT_S, False, False, id="tried a while ago"),
+        pytest.param(1000.0 + 2 * BESIDE.first_s, False, False, id="tried a while ago"),
         pytest.param(1000.0 - 7 * 86400, False, False, id="a clock that was set back is not waited for"),
         pytest.param(1000.0 + 3600 * PATIENCE_H, False, True, id="tried a day ago for the first time"),
     ],

@@ -209,7 +209,7 @@ def _continue(experiment: Experiment, snapshot: Snapshot) -> Action:
     due_s = refute.due_at_s(experiment, spec)
     if due_s is not None and snapshot.now_s < due_s <= snapshot.now_s + experiment.plan.constants.check_spacing_s:
         return Wait(experiment=experiment, until_s=due_s, sentence=_describe_wait(experiment, spec))
-    waiting = room.find_waiting(experiment, request.run)
+    waiting = room.find_waiting(experiment, request.run, snapshot.job.spec.tuning.trial.placement)
     if waiting is not None and waiting.is_over(snapshot.now_s):
         return Judge(experiment=experiment, verdict=_cancelled(waiting.conclusion, waiting.reason.value))
     if waiting is not None and waiting.holds(snapshot.now_s):
@@ -316,7 +316,8 @@ def _keep_wins(snapshot: Snapshot) -> Action | None:
         if spec is None:
             continue
         request = _make_request(one.win, spec, snapshot).fit(snapshot.left_device_s, one.win.plan.replicas)
-        waiting = room.find_waiting(one.win, request.run) if request is not None else None
+        placement = snapshot.job.spec.tuning.trial.placement
+        waiting = room.find_waiting(one.win, request.run, placement) if request is not None else None
         is_waiting = waiting is not None and waiting.holds(snapshot.now_s)
         if request is not None and not is_waiting:
             action = Challenge(experiment=one.win, spec=spec, request=request, sentence=standing.sentence)

@@ -3,21 +3,36 @@
 A cluster may have no device free for a trial, refuse it or take it away before anything is known, and a job that takes
 turns with its trials may not have saved its work. Such a block says nothing about either arm: it uses up none of the
 plan's blocks. Every try is on record (`Loss.why`); the next one waits, twice as long each time, and after a day without
-a place the experiment ends undecided.
+a place the experiment ends undecided. Where the job has stood still for a try, the waits are longer.
 """
+
+from typing import NamedTuple
 
 from amdahl_loop.domain.digests import hash_text
 from amdahl_loop.domain.experiments import Experiment
 from amdahl_loop.domain.reasons import Reason
+from amdahl_loop.domain.tuning import Placement
 from amdahl_loop.domain.values import Frozen
 
-FIRST_WAIT_S = 120.0
-LONGEST_WAIT_S = 7200.0
+
+class Pace(NamedTuple):
+    """The waits between tries, seconds: the first one, and the longest."""
+
+    first_s: float
+    longest_s: float
+
+
+BESIDE = Pace(first_s=120.0, longest_s=7200.0)
 """Two hours: devices that come free in the night are found in the same night, and few tries fill an Experiment."""
+STOPPING = Pace(first_s=1800.0, longest_s=86400.0)
+"""The job has made way for nothing, and begun anew: six times on the first day; for a win in force, once a day then."""
 JITTER = 0.2
 """A wait is longer or shorter by up to this share, so that trials of many jobs do not come back together."""
 PATIENCE_H = 24.0
 """A block that found no place for so long will find none: the cluster is full, or the template asks for too much."""
+
+CLOCK_S = 3600.0
+"""By so much a clock may be set back, and a try that it says is to come still counts as just made."""
 
 NO_CHECKPOINT = "no_checkpoint"
 """First word of `Loss.why` where the job could not make way, since it had saved nothing."""
@@ -26,12 +41,18 @@ NO_NODE = "unschedulable"
 
 
 class Waiting(Frozen):
-    """A block that has found no place so far: since when, why the last time, and when it is tried again."""
+    """A block that has found no place so far: since when, why the last time, and how long that waits for another."""
 
     tries: int
     since_s: float
-    until_s: float
+    tried_at_s: float
+    wait_s: float
     why: str
+
+    @property
+    def until_s(self) -> float:
+        """When it is tried again."""
+        return self.tried_at_s + self.wait_s
 
     @property
     def reason(self) -> Reason:
@@ -44,7 +65,7 @@ class Waiting(Frozen):
 
     def holds(self, now_s: float) -> bool:
         """Whether the next try has to wait; a clock that was set back is not waited for."""
-        return now_s < self.until_s <= now_s + LONGEST_WAIT_S * (1 + JITTER)
+        return self.tried_at_s <= now_s + CLOCK_S and now_s < self.until_s
 
     @property
     def sentence(self) -> str:
@@ -69,21 +90,23 @@ _SAY = {
 }
 
 
-def find_waiting(experiment: Experiment, run: str) -> Waiting | None:
+def find_waiting(experiment: Experiment, run: str, placement: Placement = Placement.SPARE) -> Waiting | None:
     """How a block's run stands that found no place; None where it was not tried yet."""
     tried = [loss for loss in experiment.losses if loss.run == run and loss.why]
     if not tried:
         return None
     last, tries = tried[-1], len(tried)
+    has_stopped = placement is Placement.IN_TURN and last.why.partition(":")[0] != NO_CHECKPOINT
     return Waiting(
         tries=tries,
         since_s=min(loss.started_at_s for loss in tried),
-        until_s=last.started_at_s + wait_s(run, tries),
+        tried_at_s=last.started_at_s,
+        wait_s=wait_s(run, tries, STOPPING if has_stopped else BESIDE),
         why=last.why,
     )
 
 
-def wait_s(run: str, tries: int) -> float:
+def wait_s(run: str, tries: int, pace: Pace = BESIDE) -> float:
     """Seconds before the next try after so many: doubled each time up to a bound, and spread by the run's own name."""
     spread = int(hash_text(run, str(tries))[:8], 16) / 0xFFFFFFFF
-    return min(LONGEST_WAIT_S, FIRST_WAIT_S * 2.0 ** min(tries - 1, 20)) * (1 + JITTER * (2 * spread - 1))
+    return min(pace.longest_s, pace.first_s * 2.0 ** min(tries - 1, 20)) * (1 + JITTER * (2 * spread - 1))

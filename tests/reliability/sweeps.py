@@ -251,7 +251,7 @@ def find_faults(expected: Run, runs: Iterable[Run]) -> list[str]:
         if run.fault:
             faults.append(f"{struck}: {run.fault}")
         faults += [
-            f"{struck}: {part}: {run.state[part]}\n  instead of {wanted}"
+            f"{struck}: {part}: {run.state[part]}\n  instead of {wanted}\n  after {', '.join(run.writes)}"
             for part, wanted in expected.state.items()
             if run.state and run.state[part] != wanted
         ]

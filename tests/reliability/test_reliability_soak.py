@@ -7,7 +7,7 @@ import asyncio
 import random
 import signal
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 
 import pytest
@@ -16,7 +16,7 @@ from reliability.injuries import EVERY_WOUND, RESET, EveryKind, OneBehind, alway
 from reliability.operators import Nursery
 from reliability.relay import Fault, open_relay
 from reliability.scenes import Scene, setting
-from reliability.sweeps import WIN_AND_ROLL_BACK, Run, hold, run
+from reliability.sweeps import WIN_AND_ROLL_BACK, Run, hold_all, run
 from testbed.cluster import Cluster
 
 LIVES = 12
@@ -82,20 +82,18 @@ STRIKES: dict[str, Strike] = {
 }
 
 
-async def live(scene: Scene, draw: random.Random, seen: Counter[str]) -> None:
-    """Strike, and again, until the life is at its end."""
-    struck = 0
-    while struck < LEAST_FAULTS or not WIN_AND_ROLL_BACK.has_ended(await scene.job()):
-        name = draw.choice(sorted(STRIKES))
+async def live(scene: Scene, draw: random.Random, struck: list[str]) -> None:
+    """Strike, and again, until the life is at its end; `struck`: with what, and after how many writes."""
+    while len(struck) < LEAST_FAULTS or not WIN_AND_ROLL_BACK.has_ended(await scene.job()):
+        name, written = draw.choice(sorted(STRIKES)), len(scene.relay.writes)
         await STRIKES[name](scene, draw)
-        seen[name] += 1
-        struck += 1
+        struck.append(f"{name} from write {written} to {len(scene.relay.writes)}")
         await asyncio.sleep(draw.uniform(0, 2))
 
 
-def soak(server: Cluster, nursery: Nursery, folder: Path, lives: int) -> tuple[list[Run], Counter[str]]:
-    """So many lives, some at a time, and the faults that they met. Seeds are the numbers of the lives."""
-    seen: Counter[str] = Counter()
+def soak(server: Cluster, nursery: Nursery, folder: Path, lives: int) -> dict[str, Run]:
+    """So many lives, some at a time, each under the faults that it met. Seeds are the numbers of the lives."""
+    struck: list[list[str]] = [[] for _ in range(lives)]
     room = asyncio.Semaphore(AT_ONCE)
 
     async def go() -> list[Run]:
@@ -104,20 +102,30 @@ def soak(server: Cluster, nursery: Nursery, folder: Path, lives: int) -> tuple[l
             async def one(number: int) -> Run:
                 async with room:
                     draw = random.Random(number)
-                    return await run(theatre, WIN_AND_ROLL_BACK, disturb=lambda scene: live(scene, draw, seen))
+                    return await run(
+                        theatre, WIN_AND_ROLL_BACK, disturb=lambda scene: live(scene, draw, struck[number])
+                    )
 
             return list(await asyncio.gather(*(one(number) for number in range(lives))))
 
-    return asyncio.run(go()), seen
+    runs = asyncio.run(go())
+    return {
+        f"life {number}, {', '.join(met)}": lived for number, (met, lived) in enumerate(zip(struck, runs, strict=True))
+    }
+
+
+def count_kinds(lives: Iterable[str]) -> Counter[str]:
+    """How often each kind of fault struck."""
+    return Counter({kind: sum(met.count(f", {kind} from") for met in lives) for kind in STRIKES})
 
 
 def test_a_life_under_random_faults_comes_to_the_same_end(
     server: Cluster, nursery: Nursery, tmp_path: Path, undisturbed: Run
 ) -> None:
     """One life, five faults at least."""
-    (lived,), seen = soak(server, nursery, tmp_path, 1)
-    hold(undisturbed, lived)
-    assert seen.total() >= LEAST_FAULTS
+    lives = soak(server, nursery, tmp_path, 1)
+    hold_all(undisturbed, lives)
+    assert count_kinds(lives).total() >= LEAST_FAULTS
 
 
 @pytest.mark.slow
@@ -125,8 +133,8 @@ def test_lives_under_random_faults_all_come_to_the_same_end(
     server: Cluster, nursery: Nursery, tmp_path: Path, undisturbed: Run
 ) -> None:
     """Without a pause, every kind of fault again and again; three days of it are this test in a loop with other seeds."""
-    runs, seen = soak(server, nursery, tmp_path, LIVES)
-    print(f"{len(runs)} lives, {seen.total()} faults: {dict(seen)}, {sum(run.took_s for run in runs):.0f} s of life")
-    for lived in runs:
-        hold(undisturbed, lived)
-    assert seen.keys() == STRIKES.keys()
+    lives = soak(server, nursery, tmp_path, LIVES)
+    seen = count_kinds(lives)
+    print(f"{len(lives)} lives, {seen.total()} faults: {dict(seen)}, {sum(run.took_s for run in lives.values()):.0f} s")
+    hold_all(undisturbed, lives)
+    assert all(seen.values())

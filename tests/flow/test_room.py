@@ -216,8 +216,9 @@ def test_when_a_try_is_due(now_s: float, holds: bool, is_over: bool) -> None:
     plan = make_plan()
     run = plan.run_name(plan.blocks[0])
     experiment = Experiment(plan=plan).with_loss(Loss(run=run, started_at_s=900.0, held_device_s=5.0))
-    assert find_waiting(experiment, run) is None
-    waiting = find_waiting(experiment.with_loss(Loss(run=run, started_at_s=1000.0, held_device_s=0, why=FULL)), run)
+    assert find_waiting(experiment, run, Placement.SPARE) is None
+    tried = experiment.with_loss(Loss(run=run, started_at_s=1000.0, held_device_s=0, why=FULL))
+    waiting = find_waiting(tried, run, Placement.SPARE)
     assert waiting is not None
     assert waiting.tries == 1
     assert (waiting.holds(now_s), waiting.is_over(now_s)) == (holds, is_over)

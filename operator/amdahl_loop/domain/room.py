@@ -90,7 +90,7 @@ _SAY = {
 }
 
 
-def find_waiting(experiment: Experiment, run: str, placement: Placement = Placement.SPARE) -> Waiting | None:
+def find_waiting(experiment: Experiment, run: str, placement: Placement) -> Waiting | None:
     """How a block's run stands that found no place; None where it was not tried yet."""
     tried = [loss for loss in experiment.losses if loss.run == run and loss.why]
     if not tried:
@@ -106,7 +106,7 @@ def find_waiting(experiment: Experiment, run: str, placement: Placement = Placem
     )
 
 
-def wait_s(run: str, tries: int, pace: Pace = BESIDE) -> float:
+def wait_s(run: str, tries: int, pace: Pace) -> float:
     """Seconds before the next try after so many: doubled each time up to a bound, and spread by the run's own name."""
     spread = int(hash_text(run, str(tries))[:8], 16) / 0xFFFFFFFF
     return min(pace.longest_s, pace.first_s * 2.0 ** min(tries - 1, 20)) * (1 + JITTER * (2 * spread - 1))
